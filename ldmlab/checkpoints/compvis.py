@@ -14,7 +14,21 @@ class Rule(NamedTuple):
     ours: str
 
 
-FIRST_STAGE_RULES: tuple[Rule, ...] = ()
+FIRST_STAGE_RULES: tuple[Rule, ...] = (
+    Rule("encoder.down.{i}.block.{j}", "encoder.levels.{i}.blocks.{j}"),  # level 0 is the finest, there and here
+    Rule("encoder.down.{i}.attn.{j}", "encoder.levels.{i}.attentions.{j}"),
+    Rule("encoder.down.{i}.downsample", "encoder.levels.{i}.resample"),
+    Rule("decoder.up.{i}.block.{j}", "decoder.levels.{i}.blocks.{j}"),
+    Rule("decoder.up.{i}.attn.{j}", "decoder.levels.{i}.attentions.{j}"),
+    Rule("decoder.up.{i}.upsample", "decoder.levels.{i}.resample"),
+    Rule("mid.attn_1", "mid.attention"),
+    Rule("nin_shortcut", "shortcut"),
+    Rule("proj_out", "out"),
+    Rule("quant_conv", "to_latent"),
+    Rule("post_quant_conv", "from_latent"),
+    Rule("quantize.embedding.weight", "quantizer.codebook"),
+    Rule("discriminator.main.{i}", "discriminator.layers.{i}"),
+)
 UNET_RULES: tuple[Rule, ...] = ()
 
 
