@@ -11,7 +11,7 @@ from .regularizers import DiagonalGaussian, VectorQuantizer, codebook_usage
 
 
 class ReconstructionOutput(NamedTuple):
-    """One training pass: reconstruction, the z decoded, the regularizer's loss (mean per picture) and numbers to log."""
+    """One training pass: the reconstruction, its z, the regularizer's loss (mean over pictures), numbers to log."""
 
     x_rec: Float[Tensor, "b c_x H W"]
     z: Float[Tensor, "b c h w"]
@@ -77,9 +77,7 @@ class AutoencoderKL(_Autoencoder):
         self.check_latents(z)
         return self.decoder(self.from_latent(z))
 
-    def forward(
-        self, x: Float[Tensor, "b c_x H W"], generator: torch.Generator | None = None
-    ) -> ReconstructionOutput:
+    def forward(self, x: Float[Tensor, "b c_x H W"], generator: torch.Generator | None = None) -> ReconstructionOutput:
         """One training pass: sample z and decode it; `reg_loss` is the KL divergence in nats a picture."""
         self.check_pictures(x, check_range=False)  # looking at values would make a GPU wait, at every step
         posterior = DiagonalGaussian(self.to_latent(self.encoder(x)))
@@ -90,7 +88,7 @@ class AutoencoderKL(_Autoencoder):
 
 
 class AutoencoderVQ(_Autoencoder):
-    """First stage with a quantizer that the decoder absorbs: its z is the encoder's output as it comes [LDM v2, App. G]."""
+    """First stage whose decoder absorbs the quantizer: its z is the encoder's output as it comes [LDM v2, App. G]."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__(config)
@@ -113,20 +111,17 @@ class AutoencoderVQ(_Autoencoder):
         return moments
 
     def decode(self, z: Float[Tensor, "b c h w"], quantize: bool = True) -> Float[Tensor, "b c_x H W"]:
-        """x_rec, near [-1, 1] but not clamped; z goes to its nearest codes first, unless it is made of codes already."""
+        """x_rec, near [-1, 1] but not clamped; z goes to its nearest codes first, unless it is quantized already."""
         self.check_latents(z)
         z = self.quantizer.embed(self.quantizer.nearest(z)) if quantize else z
         return self.decoder(self.from_latent(z))
 
-    def forward(
-        self, x: Float[Tensor, "b c_x H W"], generator: torch.Generator | None = None
-    ) -> ReconstructionOutput:
+    def forward(self, x: Float[Tensor, "b c_x H W"], generator: torch.Generator | None = None) -> ReconstructionOutput:
         """One training pass, straight through the quantizer; `z` is the unquantized latent."""
         self.check_pictures(x, check_range=False)  # looking at values would make a GPU wait, at every step
         z = self.to_latent(self.encoder(x))
         quantized = self.quantizer(z)
-        counts = torch.bincount(quantized.indices.flatten(), minlength=self.quantizer.num_codes)
-        usage = codebook_usage(counts)
+        usage = codebook_usage(quantized.counts)
         info = {"vq_loss": quantized.loss.detach(), "perplexity": usage.perplexity, "codes_used": usage.num_used}
         return ReconstructionOutput(self.decode(quantized.z_q, quantize=False), z, quantized.loss, info)
 

@@ -15,9 +15,9 @@ F_CHOICES = (1, 2, 4, 8, 16, 32)
 class AutoencoderConfig:
     """Everything that fixes the architecture of a first stage; defaults are the released models' [LDM v2, Tab. 8].
 
-    `ch` times `ch_mult[i]` channels at level i, which works at 1/(patch * 2**i) of the picture's size. Attention follows
-    each residual block of a level whose side is in `attn_resolutions` for pictures of `resolution` pixels. `z_channels`
-    leave the encoder; z itself has `embed_dim` (default: as many).
+    `ch` times `ch_mult[i]` channels at level i, which works at 1/(patch * 2**i) of the picture's size. Attention
+    follows each residual block of a level whose side is in `attn_resolutions` for pictures of `resolution` pixels.
+    `z_channels` leave the encoder; z itself has `embed_dim` (default: as many).
     """
 
     f: int
@@ -49,7 +49,7 @@ class AutoencoderConfig:
             raise ValueError(f"f = 1 is the identity and goes with reg='none', only; got f={self.f}, reg={self.reg!r}")
         if self.reg == "none":
             if self.latent_channels != self.in_channels:
-                raise ValueError(f"at f = 1 z is the picture: z_channels must be {self.in_channels}, got {self.z_channels}")
+                raise ValueError(f"at f = 1 z_channels must be in_channels={self.in_channels}, got {self.z_channels}")
             return
         if self.patch * 2 ** (len(self.ch_mult) - 1) != self.f:
             raise ValueError(
@@ -105,7 +105,7 @@ class Attention(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention at a cost linear in the positions, an option of the released code: no norm, and no residual connection."""
+    """Attention at a cost linear in the positions, an option of the released code; no norm, no residual connection."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -141,7 +141,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each with its attention (or none), then the change to the next resolution."""
+    """The residual blocks of one resolution, each with its attention or none, and the way to the next resolution."""
 
     def __init__(self, blocks: list[ResBlock], attentions: list[nn.Module], resample: nn.Module):
         super().__init__()
@@ -194,13 +194,13 @@ class _Pyramid(nn.Module):
 
 
 class Encoder(_Pyramid):
-    """x -> 2 * z_channels maps (mean and log-variance) for KL, z_channels for VQ, at 1/f of the size [LDM v2, Sec. 3.1]."""
+    """x -> maps at 1/f of the size, 2 * z_channels for KL, z_channels for VQ [LDM v2, Sec. 3.1]."""
 
     def __init__(self, config: AutoencoderConfig, options: Options = Options()):  # noqa: B008 (frozen)
         super().__init__(config, options)
         widths, last = self.widths, len(self.widths) - 1
         # Deviation: at patch > 1 the finest levels give way to one space-to-depth step, for small machines.
-        self.to_depth = nn.PixelUnshuffle(config.patch)
+        self.to_depth = nn.PixelUnshuffle(config.patch) if config.patch > 1 else nn.Identity()
         self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, config.ch, 3, padding=1)
         self.levels = nn.ModuleList()
         for i, width in enumerate(widths):
@@ -231,7 +231,7 @@ class Decoder(_Pyramid):
             self.levels.append(self.level(i, widths[min(i + 1, last)], config.num_res_blocks + 1, resample))
         self.norm_out = _norm(widths[0], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], config.in_channels * config.patch**2, 3, padding=1)
-        self.to_space = nn.PixelShuffle(config.patch)
+        self.to_space = nn.PixelShuffle(config.patch) if config.patch > 1 else nn.Identity()
 
     def features(self, z: Float[Tensor, "b c_h h w"]) -> Float[Tensor, "b c H W"]:
         """All but the head: the maps before the last norm."""

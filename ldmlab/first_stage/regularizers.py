@@ -1,4 +1,4 @@
-"""What keeps the latent space tame: a diagonal Gaussian posterior (KL) or a vector quantizer (VQ) [LDM v2, Sec. 3.1, App. G]."""
+"""What keeps latents tame: a diagonal Gaussian posterior (KL) or a vector quantizer (VQ) [LDM v2, Sec. 3.1]."""
 
 import math
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class DiagonalGaussian:
     def __init__(self, moments: Float[Tensor, "b c2 h w"]):
         """Split `moments` into mean and log-variance; the latter is clamped to [-30, 20]."""
         if moments.shape[1] % 2:
-            raise ValueError(f"moments are mean and logvar side by side, an even number of channels; got {moments.shape}")
+            raise ValueError(f"moments hold mean and logvar, so an even number of channels; got {tuple(moments.shape)}")
         self.mean, logvar = moments.chunk(2, dim=1)
         self.logvar = logvar.clamp(-30.0, 20.0)
         self.var = self.logvar.exp()
@@ -55,7 +55,7 @@ class DiagonalGaussian:
 
 
 class CodebookUsage(NamedTuple):
-    """How evenly codes are used: `perplexity` = exp(entropy), between 1 and the number of codes; `num_used` codes at all."""
+    """How evenly codes are used: `perplexity` = exp(entropy), from 1 to the number of codes; `num_used` at all."""
 
     perplexity: Float[Tensor, ""]
     num_used: Int[Tensor, ""]
@@ -68,18 +68,19 @@ def codebook_usage(counts: Float[Tensor, " n"] | Int[Tensor, " n"]) -> CodebookU
 
 
 class Quantized(NamedTuple):
-    """`z_q` carries the straight-through gradient; `indices` are the chosen codes; `loss` trains codebook and encoder."""
+    """`z_q` with the straight-through gradient, the chosen `indices`, `loss` to train by, `counts` per code."""
 
     z_q: Float[Tensor, "b c h w"]
     indices: Int[Tensor, "b h w"]
     loss: Float[Tensor, ""]
+    counts: Int[Tensor, " n"]
 
 
 class VectorQuantizer(nn.Module):
     """Every latent vector becomes its nearest code [VQ-VAE, Sec. 3.2; VQGAN, Eq. 2]."""
 
     def __init__(self, num_codes: int, dim: int, commitment: float = 0.25, legacy: bool = False):
-        """`commitment` is beta [VQ-VAE, Eq. 3]; with `legacy` it weighs the codebook's term instead of the encoder's."""
+        """`commitment` is beta [VQ-VAE, Eq. 3]; with `legacy` it weighs the codebook's term, not the encoder's."""
         super().__init__()
         self.commitment, self.legacy = commitment, legacy
         self.codebook = nn.Parameter(torch.empty(num_codes, dim).uniform_(-1.0 / num_codes, 1.0 / num_codes))
@@ -111,12 +112,14 @@ class VectorQuantizer(nn.Module):
         loss has the same value and other gradients. The default here is VQ-VAE's: beta on the commitment term.
         """
         indices = self.nearest(z)
+        chosen = indices.flatten()
+        counts = torch.zeros_like(self.counts).index_add_(0, chosen, torch.ones_like(chosen))
         if self.training:
-            self.counts += torch.bincount(indices.flatten(), minlength=self.num_codes)
+            self.counts += counts
         codes = self.embed(indices)
         commit, follow = F.mse_loss(z, codes.detach()), F.mse_loss(codes, z.detach())
         loss = commit + self.commitment * follow if self.legacy else self.commitment * commit + follow
-        return Quantized(z + (codes - z).detach(), indices, loss)
+        return Quantized(z + (codes - z).detach(), indices, loss, counts)
 
     def usage(self) -> CodebookUsage:
         """Use of the codebook by the training steps since `reset_usage`, that is, per epoch if reset each epoch."""
@@ -134,11 +137,11 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def revive_dead_codes(self, z: Float[Tensor, "b c h w"], generator: torch.Generator | None = None) -> int:
         """Deviation: move every code unused since `reset_usage` onto a random latent vector; returns how many moved."""
-        dead = self.counts == 0
+        dead = (self.counts == 0) & (self.counts.sum() > 0)  # nothing counted yet, nothing known to be dead
         self._replace(dead, z, generator)
         return int(dead.sum())
 
-    def _replace(self, which: Bool[Tensor, " n"], z: Float[Tensor, "b c h w"], generator: torch.Generator | None) -> None:
+    def _replace(self, which: Bool[Tensor, " n"], z: Float[Tensor, "b c h w"], generator: torch.Generator | None):
         flat = z.detach().movedim(1, -1).reshape(-1, z.shape[1])
         if flat.shape[1] != self.codebook.shape[1]:
             raise ValueError(f"codes have {self.codebook.shape[1]} channels, latents {flat.shape[1]}")

@@ -1,0 +1,211 @@
+"""How a first stage learns: L1 + perceptual + adversarial + regularization [LDM v2, Eq. 25].
+
+Generator and discriminator share one forward pass of the autoencoder. The reconstruction terms are differentiated as
+far as the picture x_rec; the two gradients there give the adversarial weight, and their weighted sum travels back
+through the autoencoder once. The discriminator's parameters never take part in that, nor the autoencoder in hers.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
+
+
+class ActNorm(nn.Module):
+    """Per-channel shift and scale that make the first training batch zero-mean and unit-variance [Glow, Sec. 3.1]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
+
+    def forward(self, h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if self.training and not self.initialized:
+            with torch.no_grad():
+                self.loc.copy_(-h.mean((0, 2, 3), keepdim=True))
+                self.scale.copy_(1.0 / (h.std((0, 2, 3), keepdim=True) + 1e-6))
+                self.initialized.fill_(1)
+        return self.scale * (h + self.loc)
+
+
+class PatchDiscriminator(nn.Module):
+    """One logit for each overlapping patch of a picture: real or reconstructed [pix2pix, Sec. 3.2.2; VQGAN, Sec. 3.2]."""
+
+    def __init__(
+        self, num_layers: int = 3, ch: int = 64, norm: Literal["batch", "actnorm"] = "batch", in_channels: int = 3
+    ):
+        """`num_layers` strided convolutions, of `ch`, 2 `ch`, ... (8 `ch` at most) channels, then two unstrided ones."""
+        super().__init__()
+        if norm not in ("batch", "actnorm"):
+            raise ValueError(f"norm must be 'batch' or 'actnorm', got {norm!r}")
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        make_norm = nn.BatchNorm2d if norm == "batch" else ActNorm
+        widths = [ch * min(2**i, 8) for i in range(num_layers + 1)]
+        layers = [nn.Conv2d(in_channels, ch, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i in range(1, num_layers + 1):
+            stride = 1 if i == num_layers else 2
+            # BatchNorm subtracts the mean, so that a bias before it would do nothing.
+            conv = nn.Conv2d(widths[i - 1], widths[i], 4, stride, padding=1, bias=norm != "batch")
+            layers += [conv, make_norm(widths[i]), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))
+        self.layers.apply(_init_discriminator)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h2 w2"]:
+        """Logits, high for what looks real."""
+        return self.layers(x)
+
+
+def _init_discriminator(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+def hinge_loss(logits_real: Float[Tensor, "..."], logits_fake: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """The discriminator's loss, [mean(1 - real)+ + mean(1 + fake)+] / 2 [VQGAN, released code]."""
+    return 0.5 * (F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean())
+
+
+def adaptive_weight(nll_grad: Float[Tensor, "..."], g_grad: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """lambda = |grad nll| / (|grad g| + 1e-4), at most 1e4, from gradients at the decoder's last layer [VQGAN, Eq. 7].
+
+    Deviation: the paper writes delta = 1e-6; 1e-4 and the bound are the released code's.
+    """
+    return (nll_grad.norm() / (g_grad.norm() + 1e-4)).clamp(0.0, 1e4).detach()
+
+
+class GeneratorTerms(NamedTuple):
+    """`loss` is what to differentiate; the rest, detached, is what to log: each term before its weight."""
+
+    loss: Float[Tensor, ""]
+    nll: Float[Tensor, ""]  # reconstruction and perceptual term as they enter the loss
+    l1: Float[Tensor, ""]  # mean over pictures and pixels
+    perceptual: Float[Tensor, ""]  # mean over pictures
+    adversarial: Float[Tensor, ""]  # minus the mean logit of the reconstructions
+    adversarial_weight: Float[Tensor, ""]  # lambda, times disc_weight
+    reg: Float[Tensor, ""]
+
+
+class FirstStageLoss(nn.Module):
+    """Both players' losses [LDM v2, Eq. 25]; holds the discriminator, is handed the perceptual distance."""
+
+    def __init__(
+        self,
+        perceptual: PerceptualDistance,
+        discriminator: nn.Module,
+        *,
+        disc_start: int,
+        reduction: Literal["sum", "mean"],
+        reg_weight: float,
+        perceptual_weight: float = 1.0,
+        disc_weight: float = 1.0,
+        logvar: float = 0.0,
+    ):
+        """The released KL models are trained with `reduction="sum"` (over a picture), the VQ models with "mean".
+
+        `perceptual(x, x_rec)` gives one distance a picture. The discriminator joins in at step `disc_start`. `logvar`
+        is the log-variance of the Laplacian likelihood: released KL models leave it at 0, and VQ models have none.
+        """
+        super().__init__()
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+        self.perceptual, self.discriminator = perceptual, discriminator
+        self.disc_start, self.reduction, self.reg_weight = disc_start, reduction, reg_weight
+        self.perceptual_weight, self.disc_weight = perceptual_weight, disc_weight
+        # A parameter in the released code, but in no optimizer; a buffer says so.
+        self.register_buffer("logvar", torch.tensor(float(logvar)))
+
+    def adversary_active(self, step: int) -> bool:
+        """Whether the discriminator plays at this step of training."""
+        return step >= self.disc_start and self.disc_weight > 0
+
+    def reconstruction_terms(
+        self, x: Float[Tensor, "b c h w"], x_rec: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+        """(nll, l1, perceptual): L_rec [LDM v2, Eq. 25], and its two parts as means.
+
+        With `reduction="sum"` the one perceptual distance of a picture counts at each of its c*h*w entries.
+        """
+        l1 = (x - x_rec).abs()
+        distance = self.perceptual(x, x_rec).reshape(-1, 1, 1, 1)
+        nll = (l1 + self.perceptual_weight * distance) / self.logvar.exp() + self.logvar
+        nll = nll.sum() / len(x) if self.reduction == "sum" else nll.mean()
+        return nll, l1.mean(), distance.mean()
+
+    def adversarial_term(self, x_rec: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
+        """L_adv of the autoencoder: minus the mean logit of its reconstructions [LDM v2, Eq. 25]."""
+        return -self.discriminator(x_rec).mean()
+
+    def generator_terms(
+        self,
+        x: Float[Tensor, "b c h w"],
+        x_rec: Float[Tensor, "b c h w"],
+        reg_loss: Float[Tensor, ""],
+        last_layer: Tensor,
+        step: int,
+    ) -> GeneratorTerms:
+        """L_rec + lambda L_adv + reg_weight L_reg, to be minimised by the autoencoder [LDM v2, Eq. 25].
+
+        `last_layer` is the decoder's last weight, behind `x_rec`. `.loss.backward()` fills the gradients of all that
+        `x_rec` and `reg_loss` come from, the discriminator's stay empty. Without a graph (validation) lambda is 0.
+
+        Deviation: before `disc_start` the discriminator is not run, which changes only BatchNorm's running averages.
+        """
+        if not x_rec.requires_grad:
+            nll, l1, distance = self.reconstruction_terms(x, x_rec.float())
+            zero = nll.new_zeros(())
+            return GeneratorTerms(nll + self.reg_weight * reg_loss, nll, l1, distance, zero, zero, reg_loss)
+
+        cut = x_rec.detach().float().requires_grad_()
+        nll, l1, distance = self.reconstruction_terms(x, cut)
+        (gradient,) = torch.autograd.grad(nll, cut)
+        adversarial = weight = nll.new_zeros(())
+        if self.adversary_active(step):
+            adversarial = self.adversarial_term(cut)
+            (g_gradient,) = torch.autograd.grad(adversarial, cut)
+            weight = self.disc_weight * adaptive_weight(
+                *(_through(x_rec, last_layer, grad) for grad in (gradient, g_gradient))
+            )
+            gradient = gradient + weight * g_gradient
+        value = (nll + weight * adversarial).detach()
+        loss = _ValueAtCut.apply(x_rec, value, gradient) + self.reg_weight * reg_loss
+        logged = (term.detach() for term in (nll, l1, distance, adversarial, weight, reg_loss))
+        return GeneratorTerms(loss, *logged)
+
+    def discriminator_loss(
+        self, x: Float[Tensor, "b c h w"], x_rec: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+        """(hinge loss, mean real logit, mean fake logit), to be minimised by the discriminator [LDM v2, Eq. 25].
+
+        Deviation: handed the x_rec of the generator's own pass, she sees the reconstruction before that update; the
+        released code makes a second one after it. A second one given here is treated as there.
+        """
+        real, fake = self.discriminator(x.detach()), self.discriminator(x_rec.detach().float())
+        return hinge_loss(real, fake), real.detach().mean(), fake.detach().mean()
+
+
+def _through(x_rec: Tensor, last_layer: Tensor, gradient: Tensor) -> Tensor:
+    """Carry a gradient at x_rec back to the last layer, and no further."""
+    return torch.autograd.grad(x_rec, last_layer, gradient.to(x_rec.dtype), retain_graph=True)[0].float()
+
+
+class _ValueAtCut(torch.autograd.Function):
+    """A scalar whose value and gradient with respect to x_rec are both known already."""
+
+    @staticmethod
+    def forward(ctx, x_rec: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        ctx.dtype = x_rec.dtype
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        return (grad_output * ctx.saved_tensors[0]).to(ctx.dtype), None, None
