@@ -23,4 +23,6 @@ def test_replay(name):
     replay = REPLAYS.get(entry["module"])
     if replay is None:
         pytest.skip(f"{name}: {entry['module']} is not built yet")
-    replay(Case.load(ROOT, name, entry))
+    case = Case.load(ROOT, name, entry)
+    replay(case)
+    assert not case.unchecked(), f"{name}: recorded, but not compared: {case.unchecked()}"

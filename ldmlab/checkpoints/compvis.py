@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from torch import Tensor
 
 
 class Rule(NamedTuple):
-    """One rename: `theirs` and `ours` are templates in which `{name}` stands for a run of digits, the same on both sides."""
+    """One rename of whole dotted parts; in both templates `{name}` stands for the same run of digits."""
 
     theirs: str
     ours: str
@@ -32,21 +33,31 @@ FIRST_STAGE_RULES: tuple[Rule, ...] = (
 UNET_RULES: tuple[Rule, ...] = ()
 
 
-def _rename(key: str, rules: Sequence[Rule], source: str) -> str:
-    target = "ours" if source == "theirs" else "theirs"
-    for rule in rules:
-        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(getattr(rule, source)))
-        match = re.search(rf"(?:^|(?<=\.)){pattern}(?=\.|$)", key)
-        if match:
-            key = key[: match.start()] + getattr(rule, target).format(**match.groupdict()) + key[match.end() :]
-    return key
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    digits = re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(template))
+    return re.compile(rf"(?:^|(?<=\.)){digits}(?=\.|$)")
+
+
+def _rename(state: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """Apply (source, target) templates in order; ValueError where two keys would become one."""
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        new = key
+        for source, target in pairs:
+            if match := _pattern(source).search(new):
+                new = new[: match.start()] + target.format(**match.groupdict()) + new[match.end() :]
+        if new in renamed:
+            raise ValueError(f"two keys become {new!r}; one of them is {key!r}")
+        renamed[new] = value
+    return renamed
 
 
 def from_compvis(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
     """Rename a CompVis state dict to our keys; values untouched."""
-    return {_rename(key, rules, "theirs"): value for key, value in state.items()}
+    return _rename(state, [(rule.theirs, rule.ours) for rule in rules])
 
 
 def to_compvis(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
     """Rename our state dict to CompVis keys; values untouched."""
-    return {_rename(key, list(reversed(rules)), "ours"): value for key, value in state.items()}
+    return _rename(state, [(rule.ours, rule.theirs) for rule in reversed(rules)])

@@ -2,7 +2,8 @@
 
 Generator and discriminator share one forward pass of the autoencoder. The reconstruction terms are differentiated as
 far as the picture x_rec; the two gradients there give the adversarial weight, and their weighted sum travels back
-through the autoencoder once. The discriminator's parameters never take part in that, nor the autoencoder in hers.
+through the autoencoder once. The discriminator's parameters get nothing from that, and nothing of its own loss reaches
+the autoencoder.
 """
 
 from collections.abc import Callable
@@ -35,12 +36,12 @@ class ActNorm(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """One logit for each overlapping patch of a picture: real or reconstructed [pix2pix, Sec. 3.2.2; VQGAN, Sec. 3.2]."""
+    """One logit for each overlapping patch: real or reconstructed [pix2pix, Sec. 3.2.2; VQGAN, Sec. 3.2]."""
 
     def __init__(
         self, num_layers: int = 3, ch: int = 64, norm: Literal["batch", "actnorm"] = "batch", in_channels: int = 3
     ):
-        """`num_layers` strided convolutions, of `ch`, 2 `ch`, ... (8 `ch` at most) channels, then two unstrided ones."""
+        """`num_layers` strided convolutions with `ch`, 2 `ch`, ... (8 `ch` at most) channels, and two unstrided."""
         super().__init__()
         if norm not in ("batch", "actnorm"):
             raise ValueError(f"norm must be 'batch' or 'actnorm', got {norm!r}")
@@ -112,7 +113,7 @@ class FirstStageLoss(nn.Module):
         """The released KL models are trained with `reduction="sum"` (over a picture), the VQ models with "mean".
 
         `perceptual(x, x_rec)` gives one distance a picture. The discriminator joins in at step `disc_start`. `logvar`
-        is the log-variance of the Laplacian likelihood: released KL models leave it at 0, and VQ models have none.
+        is the log-scale of the likelihood, which the released models leave at 0.
         """
         super().__init__()
         if reduction not in ("sum", "mean"):
@@ -120,8 +121,8 @@ class FirstStageLoss(nn.Module):
         self.perceptual, self.discriminator = perceptual, discriminator
         self.disc_start, self.reduction, self.reg_weight = disc_start, reduction, reg_weight
         self.perceptual_weight, self.disc_weight = perceptual_weight, disc_weight
-        # A parameter in the released code, but in no optimizer; a buffer says so.
-        self.register_buffer("logvar", torch.tensor(float(logvar)))
+        # A parameter in the released code, but in no optimizer; a buffer says so. Its VQ models have none.
+        self.register_buffer("logvar", torch.tensor(float(logvar)), persistent=reduction == "sum")
 
     def adversary_active(self, step: int) -> bool:
         """Whether the discriminator plays at this step of training."""
@@ -171,9 +172,8 @@ class FirstStageLoss(nn.Module):
         if self.adversary_active(step):
             adversarial = self.adversarial_term(cut)
             (g_gradient,) = torch.autograd.grad(adversarial, cut)
-            weight = self.disc_weight * adaptive_weight(
-                *(_through(x_rec, last_layer, grad) for grad in (gradient, g_gradient))
-            )
+            at_last_layer = (_through(x_rec, last_layer, grad) for grad in (gradient, g_gradient))
+            weight = self.disc_weight * adaptive_weight(*at_last_layer)
             gradient = gradient + weight * g_gradient
         value = (nll + weight * adversarial).detach()
         loss = _ValueAtCut.apply(x_rec, value, gradient) + self.reg_weight * reg_loss
@@ -185,8 +185,8 @@ class FirstStageLoss(nn.Module):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
         """(hinge loss, mean real logit, mean fake logit), to be minimised by the discriminator [LDM v2, Eq. 25].
 
-        Deviation: handed the x_rec of the generator's own pass, she sees the reconstruction before that update; the
-        released code makes a second one after it. A second one given here is treated as there.
+        Deviation: handed the x_rec of the generator's own pass, it sees the reconstruction before that update, while
+        the released code makes another one after it; to follow the released code, make that one and hand it over.
         """
         real, fake = self.discriminator(x.detach()), self.discriminator(x_rec.detach().float())
         return hinge_loss(real, fake), real.detach().mean(), fake.detach().mean()
