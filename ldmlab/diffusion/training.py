@@ -1,0 +1,106 @@
+"""Training a latent diffusion model: the objective of Eq. 2/3 on cached latents, with EMA."""
+
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldmlab.diffusion.conditioning import ClassEmbedder
+from ldmlab.diffusion.ema import EMA
+from ldmlab.diffusion.schedules import Schedule
+
+
+class DiffusionModule(pl.LightningModule):
+    """L_LDM = E || eps - eps_theta(z_t, t, tau(y)) ||^2 over random z_0, t and eps [LDM v2, Eq. 2, 3].
+
+    `scale_factor` (1,) or (c,) multiplies z; `first_stage` and it belong together, so both are checked and saved.
+    """
+
+    clip_norm = 1.0
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        schedule: Schedule,
+        class_embedder: ClassEmbedder | None = None,
+        *,
+        scale_factor: Sequence[float] = (1.0,),
+        loss: str = "l2",
+        lr: float = 1e-4,
+        warmup_steps: int = 0,
+        weight_decay: float = 0.01,
+        ema_decay: float = 0.9999,
+        channels_last: bool = False,
+    ):
+        super().__init__()
+        if loss not in ("l1", "l2"):
+            raise ValueError(f"loss is l1 or l2; got {loss!r}")
+        self.denoiser, self.class_embedder, self.schedule = denoiser, class_embedder, schedule
+        if channels_last:
+            self.denoiser.to(memory_format=torch.channels_last)
+        self.register_buffer("scale", torch.tensor(scale_factor, dtype=torch.float32)[:, None, None], persistent=False)
+        self.loss = F.mse_loss if loss == "l2" else F.l1_loss
+        self.lr, self.warmup_steps, self.weight_decay = lr, warmup_steps, weight_decay
+        self.trained = nn.ModuleDict({"denoiser": denoiser} | ({"tau": class_embedder} if class_embedder else {}))
+        self.ema = EMA(self.trained, decay=ema_decay)
+
+    def on_fit_start(self) -> None:
+        self.schedule = self.schedule.to(self.device)
+        self.ema.to(self.device)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        z0 = self.z0_from_moments(batch["moments"])
+        t = torch.randint(self.schedule.T, (len(z0),), device=z0.device)
+        eps = torch.randn_like(z0)
+        return {"loss": self.eps_loss(z0, batch["label"], t, eps)}
+
+    def z0_from_moments(self, moments: Float[Tensor, "b c2 h w"]) -> Float[Tensor, "b c h w"]:
+        """A fresh, scaled sample of each cached posterior; moments of c channels are latents already."""
+        c = self.denoiser.config.in_channels
+        if moments.shape[1] == 2 * c:
+            mean, logvar = moments.chunk(2, 1)
+            moments = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+        elif moments.shape[1] != c:
+            raise ValueError(f"the denoiser takes {c} channels, so moments have {c} or {2 * c}; got {moments.shape[1]}")
+        return moments * self.scale
+
+    def eps_loss(
+        self, z0: Float[Tensor, "b c h w"], y: Int[Tensor, " b"] | None, t: Int[Tensor, " b"],
+        eps: Float[Tensor, "b c h w"],
+    ) -> Float[Tensor, ""]:
+        """|| eps - eps_hat || of the objective, with the condition dropped at random for guidance."""
+        context = self.class_embedder(y) if self.class_embedder is not None else None
+        return self.loss(self.denoiser(self.schedule.q_sample(z0, t, eps), t, context), eps)
+
+    def configure_optimizers(self):
+        """AdamW with an absolute learning rate: no hidden factor of batch size or number of GPUs."""
+        fused = self.device.type in ("cuda", "cpu")
+        parameters = self.trained.parameters()
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        """Linear warm-up by our own step count, the update, then EMA."""
+        ramp = min(1.0, (self.ema.num_updates + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * ramp
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.ema.update(self.trained)
+
+    def training_state(self) -> dict:
+        """All that continues the run: weights, EMA, optimizer; tensors and numbers only."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        return {"model": self.trained.state_dict(), "ema": self.ema.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def load_training_state(self, state: dict) -> None:
+        """Take up weights and EMA now and the optimizer's state once training starts."""
+        self.trained.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self._optimizer_state = state["optimizer"]
+
+    def on_train_start(self) -> None:
+        if getattr(self, "_optimizer_state", None) is not None:
+            self.optimizers(use_pl_optimizer=False).load_state_dict(self._optimizer_state)
+            self._optimizer_state = None

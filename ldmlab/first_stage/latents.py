@@ -1,0 +1,185 @@
+"""From pictures to the diffusion model's latents: their statistics, their scale, and the cache of encoded moments."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ldmlab.data.images import ImageSet, to_float
+
+SCALE_MODES = ("none", "first_batch", "dataset", "channel")
+FIRST_BATCH = 256  # pictures whose latents stand for "the first batch"
+
+
+@dataclass(frozen=True)
+class LatentStats:
+    """Mean and standard deviation of a first stage's latents, with the standard error of the latter.
+
+    One entry for all channels, or one per channel in mode "channel". z is multiplied by 1/std before diffusion
+    [LDM v2, App. G]; "none" leaves z as it is, as released for VQ, where std is only reported.
+    """
+
+    mode: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    std_error: tuple[float, ...]
+    num_images: int
+
+    @property
+    def scale_factor(self) -> tuple[float, ...]:
+        """What z is multiplied by: 1/std, or 1 in mode "none"."""
+        return (1.0,) * len(self.std) if self.mode == "none" else tuple(1 / std for std in self.std)
+
+    def scale(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """First-stage latent -> the diffusion model's z_0. The mean is kept, as in the paper."""
+        return z * self._factor(z)
+
+    def unscale(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The diffusion model's z_0 -> first-stage latent."""
+        return z / self._factor(z)
+
+    def _factor(self, z: Tensor) -> Tensor | float:
+        factor = self.scale_factor
+        return factor[0] if len(factor) == 1 else torch.tensor(factor, dtype=z.dtype, device=z.device)[:, None, None]
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "LatentStats":
+        lists = {name: tuple(values[name]) for name in ("mean", "std", "std_error")}
+        return cls(**{**values, **lists})
+
+
+def latent_stats(z: Float[Tensor, "n c h w"], mode: str = "first_batch") -> LatentStats:
+    """Statistics of latents by `mode`: over all entries of a first batch or a data set, or per channel.
+
+    sigma^2 = 1/(bchw) sum (z - mu)^2 [LDM v2, App. G], in its unbiased form as released. The standard error takes
+    pictures, not entries, as independent.
+    """
+    if mode not in SCALE_MODES:
+        raise ValueError(f"scale_mode is one of {', '.join(SCALE_MODES)}; got {mode!r}")
+    if len(z) < 2:
+        raise ValueError(f"statistics need at least 2 pictures, got {len(z)}")
+    z = z.double()
+    groups = z.movedim(1, 0).flatten(2) if mode == "channel" else z.flatten(1)[None]  # (g, n, entries)
+    mean, std = groups.mean((1, 2)), groups.flatten(1).std(1)
+    # Delta method: var is a mean over pictures of their mean squares, and std = sqrt(var).
+    per_image = (groups - mean[:, None, None]).square().mean(2)  # (g, n)
+    error = per_image.std(1) / len(z) ** 0.5 / (2 * std)
+    return LatentStats(mode, tuple(mean.tolist()), tuple(std.tolist()), tuple(error.tolist()), len(z))
+
+
+def weights_hash(module: nn.Module) -> str:
+    """sha256 over names, shapes and values of a module's parameters."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.named_parameters()):
+        digest.update(f"{name} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Latents(Dataset):
+    """Cached moments of a data set and of its mirror images: index i + n is the mirror image of picture i.
+
+    What a diffusion model trains on; `first_stage` (a hash) says whose latents they are.
+    """
+
+    def __init__(self, moments: np.ndarray, labels: np.ndarray, first_stage: str):
+        self.moments, self.labels, self.first_stage = moments, labels, first_stage
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """A batch: moments (b, c, h, w) float32, labels (b,)."""
+        picked = np.asarray(indices)
+        moments = torch.from_numpy(np.ascontiguousarray(self.moments[picked], dtype=np.float32))
+        return {"moments": moments, "label": torch.from_numpy(self.labels[picked % len(self.labels)])}
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.__getitems__([index]).items()}
+
+
+class MirroredImages(Dataset):
+    """Pictures as training batches: index i + n is the mirror image of picture i."""
+
+    def __init__(self, images: ImageSet):
+        self.images = images
+
+    def __len__(self) -> int:
+        return 2 * len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """A batch: images (b, 3, H, W) uint8, labels (b,)."""
+        n = len(self.images)
+        picked = torch.as_tensor(indices)
+        x = self.images.images((picked % n).tolist())
+        x = torch.where((picked >= n)[:, None, None, None], x.flip(3), x)
+        return {"image": x, "label": self.images.labels[picked % n]}
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.__getitems__([index]).items()}
+
+
+@torch.inference_mode()
+def encode_dataset(
+    first_stage: nn.Module,
+    images: ImageSet,
+    cache_dir: Path,
+    *,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Latents:
+    """Encode every picture and its mirror image once, into a memory-mapped file of moments (float16).
+
+    Keyed by the hashes of weights and data; encoding that was interrupted goes on where it stopped. `progress` is
+    called with (done, total).
+    """
+    identity = weights_hash(first_stage)
+    key = hashlib.sha256(f"{identity} {images.fingerprint}".encode()).hexdigest()[:16]
+    folder = Path(cache_dir) / f"latents-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    mirrored, file, done_file = MirroredImages(images), folder / "moments.npy", folder / "done.json"
+    done = json.loads(done_file.read_text())["done"] if done_file.exists() and file.exists() else 0
+    total = len(mirrored)
+    if done < total:
+        first_stage = first_stage.eval().to(device)
+        shape = first_stage.moments(to_float(mirrored.__getitems__([0])["image"]).to(device)).shape[1:]
+        if done == 0:
+            _make_room(file, (total, *shape))
+        moments = np.lib.format.open_memmap(file, mode="r+")
+        for start in range(done, total, batch_size):
+            stop = min(start + batch_size, total)
+            x = to_float(mirrored.__getitems__(list(range(start, stop)))["image"]).to(device)
+            moments[start:stop] = first_stage.moments(x).cpu().numpy()
+            if stop == total or (stop // batch_size) % 50 == 0:
+                moments.flush()  # first the moments, then the note that they are there
+                _note(done_file, stop)
+            if progress is not None:
+                progress(stop, total)
+    return Latents(np.load(file, mmap_mode="r"), images.labels.numpy(), identity)
+
+
+def _make_room(file: Path, shape: tuple[int, ...]) -> None:
+    """Reserve the whole file now, so that a full disk is met before any work and not in the middle of it."""
+    size = 2 * int(np.prod(shape))
+    stat = os.statvfs(file.parent)
+    if stat.f_bavail * stat.f_frsize < size + 2**20:
+        raise OSError(f"{file} needs {size / 2**20:.0f} MiB, {stat.f_bavail * stat.f_frsize / 2**20:.0f} MiB are free")
+    np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape).flush()
+
+
+def _note(file: Path, done: int) -> None:
+    tmp = file.with_suffix(".tmp")
+    tmp.write_text(json.dumps({"done": done}))
+    os.replace(tmp, file)

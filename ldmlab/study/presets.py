@@ -1,0 +1,255 @@
+"""What is trained, in full: one row per model of the paper's sweep, and tiers that scale a row down.
+
+Nothing but this module knows what a tier changes. A `StudySpec` fixes a run completely; its content is its key.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+
+from ldmlab.diffusion.denoiser import DenoiserConfig
+from ldmlab.first_stage.networks import AutoencoderConfig
+
+FS = (1, 2, 4, 8, 16, 32)
+TIERS = ("smoke", "laptop", "gpu", "paper")
+VERSION = 1  # raise it when training code changes what the same spec would give
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which pictures, at which size; `num_train` = 0 takes all there are."""
+
+    name: str
+    size: int
+    num_train: int
+    num_val: int
+
+
+@dataclass(frozen=True)
+class FirstStageSpec:
+    """A first stage and how it is trained [LDM v2, Tab. 8; released configurations]."""
+
+    autoencoder: AutoencoderConfig
+    num_steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int = 0
+    decay_from: float = 0.5
+    final_lr: float = 1.0
+    clip_norm: float | None = None
+    perceptual: str = "auto"
+    perceptual_weight: float = 1.0
+    kl_weight: float = 1e-6
+    codebook_weight: float = 1.0
+    disc_start: int = 50_001
+    disc_weight: float = 0.5
+    disc_layers: int = 3
+    disc_ch: int = 64
+    revive_every: int = 0
+    val_every: int = 1000
+
+    @property
+    def name(self) -> str:
+        """As the paper writes it: KL-f8, VQ-f4."""
+        return "pixels" if self.autoencoder.f == 1 else f"{self.autoencoder.reg.upper()}-f{self.autoencoder.f}"
+
+
+@dataclass(frozen=True)
+class DiffusionSpec:
+    """A latent diffusion model and how it is trained [LDM v2, Tab. 13]."""
+
+    denoiser: DenoiserConfig
+    num_steps: int
+    batch_size: int
+    lr: float
+    beta: tuple[float, float] = (0.0015, 0.0195)
+    T: int = 1000
+    loss: str = "l2"
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    ema_decay: float = 0.9999
+    scale_mode: str = "first_batch"
+    p_uncond: float = 0.1
+    precision: str = "32-true"
+    target_params: int | None = None  # widths are matched to this number, so that all f are equally large
+    milestones: tuple[int, ...] = ()  # steps at which samples are scored; the last step always is
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """How samples are scored and timed."""
+
+    num_samples: int  # at milestones, and at the end
+    num_steps: int  # DDIM, eta = 0
+    batch_size: int
+    num_reference: int  # training pictures the samples are compared with
+    speed_steps: tuple[int, ...] = (10, 20, 50, 100, 200)
+    speed_batch: int = 16
+    speed_repeats: int = 3
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """One run of the trade-off: a first stage of one f, and the diffusion model on top."""
+
+    f: int
+    reg: str
+    tier: str
+    seed: int
+    data: DataSpec
+    first_stage: FirstStageSpec
+    diffusion: DiffusionSpec
+    evaluation: EvaluationSpec = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        """As the paper writes it: LDM-8."""
+        return f"LDM-{self.f}"
+
+
+def content_key(*parts) -> str:
+    """sha256 of the parts' contents, 12 hex digits: what a trained model is filed under."""
+    plain = [asdict(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
+    return hashlib.sha256(json.dumps([VERSION, *plain], sort_keys=True).encode()).hexdigest()[:12]
+
+
+# --- The paper's rows ------------------------------------------------------------------------------------------------
+# [LDM v2, Tab. 8] and the released configurations. f: (z_channels, num_codes, ch_mult, attn_resolutions)
+_PAPER_VQ = {
+    2: (2, 2048, (1, 2), ()),  # not released: ch_mult is our assumption
+    4: (3, 8192, (1, 2, 4), ()),
+    8: (4, 16384, (1, 2, 2, 4), (32,)),
+    16: (8, 16384, (1, 1, 2, 2, 4), (16,)),
+    32: (16, 16384, (1, 1, 2, 2, 4, 4), (16, 8)),  # not released: ch_mult as KL-f32
+}
+_PAPER_KL = {
+    2: (2, 0, (1, 2), ()),  # not released: ch_mult is our assumption
+    4: (3, 0, (1, 2, 4), ()),
+    8: (4, 0, (1, 2, 4, 4), ()),
+    16: (16, 0, (1, 1, 2, 2, 4), (16,)),
+    32: (64, 0, (1, 1, 2, 2, 4, 4), (16, 8)),
+}
+_PAPER_FIRST_STAGE_TRAINING = {  # (reg, f): (steps, batch, disc_start, disc_weight, disc_layers)
+    ("vq", 2): (500_000, 8, 0, 0.75, 3), ("vq", 4): (533_066, 8, 0, 0.75, 3), ("vq", 8): (971_043, 10, 1, 0.6, 2),
+    ("vq", 16): (1_101_166, 14, 250_001, 0.75, 2), ("vq", 32): (1_101_166, 14, 250_001, 0.75, 2),
+    ("kl", 2): (176_991, 10, 50_001, 0.5, 3), ("kl", 4): (176_991, 10, 50_001, 0.5, 3),
+    ("kl", 8): (246_803, 4, 50_001, 0.5, 3), ("kl", 16): (442_998, 6, 50_001, 0.5, 3),
+    ("kl", 32): (406_763, 6, 50_001, 0.5, 3),
+}
+# [LDM v2, Tab. 13], class-conditional ImageNet. f: (ch, ch_mult, batch, lr, attention_at = latent side / CA-resolution)
+_PAPER_LDM = {
+    1: (192, (1, 1, 2, 2, 4, 4), 7, 4.9e-5, (8, 16, 32)),
+    2: (192, (1, 2, 2, 4, 4), 9, 6.3e-5, (4, 8, 16)),
+    4: (192, (1, 2, 3, 5), 40, 8e-5, (2, 4, 8)),
+    8: (256, (1, 2, 4), 64, 6.4e-5, (1, 2, 4)),
+    16: (256, (1, 2, 4), 112, 4.5e-5, (1, 2, 4)),
+    32: (256, (1, 2, 4), 112, 4.5e-5, (1, 2, 4)),
+}
+
+
+def _identity(size: int) -> AutoencoderConfig:
+    return AutoencoderConfig(f=1, z_channels=3, reg="none", resolution=size)
+
+
+def _paper(f: int, reg: str, data: DataSpec) -> tuple[FirstStageSpec, DiffusionSpec, EvaluationSpec]:
+    if f == 1:
+        first_stage = FirstStageSpec(_identity(data.size), num_steps=0, batch_size=1, lr=0.0)
+    else:
+        c, num_codes, ch_mult, attn = (_PAPER_VQ if reg == "vq" else _PAPER_KL)[f]
+        steps, batch, start, weight, layers = _PAPER_FIRST_STAGE_TRAINING[reg, f]
+        autoencoder = AutoencoderConfig(f=f, z_channels=c, reg=reg, ch_mult=ch_mult, attn_resolutions=attn,
+                                        resolution=data.size, num_codes=num_codes or 8192)
+        first_stage = FirstStageSpec(autoencoder, steps, batch, lr=4.5e-6 * batch, perceptual="lpips",
+                                     disc_start=start, disc_weight=weight, disc_layers=layers, val_every=5000)
+    ch, mult, batch, lr, attention_at = _PAPER_LDM[f]
+    c = first_stage.autoencoder.latent_channels
+    denoiser = DenoiserConfig(in_channels=c, out_channels=c, widths=tuple(ch * m for m in mult), num_res_blocks=2,
+                              attention_at=attention_at, context_dim=512, num_heads=1)
+    diffusion = DiffusionSpec(denoiser, 2_000_000, batch, lr, precision="bf16-mixed",
+                              scale_mode="first_batch" if reg == "kl" else "none",
+                              milestones=(100_000, 200_000, 500_000, 1_000_000, 1_500_000))
+    # [LDM v2, App. E.3]: the curves of Fig. 6, 7 and 17 are drawn from 5k samples against the training set.
+    return first_stage, diffusion, EvaluationSpec(5000, 100, 64, 0, speed_batch=64)
+
+
+# --- Tiers -----------------------------------------------------------------------------------------------------------
+# f: z_channels (those of Tab. 8), ch_mult after a stem of 2 x 2 patches, first-stage steps: more at large f
+_LAPTOP_AE = {
+    2: (2, (1,), 1000), 4: (3, (1, 2), 1400), 8: (4, (1, 2, 3), 1800),
+    16: (8, (1, 2, 3, 3), 2200), 32: (16, (1, 2, 3, 3, 3), 2600),
+}
+# f: template widths, attention_at, steps. The widths are then matched to one number of parameters.
+_LAPTOP_LDM = {
+    1: ((24, 40, 64, 64), (8,), 800), 2: ((32, 48, 80), (4,), 1600), 4: ((48, 80), (2,), 3200),
+    8: ((48, 80), (1, 2), 3200), 16: ((48, 80), (1, 2), 3200), 32: ((80,), (1,), 3200),
+}
+_MILESTONES = (100, 200, 400, 800, 1600)
+
+
+def _laptop(f: int, reg: str, data: DataSpec) -> tuple[FirstStageSpec, DiffusionSpec, EvaluationSpec]:
+    if f == 1:
+        first_stage = FirstStageSpec(_identity(data.size), num_steps=0, batch_size=1, lr=0.0)
+    else:
+        c, ch_mult, steps = _LAPTOP_AE[f]
+        autoencoder = AutoencoderConfig(f=f, z_channels=c, reg=reg, ch=32, ch_mult=ch_mult, num_res_blocks=1,
+                                        resolution=data.size, patch=2, norm_groups=8, num_codes=512)
+        first_stage = FirstStageSpec(
+            autoencoder, steps, 32, lr=2e-3, warmup_steps=50, decay_from=0.5, final_lr=0.02, clip_norm=None,
+            perceptual_weight=0.2, disc_start=steps // 2, disc_weight=0.1, disc_layers=2, disc_ch=16,
+            revive_every=50, val_every=max(50, steps // 20))
+    widths, attention_at, steps = _LAPTOP_LDM[f]
+    c = first_stage.autoencoder.latent_channels
+    denoiser = DenoiserConfig(in_channels=c, out_channels=c, widths=widths, num_res_blocks=1, norm_groups=8,
+                              attention_at=attention_at, context_dim=64, num_heads=1)
+    diffusion = DiffusionSpec(denoiser, steps, 64, lr=1e-3, warmup_steps=100, ema_decay=0.9995,
+                              scale_mode="first_batch" if reg == "kl" else "none",
+                              milestones=tuple(m for m in _MILESTONES if m < steps))
+    return first_stage, diffusion, EvaluationSpec(512, 20, 128, 10_000)
+
+
+def study_spec(f: int, reg: str = "kl", data: str = "scenes", tier: str = "laptop", seed: int = 0, size: int = 0,
+               **changes) -> StudySpec:
+    """The spec of one run; `size` = 0 takes the tier's own. `changes` replace fields of DiffusionSpec.
+
+    Raises ValueError for an unknown tier or a size that f does not divide.
+    """
+    if tier not in TIERS:
+        raise ValueError(f"tier is one of {', '.join(TIERS)}; got {tier!r}")
+    size = size or {"smoke": 32, "laptop": 32, "gpu": 64, "paper": 256}[tier]
+    if size % f or size < 32:
+        raise ValueError(f"size must be at least 32 and divisible by f = {f}; got {size}")
+    reg = "none" if f == 1 else reg
+    num_train, num_val = {"smoke": (256, 64), "laptop": (20_000, 1024), "gpu": (100_000, 2048), "paper": (0, 5000)}[tier]
+    where = DataSpec(data, size, num_train, num_val)
+    first_stage, diffusion, evaluation = (_paper if tier == "paper" else _laptop)(f, reg, where)
+    if tier == "gpu":
+        first_stage, diffusion, evaluation = _gpu(first_stage, diffusion, evaluation)
+    if tier == "smoke":
+        first_stage, diffusion, evaluation = _smoke(first_stage, diffusion, evaluation)
+    return StudySpec(f, reg, tier, seed, where, first_stage, replace(diffusion, **changes), evaluation)
+
+
+def _gpu(first_stage, diffusion, evaluation):
+    """The laptop's shapes, four times as wide in the first stage and twice in the denoiser, trained longer."""
+    factor = 10
+    autoencoder = first_stage.autoencoder
+    if autoencoder.f > 1:
+        autoencoder = replace(autoencoder, ch=96)
+        steps = factor * first_stage.num_steps
+        first_stage = replace(first_stage, autoencoder=autoencoder, num_steps=steps, batch_size=64, lr=5e-4,
+                              disc_start=steps // 2, disc_ch=64, val_every=steps // 20)
+    denoiser = replace(diffusion.denoiser, widths=tuple(2 * w for w in diffusion.denoiser.widths), context_dim=128)
+    steps = 30_000
+    diffusion = replace(diffusion, denoiser=denoiser, num_steps=steps, batch_size=128, lr=5e-4, ema_decay=0.9999,
+                        precision="bf16-mixed", milestones=(1000, 2000, 4000, 8000, 16_000))
+    return first_stage, diffusion, replace(evaluation, num_samples=2048, num_steps=50, batch_size=512,
+                                           num_reference=20_000, speed_batch=256)
+
+
+def _smoke(first_stage, diffusion, evaluation):
+    """Every code path in seconds; its numbers mean nothing."""
+    if first_stage.num_steps:
+        first_stage = replace(first_stage, num_steps=12, batch_size=16, disc_start=6, val_every=4, revive_every=4)
+    diffusion = replace(diffusion, num_steps=16, batch_size=16, warmup_steps=4, milestones=(8,))
+    return first_stage, diffusion, replace(evaluation, num_samples=160, num_steps=4, batch_size=80, num_reference=256,
+                                           speed_steps=(2, 4), speed_batch=4, speed_repeats=1)

@@ -1,0 +1,110 @@
+"""A run's record: parameters, metrics with their protocol, environment, inputs; one small JSON file a run."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ldmlab.atomic import atomic_write
+from ldmlab.study.paths import project_root, results_dir
+
+SCHEMA = 1
+
+
+@dataclass
+class Record:
+    """What one run measured, and all that is needed to judge it. Curves are lists of [x, value]."""
+
+    notebook: str
+    name: str
+    params: dict[str, Any]
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)
+    env: dict[str, Any] = field(default_factory=dict)
+    started: str = ""
+    wall_s: float = 0.0
+    schema: int = SCHEMA
+
+    def value(self, metric: str) -> float:
+        """A metric's number."""
+        return self.metrics[metric]["value"]
+
+    @property
+    def file_name(self) -> str:
+        """From the parameters that tell runs of one notebook apart; parallel runs never meet."""
+        p = self.params
+        data = Path(str(p["data"])).stem
+        parts = [f"f{p['f']}", p["reg"], data, f"{p['size']}px", p["tier"], f"s{p['seed']}"]
+        return "_".join(parts) + ".json"
+
+    def save(self, folder: Path | None = None) -> Path:
+        """Write to results/<notebook>/, sorted, one metric a line, atomically."""
+        path = (folder or results_dir() / self.notebook) / self.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, _dumps(asdict(self)).encode())
+        return path
+
+
+def load_records(notebook: str, folder: Path | None = None, **params: Any) -> list[Record]:
+    """All records of a notebook whose parameters have the given values, in order of their names.
+
+    A file that is no record of this schema is an error that names it.
+    """
+    folder = folder or results_dir() / notebook
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = Record(**json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no record of schema {SCHEMA}: {error}") from error
+        if all(record.params.get(name) == value for name, value in params.items()):
+            found.append(record)
+    return found
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Versions, device and git state of this run."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else platform.processor() or "cpu"
+    return {
+        "python": platform.python_version(), "torch": torch.__version__, "platform": platform.system(),
+        "device": str(device), "device_name": name, "threads": torch.get_num_threads(), "cpus": os.cpu_count(),
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any]:
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=project_root(), capture_output=True, text=True, check=True).stdout
+
+    try:
+        dirty = [line for line in git("status", "--porcelain", "--", "ldmlab", "notebooks").splitlines() if line]
+        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(dirty)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _dumps(value: Any) -> str:
+    """Sorted JSON, indented to depth two and no further, so that a diff shows a metric a line."""
+
+    def dump(value: Any, depth: int) -> str:
+        if isinstance(value, dict) and value and depth < 2:
+            pad = "  " * (depth + 1)
+            rows = [f"{pad}{json.dumps(key)}: {dump(item, depth + 1)}" for key, item in sorted(value.items())]
+            return "{\n" + ",\n".join(rows) + "\n" + "  " * depth + "}"
+        return json.dumps(value, sort_keys=True)
+
+    return dump(value, 0) + "\n"

@@ -1,0 +1,280 @@
+"""Train or load: every model is filed under the content of its spec, trained once, and found again."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from ldmlab.checkpoints.files import load_model, save_model
+from ldmlab.data.images import ImageSet, open_dataset, to_float
+from ldmlab.diffusion.conditioning import ClassEmbedder
+from ldmlab.diffusion.denoiser import DenoiserConfig, UNet, count_params, match_widths
+from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.diffusion.schedules import scaled_linear
+from ldmlab.first_stage.autoencoder import build_autoencoder
+from ldmlab.first_stage.latents import LatentStats, Latents, MirroredImages, encode_dataset, latent_stats, weights_hash
+from ldmlab.study.fit import Curve, choose_device, fit
+from ldmlab.study.paths import runs_dir
+from ldmlab.study.presets import DiffusionSpec, StudySpec, content_key
+from ldmlab.study.progress import progress
+
+FLAT_DB = 0.1  # a first stage is called flat if the last fifth of its training gained less validation PSNR than this
+
+
+@dataclass
+class Pictures:
+    """Training and validation pictures of one study, decoded once."""
+
+    train: ImageSet
+    val: ImageSet
+
+
+def open_pictures(spec: StudySpec) -> Pictures:
+    """The pictures of a spec; a data set with fewer than asked for gives all it has."""
+    data, cache = spec.data, runs_dir() / "data"
+    open_split = lambda split, num: open_dataset(  # noqa: E731
+        data.name, size=data.size, split=split, num=num or None, seed=0).in_memory(cache_dir=cache)
+    return Pictures(open_split("train", data.num_train), open_split("validation", data.num_val))
+
+
+@dataclass
+class TrainedFirstStage:
+    """A first stage with its latent statistics, its curve and its name."""
+
+    model: nn.Module
+    stats: LatentStats
+    curve: Curve
+    name: str
+    hash: str
+    num_params: int
+    flat: bool | None  # None for the identity, which was not trained
+    path: Path | None = None
+    perceptual: str = ""
+
+
+@dataclass
+class TrainedDiffusion:
+    """A diffusion model ready to sample, with its curve."""
+
+    model: LatentDiffusion
+    curve: Curve
+    name: str
+    hash: str
+    num_params: int
+    path: Path
+    first_stage: TrainedFirstStage = field(repr=False, default=None)
+
+
+@contextmanager
+def locked(folder: Path, label: str) -> Iterator[None]:
+    """Hold the folder of one model: a second run of the same waits, and then finds it trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{label}: another run is training it; waiting for that one", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def first_stage_folder(spec: StudySpec, images: ImageSet) -> Path:
+    """Where the first stage of a spec is kept."""
+    key = content_key(spec.first_stage, images.fingerprint, spec.seed)
+    return runs_dir() / f"first_stage-{spec.first_stage.name}-{key}"
+
+
+def train_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device | str = "auto") -> TrainedFirstStage:
+    """Train the first stage of `spec`, or load it; f = 1 is the identity and needs neither."""
+    device, plan = _device(device), spec.first_stage
+    if spec.f == 1:
+        model = build_autoencoder(plan.autoencoder).to(device)
+        return TrainedFirstStage(model, _measure(model, pictures, "none", device), Curve(), plan.name, "identity", 0, None)
+    folder = first_stage_folder(spec, pictures.train)
+    path = folder / "first_stage.safetensors"
+    with locked(folder, plan.name):
+        if not path.exists():
+            _fit_first_stage(spec, pictures, device, folder, path)
+    tensors, meta = load_model(path)
+    model = build_autoencoder(plan.autoencoder)
+    model.load_state_dict(tensors)
+    return TrainedFirstStage(
+        model.eval().requires_grad_(False).to(device), LatentStats.from_json(meta["latent_stats"]),
+        Curve(meta["curve"], meta["events"]), plan.name, meta["hash"], count_params(model), meta["flat"], path,
+        meta["perceptual"])
+
+
+def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, folder: Path, path: Path) -> None:
+    from ldmlab.first_stage.losses import FirstStageLoss, PatchDiscriminator
+    from ldmlab.first_stage.training import FirstStageModule
+    from ldmlab.perception import perceptual_loss
+
+    plan = spec.first_stage
+    torch.manual_seed(spec.seed)
+    model = build_autoencoder(plan.autoencoder)
+    perceptual = perceptual_loss(plan.perceptual)
+    loss = FirstStageLoss(
+        perceptual, PatchDiscriminator(plan.disc_layers, plan.disc_ch), disc_start=plan.disc_start,
+        reduction="sum" if spec.reg == "kl" else "mean",
+        reg_weight=plan.kl_weight if spec.reg == "kl" else plan.codebook_weight,
+        perceptual_weight=plan.perceptual_weight, disc_weight=plan.disc_weight)
+    module = FirstStageModule(
+        model, loss, lr=plan.lr, num_steps=plan.num_steps, warmup_steps=plan.warmup_steps, decay_from=plan.decay_from,
+        final_lr=plan.final_lr, clip_norm=plan.clip_norm, revive_every=plan.revive_every)
+    val = pictures.val.images(range(min(256, len(pictures.val))))
+
+    def validate(module, step: int, curve: Curve) -> None:
+        measured = module.validate(val)
+        curve.add(step, **measured)
+        sentence = module.watch(measured["val_psnr"])
+        if sentence is not None:
+            curve.events.append(sentence)
+            print(f"{plan.name}: {sentence}", flush=True)
+
+    marks = {*range(plan.val_every, plan.num_steps, plan.val_every), plan.num_steps}
+    curve = fit(module, MirroredImages(pictures.train), num_steps=plan.num_steps,
+                batch_size=min(plan.batch_size, len(pictures.train)), seed=spec.seed, run_dir=folder,
+                label=f"first stage {plan.name}", device=device, at_steps={step: [validate] for step in marks})
+    model.eval()
+    stats = _measure(model.to(device), pictures, spec.diffusion.scale_mode, device)
+    meta = {
+        "kind": "first_stage", "name": plan.name, "autoencoder": asdict(plan.autoencoder),
+        "latent_stats": stats.to_json(), "curve": curve.values, "events": curve.events, "hash": weights_hash(model),
+        "flat": is_flat(curve), "perceptual": perceptual.name, "seed": spec.seed,
+        "data": {"name": spec.data.name, "fingerprint": pictures.train.fingerprint},
+    }
+    save_model(path, model.state_dict(), meta)
+    (folder / "state.pt").unlink(missing_ok=True)
+
+
+def is_flat(curve: Curve) -> bool:
+    """Whether validation PSNR rose by less than FLAT_DB over the last fifth of training."""
+    steps, psnr = curve.steps("val_psnr"), curve["val_psnr"]
+    before = psnr[steps <= 0.8 * steps[-1]]
+    return bool(len(before) and psnr[-1] - before[-1] < FLAT_DB)
+
+
+@torch.inference_mode()
+def _measure(model: nn.Module, pictures: Pictures, mode: str, device: torch.device, num: int = 256) -> LatentStats:
+    """Statistics of sampled training latents; `num` = 0 takes the whole set, as modes "dataset" and "channel" do."""
+    num = len(pictures.train) if mode in ("dataset", "channel") else min(num, len(pictures.train))
+    generator = torch.Generator().manual_seed(0)
+    parts = [model.sample_latent(model.moments(to_float(pictures.train.images(range(i, min(i + 128, num)))).to(device)),
+                                 generator).cpu() for i in range(0, num, 128)]
+    return latent_stats(torch.cat(parts), mode)
+
+
+def encode(spec: StudySpec, first_stage: TrainedFirstStage, pictures: Pictures, device: torch.device | str = "auto"):
+    """The training set's latents, encoded once; pixels at f = 1 are their own latents."""
+    if spec.f == 1:
+        return PixelLatents(pictures.train)
+    with locked(runs_dir() / f"latents-lock-{first_stage.hash[:12]}", f"latents of {first_stage.name}"):
+        with progress(2 * len(pictures.train), f"latents of {first_stage.name}") as bar:
+            return encode_dataset(first_stage.model, pictures.train, runs_dir(), device=_device(device),
+                                  progress=lambda done, total: bar.update(done - bar.n))
+
+
+class PixelLatents(MirroredImages):
+    """Pictures in the shape of latents, for LDM-1."""
+
+    first_stage = "identity"
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        batch = super().__getitems__(indices)
+        return {"moments": to_float(batch["image"]), "label": batch["label"]}
+
+
+def denoiser_config(plan: DiffusionSpec, num_classes: int, target_params: int | None) -> DenoiserConfig:
+    """The denoiser of a spec for this data: unconditional without classes, its widths matched if a size is given."""
+    config = plan.denoiser if num_classes else replace(plan.denoiser, context_dim=None)
+    return match_widths(config, target_params) if target_params else config
+
+
+def train_diffusion(
+    spec: StudySpec,
+    pictures: Pictures,
+    first_stage: TrainedFirstStage,
+    latents: Latents | PixelLatents,
+    device: torch.device | str = "auto",
+    on_milestone: Callable[[LatentDiffusion, int], dict[str, float]] | None = None,
+) -> TrainedDiffusion:
+    """Train the diffusion model of `spec` on `latents`, or load it.
+
+    `on_milestone(model with EMA weights, step)` scores samples along the way; its numbers join the curve. Raises
+    ValueError if the latents are another first stage's.
+    """
+    if latents.first_stage != first_stage.hash:
+        raise ValueError(f"these latents were encoded by first stage {latents.first_stage[:12]}, not by "
+                         f"{first_stage.name} {first_stage.hash[:12]}: encode the pictures with this one")
+    device, plan, num_classes = _device(device), spec.diffusion, pictures.train.num_classes
+    config = denoiser_config(plan, num_classes, plan.target_params)
+    key = content_key(plan, asdict(config), spec.evaluation, first_stage.hash, pictures.train.fingerprint, spec.seed)
+    folder = runs_dir() / f"diffusion-{spec.name}-{key}"
+    path = folder / "diffusion.safetensors"
+    torch.manual_seed(spec.seed)
+    denoiser = UNet(config)
+    embedder = ClassEmbedder(num_classes, config.context_dim, plan.p_uncond) if num_classes else None
+    model = LatentDiffusion(first_stage.model, first_stage.stats, denoiser, scaled_linear(plan.T, *plan.beta), embedder,
+                            spec.data.size, device)
+    with locked(folder, spec.name):
+        if not path.exists():
+            _fit_diffusion(spec, pictures, first_stage, latents, model, device, folder, path, on_milestone)
+    tensors, meta = load_model(path)
+    parts = nn.ModuleDict({"denoiser": denoiser} | ({"tau": embedder} if embedder else {}))
+    parts.load_state_dict(tensors)
+    parts.eval().requires_grad_(False).to(device)
+    model.schedule = model.schedule.to(device)
+    return TrainedDiffusion(model, Curve(meta["curve"], meta["events"]), spec.name, meta["hash"], count_params(parts),
+                            path, first_stage)
+
+
+def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion, device, folder, path, on_milestone):
+    from ldmlab.diffusion.training import DiffusionModule
+
+    plan = spec.diffusion
+    module = DiffusionModule(
+        model.denoiser, model.schedule, model.class_embedder, scale_factor=first_stage.stats.scale_factor,
+        loss=plan.loss, lr=plan.lr, warmup_steps=plan.warmup_steps, weight_decay=plan.weight_decay,
+        ema_decay=plan.ema_decay, channels_last=device.type == "cuda")
+
+    def milestone(module, step: int, curve: Curve) -> None:
+        began = time.perf_counter()
+        module.trained.eval()
+        model.schedule = module.schedule
+        with module.ema.applied_to(module.trained):
+            curve.add(step, **on_milestone(model, step))
+        module.trained.train()
+        curve.add(step, scoring_s=time.perf_counter() - began)
+
+    marks = {*plan.milestones, plan.num_steps} if on_milestone else ()
+    curve = fit(module, latents, num_steps=plan.num_steps, batch_size=min(plan.batch_size, len(latents) // 2),
+                seed=spec.seed, run_dir=folder, label=f"{spec.name} on {first_stage.name}", device=device,
+                precision=plan.precision, at_steps={step: [milestone] for step in marks})
+    with module.ema.applied_to(module.trained):
+        tensors = {name: value.clone() for name, value in module.trained.state_dict().items()}
+        identity = weights_hash(module.trained)
+    meta = {
+        "kind": "diffusion", "name": spec.name, "denoiser": asdict(model.denoiser.config), "hash": identity,
+        "first_stage": first_stage.hash, "first_stage_file": first_stage.path and first_stage.path.parent.name,
+        "latent_stats": first_stage.stats.to_json(), "curve": curve.values, "events": curve.events,
+        "num_classes": pictures.train.num_classes, "beta": plan.beta, "T": plan.T, "seed": spec.seed,
+    }
+    save_model(path, tensors, meta)
+    (folder / "state.pt").unlink(missing_ok=True)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    return choose_device(device) if isinstance(device, str) else device
+
+
+def sample_labels(num_classes: int, n: int) -> Tensor:
+    """Labels in equal shares, or zeros where there are none."""
+    return torch.arange(n) % max(1, num_classes)

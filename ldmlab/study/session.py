@@ -1,0 +1,80 @@
+"""One notebook's run: its spec, its models (trained or loaded when first asked for), its record."""
+
+import time
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ldmlab.study import runs
+from ldmlab.study.fit import choose_device
+from ldmlab.study.presets import StudySpec, study_spec
+from ldmlab.study.records import Record, environment, now
+
+
+class Run:
+    """What a notebook works with; every property below is computed once, and models are found again by later runs."""
+
+    def __init__(self, notebook: str, params: dict[str, Any], device: str = "auto", quiet: bool = False):
+        self.notebook, self.started, self._clock = notebook, now(), time.monotonic()
+        self.device = choose_device(device)
+        tier = params["tier"]
+        if tier == "auto":
+            tier = "gpu" if self.device.type == "cuda" else "laptop"
+        changes = {"scale_mode": params["scale_mode"]} if "scale_mode" in params else {}
+        self.spec: StudySpec = study_spec(
+            params["f"], params.get("reg", "kl"), params["data"], tier, params["seed"], params.get("size", 0), **changes)
+        self.params = {**params, "tier": tier, "reg": self.spec.reg, "size": self.spec.data.size}
+        torch.manual_seed(self.spec.seed)
+        if not quiet:
+            asked = " (auto)" if params["tier"] == "auto" else ""
+            print(f"{notebook}: {self.spec.name}, data {self.spec.data.name} at {self.spec.data.size} px, tier {tier}"
+                  f"{asked}, seed {self.spec.seed}, on {self.device}", flush=True)
+
+    @cached_property
+    def pictures(self) -> runs.Pictures:
+        """Training and validation pictures."""
+        pictures = runs.open_pictures(self.spec)
+        for part in (pictures.train, pictures.val):
+            if part.skipped:
+                print(f"{len(part.skipped)} unreadable in {part.name}: {', '.join(map(str, part.skipped))}", flush=True)
+        return pictures
+
+    @cached_property
+    def first_stage(self) -> runs.TrainedFirstStage:
+        """The first stage, trained or loaded."""
+        return runs.train_first_stage(self.spec, self.pictures, self.device)
+
+    @cached_property
+    def latents(self):
+        """Cached moments of the training pictures, both mirror images."""
+        return runs.encode(self.spec, self.first_stage, self.pictures, self.device)
+
+    @cached_property
+    def scorer(self):
+        """Scores samples and reconstructions against this run's pictures."""
+        from ldmlab.study.scoring import Scorer
+
+        return Scorer(self.spec, self.pictures, self.device)
+
+    @cached_property
+    def diffusion(self) -> runs.TrainedDiffusion:
+        """The diffusion model, trained (its samples scored at milestones) or loaded."""
+        return runs.train_diffusion(self.spec, self.pictures, self.first_stage, self.latents, self.device,
+                                    on_milestone=self.scorer.score_milestone)
+
+    def new_record(self) -> Record:
+        """An empty record that knows parameters, environment and inputs."""
+        record = Record(self.notebook, self.spec.name, self.params, started=self.started, env=environment(self.device))
+        record.inputs["data"] = self.pictures.train.fingerprint
+        record.inputs["first_stage"] = self.first_stage.hash
+        record.protocol.update(self.pictures.train.protocol)
+        record.events += self.first_stage.curve.events
+        return record
+
+    def finish(self, record: Record):
+        """Save the record with the run's wall time; returns its path."""
+        record.wall_s = round(time.monotonic() - self._clock, 1)
+        path = record.save()
+        print(f"record: {path}", flush=True)
+        return path
