@@ -1,0 +1,178 @@
+"""The parameters of a notebook: parsed, validated and frozen before any work.
+
+papermill only warns of a name it does not know, and hands `-p ema false` over as a string. So the first line of every
+set-up cell is `params = read_parameters("04_tradeoff", globals())`; it needs no torch and answers at once.
+"""
+
+import ast
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+
+
+class ParameterError(ValueError):
+    """Parameters that no run can have; the message names every value given and what is accepted instead."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Validated parameters of one notebook, by attribute: `params.f`."""
+
+    notebook: str
+    values: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["values"][name]
+        except KeyError:
+            raise AttributeError(f"no parameter {name!r}; there are {', '.join(self.__dict__['values'])}") from None
+
+    def as_dict(self) -> dict[str, Any]:
+        """A plain copy, in the order of the notebook."""
+        return dict(self.values)
+
+
+def read_parameters(notebook: str, namespace: Mapping[str, Any]) -> Parameters:
+    """The parameters of `notebook` from its `globals()`, parsed and checked.
+
+    Raises ParameterError for a value that is not accepted, a name that is not set, and a name that papermill injected
+    but the notebook does not know; all at once. Other variables of the namespace do not matter.
+    """
+    if notebook not in NOTEBOOKS:
+        raise ValueError(f"no notebook {notebook!r}; there are {', '.join(NOTEBOOKS)}")
+    names = NOTEBOOKS[notebook]
+    values, problems = {}, []
+    for name in names:
+        if name not in namespace:
+            problems.append(f"{name}: not set; accepted is {PARAMETERS[name].accepted}")
+            continue
+        try:
+            values[name] = PARAMETERS[name].parse(namespace[name])
+        except ValidationError as error:
+            reason = error.errors()[0].get("ctx", {}).get("error")
+            why = f" ({reason})" if reason and str(reason) else ""
+            problems.append(f"{name} = {namespace[name]!r}: accepted is {PARAMETERS[name].accepted}{why}")
+    if values.get("size", 0) % values.get("f", 1):
+        problems.append(f"size = {values['size']}: not divisible by f = {values['f']}; "
+                        f"accepted is 0 or a multiple of f from {_MIN_SIZE} on")
+    for name, value in _injected(namespace).items():
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            problems.append(f"{name} = {value}: {notebook} has no such parameter{hint}")
+    if problems:
+        raise ParameterError(_message(notebook, problems))
+    return Parameters(notebook, MappingProxyType(values))
+
+
+class Parameter(NamedTuple):
+    """One parameter: its pydantic type, what it is, and what is accepted, in words."""
+
+    kind: Any
+    meaning: str
+    accepted: str
+
+    def parse(self, value: Any) -> Any:
+        """The value in its own type; pydantic.ValidationError if it has none."""
+        return TypeAdapter(self.kind).validate_python(value)
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return value
+
+
+def _factor(value: int) -> int:
+    if value not in (1, 2, 4, 8, 16, 32):
+        raise ValueError("")
+    return value
+
+
+def _size(value: int) -> int:
+    if value != 0 and value < _MIN_SIZE:
+        raise ValueError("")
+    return value
+
+
+def _data(value: str) -> str:
+    try:
+        from ldmlab.data.names import check_data_name
+    except ModuleNotFoundError:
+        if value != "scenes" and not Path(value).exists():
+            raise ValueError("there is no such file or folder") from None
+        return value
+    try:
+        check_data_name(value)
+    except OSError as error:  # pydantic collects ValueErrors only
+        raise ValueError(str(error)) from error
+    return value
+
+
+_MIN_SIZE = 32
+_Int = Annotated[int, BeforeValidator(_no_bool)]
+_Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_finite)]
+
+PARAMETERS: dict[str, Parameter] = {
+    "f": Parameter(Annotated[_Int, AfterValidator(_factor)], "downsampling factor", "one of 1 2 4 8 16 32"),
+    "reg": Parameter(Literal["kl", "vq"], "regularization of the latents", "kl or vq"),
+    "data": Parameter(Annotated[str, AfterValidator(_data)], "pictures to train on",
+                      "scenes, the name of a torchvision set, or the path of a folder or .tar of pictures"),
+    "size": Parameter(Annotated[_Int, AfterValidator(_size)], "side of a picture in pixels",
+                      f"0 (the tier's own) or a multiple of f from {_MIN_SIZE} on"),
+    "tier": Parameter(Literal["auto", "smoke", "laptop", "gpu", "paper"], "how much work",
+                      "one of auto smoke laptop gpu paper"),
+    "seed": Parameter(Annotated[_Int, Field(ge=0, lt=2**32)], "all randomness derives from it",
+                      "a whole number from 0 to 4294967295"),
+    "scale_mode": Parameter(Literal["first_batch", "dataset", "channel"], "what latents are rescaled by",
+                            "one of first_batch dataset channel"),
+    "num_steps": Parameter(Annotated[_Int, Field(ge=1, le=1000)], "DDIM steps", "a whole number from 1 to 1000"),
+    "eta": Parameter(Annotated[_Float, Field(ge=0, le=1)], "noise of a DDIM step",
+                     "a number from 0 (deterministic) to 1 (as in DDPM)"),
+    "guidance_scale": Parameter(Annotated[_Float, Field(ge=0)], "classifier-free guidance",
+                                "a number from 0 on (1 switches guidance off)"),
+}
+
+NOTEBOOKS: dict[str, tuple[str, ...]] = {
+    "00_tour": ("f", "data", "tier", "seed"),
+    "01_autoencoders": ("f", "reg", "data", "size", "tier", "seed"),
+    "02_latents": ("f", "reg", "data", "size", "tier", "seed", "scale_mode"),
+    "03_diffusion": ("f", "reg", "data", "size", "tier", "seed", "num_steps", "eta", "guidance_scale"),
+    "04_tradeoff": ("f", "reg", "data", "size", "tier", "seed"),
+}
+
+
+def _injected(namespace: Mapping[str, Any]) -> dict[str, str]:
+    """Names and sources of the values in the cell that papermill injected, from IPython's history.
+
+    Only that cell says which names were passed; a kernel holds many other variables.
+    """
+    cells = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")]
+    found = {}
+    for node in ast.parse(cells[-1]).body if cells else []:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name):
+                found[target.id] = ast.unparse(node.value)
+    return found
+
+
+def _message(notebook: str, problems: list[str]) -> str:
+    count = "a parameter" if len(problems) == 1 else f"{len(problems)} parameters"
+    names = NOTEBOOKS[notebook]
+    width = max(map(len, names))
+    table = [f"  {name:<{width}}  {PARAMETERS[name].meaning}: {PARAMETERS[name].accepted}" for name in names]
+    return "\n".join([f"{notebook} did not start because of {count}:", *(f"  {line}" for line in problems),
+                      f"{notebook} accepts:", *table])
