@@ -55,7 +55,7 @@ class StepSampler(Sampler[list[int]]):
 class Curve:
     """What a run measured along the way: {name: [[step, value], ...]} and events as plain sentences."""
 
-    def __init__(self, values: dict[str, list[list[float]]] | None = None, events: list[str] | None = None):
+    def __init__(self, values: dict[str, list[list[float | int]]] | None = None, events: list[str] | None = None):
         self.values = values or {}
         self.events = events or []
 
