@@ -1,0 +1,1 @@
+"""Pictures in, tensors in [-1, 1] out, with their labels, captions, boxes, maps; import-light, so names are checked early."""

@@ -1,0 +1,60 @@
+"""The names of data sets, checked before anything heavy is imported; standard library only."""
+
+import glob
+import re
+from pathlib import Path
+
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
+TORCHVISION: dict[str, str] = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "mnist": "MNIST",
+    "fashionmnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "svhn": "SVHN",
+    "stl10": "STL10",
+    "celeba": "CelebA",
+    "flowers102": "Flowers102",
+    "food101": "Food101",
+    "oxfordiiitpet": "OxfordIIITPet",
+}
+ACCEPTED = (
+    "'scenes' (the embedded world), a folder of pictures, a .tar of pictures, WebDataset shards (a folder of .tar files or "
+    f"a pattern such as 'shards/{{000..007}}.tar' or 'shards/*.tar'), or one of torchvision's {', '.join(TORCHVISION)}"
+)
+
+
+def expand_shards(pattern: str) -> list[str]:
+    """The files of a shard pattern: {000..007} counts, {a,b} lists, * and ? match; sorted within each, [] if none is there."""
+    brace = re.search(r"\{([^{}]*)\}", pattern)
+    if brace:
+        span = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
+        options = brace[1].split(",")
+        if span:
+            options = [str(k).zfill(len(span[1])) for k in range(int(span[1]), int(span[2]) + 1)]
+        head, tail = pattern[: brace.start()], pattern[brace.end() :]
+        return [path for option in options for path in expand_shards(head + option + tail)]
+    if re.search(r"[*?\[]", pattern):
+        return sorted(glob.glob(pattern))
+    return [pattern] if Path(pattern).is_file() else []
+
+
+def check_data_name(name_or_path: str | Path) -> str:
+    """What kind of data this names: 'scenes', 'folder', 'tar' or 'torchvision'; ValueError that says what is accepted."""
+    if not isinstance(name_or_path, str | Path) or not str(name_or_path).strip():
+        raise ValueError(f"data {name_or_path!r} is no name or path; accepted: {ACCEPTED}")
+    text = str(name_or_path)
+    if text == "scenes":
+        return "scenes"
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return "tar" if any(path.glob("*.tar")) else "folder"
+    if text.lower() in TORCHVISION:
+        return "torchvision"
+    if text.endswith(".tar"):
+        if expand_shards(str(path)):
+            return "tar"
+        raise ValueError(f"data {text!r}: no such .tar file; accepted: {ACCEPTED}")
+    if path.exists():
+        raise ValueError(f"data {text!r} is a file but no .tar; accepted: {ACCEPTED}")
+    raise ValueError(f"data {text!r} is neither a known name nor an existing path; accepted: {ACCEPTED}")
