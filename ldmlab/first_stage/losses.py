@@ -7,7 +7,7 @@ the autoencoder.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -38,9 +38,7 @@ class ActNorm(nn.Module):
 class PatchDiscriminator(nn.Module):
     """One logit for each overlapping patch: real or reconstructed [pix2pix, Sec. 3.2.2; VQGAN, Sec. 3.2]."""
 
-    def __init__(
-        self, num_layers: int = 3, ch: int = 64, norm: Literal["batch", "actnorm"] = "batch", in_channels: int = 3
-    ):
+    def __init__(self, num_layers: int = 3, ch: int = 64, norm: str = "batch", in_channels: int = 3):
         """`num_layers` strided convolutions with `ch`, 2 `ch`, ... (8 `ch` at most) channels, and two unstrided."""
         super().__init__()
         if norm not in ("batch", "actnorm"):
@@ -104,7 +102,7 @@ class FirstStageLoss(nn.Module):
         discriminator: nn.Module,
         *,
         disc_start: int,
-        reduction: Literal["sum", "mean"],
+        reduction: str,
         reg_weight: float,
         perceptual_weight: float = 1.0,
         disc_weight: float = 1.0,

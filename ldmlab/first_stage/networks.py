@@ -1,8 +1,8 @@
 """Encoder and decoder networks: f = patch * 2**m, what a first stage is built from [LDM v2, Sec. 3.1]."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,11 +22,11 @@ class AutoencoderConfig:
 
     f: int
     z_channels: int
-    reg: Literal["kl", "vq", "none"] = "kl"
+    reg: str = "kl"  # "kl" or "vq"; "none" at f = 1
     ch: int = 128
-    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    ch_mult: Sequence[int] = (1, 2, 4, 4)
     num_res_blocks: int = 2
-    attn_resolutions: tuple[int, ...] = ()
+    attn_resolutions: Sequence[int] = ()
     resolution: int = 256
     embed_dim: int | None = None
     in_channels: int = 3
@@ -39,7 +39,7 @@ class AutoencoderConfig:
     vq_legacy: bool = False
 
     def __post_init__(self):
-        for name in ("ch_mult", "attn_resolutions"):  # lists, when they come from a JSON file
+        for name in ("ch_mult", "attn_resolutions"):  # they come from JSON files as lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.f not in F_CHOICES:
             raise ValueError(f"f must be one of {F_CHOICES}, got {self.f}")

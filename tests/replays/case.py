@@ -70,15 +70,9 @@ class Case:
         made = {key: _make_weight(key, shape, kind) for key, shape, kind in self._rows(part)}
         return {key: torch.from_numpy(np.asarray(value)) for key, value in made.items() if value is not None}
 
-    def load_into(
-        self,
-        module: nn.Module,
-        rename: Callable[[StateDict], StateDict],
-        part: str | None = None,
-        assign: bool = False,
-    ) -> None:
+    def load_into(self, module: nn.Module, rename: Callable[[StateDict], StateDict], part: str | None = None) -> None:
         """Fill `module` through `rename` (CompVis keys -> ours); every key must fit and be filled, kept ones apart."""
-        missing, unexpected = module.load_state_dict(rename(self.weights(part)), strict=False, assign=assign)
+        missing, unexpected = module.load_state_dict(rename(self.weights(part)), strict=False)
         kept = set(rename({key: torch.empty(0) for key, _, kind in self._rows(part) if kind == "keep"}))
         assert not unexpected and set(missing) <= kept, f"{self.name}: missing {missing}, unexpected {unexpected}"
 

@@ -1,6 +1,8 @@
 """Replays of the first stage's parts: autoencoders, quantizer, losses, discriminator, LPIPS."""
 
+import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from ldmlab.first_stage.networks import (
     Upsample,
 )
 from ldmlab.first_stage.regularizers import DiagonalGaussian, VectorQuantizer, codebook_usage
+from ldmlab.perception import LpipsLoss
 
 from .case import Case, StateDict
 
@@ -297,25 +300,26 @@ def replay_loss(case: Case) -> None:
 
 @torch.no_grad()
 def replay_lpips(case: Case) -> None:
-    """Our LPIPS is the package's: its network with the recorded weights."""
-    import lpips
-
-    with warnings.catch_warnings(), torch.device("meta"):  # its 138 million parameters are about to be replaced
-        warnings.simplefilter("ignore")  # the package calls torchvision in an old way
-        model = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+    """Our LPIPS, handed the recorded weights as a trunk file and as linear layers."""
+    trunk = {f"features.{key.split('.', 2)[2]}": value for key, value in case.weights().items() if "slice" in key}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the lpips package calls torchvision in an old way
+        torch.save(trunk, Path(folder, "vgg16.pth"))
+        loss = LpipsLoss(Path(folder, "vgg16.pth"))
+    model = loss.model
 
     def with_alias(state: StateDict) -> StateDict:
         """The package lists its five linear layers twice."""
         return state | {key.replace("lin", "lins.", 1): value for key, value in state.items() if key.startswith("lin")}
 
-    case.load_into(model, with_alias, assign=True)
+    case.load_into(model, with_alias)
     x, y = case.tensor("in.x"), case.tensor("in.y")
     case.compare("mid.scaled_x", model.scaling_layer(x))
     maps = model.net(model.scaling_layer(x))
     for i, features in enumerate(maps):
         case.compare(f"mid.feat{i}_mean_abs", features.abs().mean())
     case.compare("mid.feat4", maps[-1])
-    case.compare("out.lpips", model(x, y))
+    case.compare("out.lpips", loss.train()(x, y).view(-1, 1, 1, 1))
 
 
 REPLAYS = {
