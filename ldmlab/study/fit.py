@@ -189,15 +189,15 @@ def _loop_callback(module, curve: Curve, state_file: Path, start: int, num_steps
         def save(self, pl_module):
             state = {"step": self.done, "module": pl_module.training_state(), "curve": curve.values,
                      "events": curve.events}
-            atomic_write(state_file, lambda file: torch.save(state, file))
+            atomic_write(state_file, lambda part: torch.save(state, part))
             self.saved_at = time.monotonic()
 
         def _check(self, outputs: dict[str, Tensor], pl_module):
             if torch.isfinite(outputs["loss"]).all():
                 return
             path = state_file.parent / f"nonfinite_step{self.done}.pt"
-            atomic_write(path, lambda file: torch.save(
-                {"step": self.done, "batch": self.batch, "module": pl_module.training_state()}, file))
+            atomic_write(path, lambda part: torch.save(
+                {"step": self.done, "batch": self.batch, "module": pl_module.training_state()}, part))
             raise NonFiniteLoss(
                 f"{label}: loss is {float(outputs['loss'])} at step {self.done}. Batch and state are in {path}; the last "
                 f"good checkpoint{' is kept' if state_file.exists() else ' does not exist yet'}. "

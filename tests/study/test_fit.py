@@ -117,10 +117,10 @@ def test_full_disk_is_reported_and_corrupts_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(fit_module.torch, "save", full)
-    with pytest.raises(OSError, match="no room on the disk to write .*state.pt"):
+    with pytest.raises(OSError, match="disk full: .*state.pt"):
         run(tmp_path, steps=20)
     assert (tmp_path / "state.pt").read_bytes() == good
-    assert not list(tmp_path.glob("*.tmp"))
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"], "no half-written files are left"
 
 
 def test_finished_run_trains_no_more(tmp_path):

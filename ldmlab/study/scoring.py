@@ -1,0 +1,99 @@
+"""Scores of one run: reconstructions against validation pictures, samples against training pictures, speed."""
+
+import torch
+from torch import Tensor
+
+from ldmlab.data.images import to_float, to_uint8
+from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.evaluation.cost import count_flops, throughput
+from ldmlab.evaluation.distances import FeatureMoments, Score, frechet_score, kid_score, moments_of, reference_moments
+from ldmlab.evaluation.reconstruction import reconstruction_scores
+from ldmlab.perception import feature_net, perceptual_loss
+from ldmlab.study.paths import runs_dir
+from ldmlab.study.presets import StudySpec
+from ldmlab.study.progress import progress
+from ldmlab.study.runs import Pictures, TrainedFirstStage, sample_labels
+
+
+class Scorer:
+    """Extractors and reference statistics of one run's pictures.
+
+    `fd-lab` scores; `referee`, independent of it, says whether the order of the f's depends on the extractor.
+    """
+
+    def __init__(self, spec: StudySpec, pictures: Pictures, device: torch.device):
+        self.spec, self.pictures, self.device, self.plan = spec, pictures, device, spec.evaluation
+        self.nets = {name: feature_net(name).to(device) for name in ("fd-lab", "referee")}
+        self._reference: dict[str, FeatureMoments] = {}
+
+    def reference(self, name: str) -> FeatureMoments:
+        """Moments of the training pictures that samples are compared with."""
+        if name not in self._reference:
+            train, n = self.pictures.train, self.plan.num_reference
+            part = train if n in (0, len(train)) or n > len(train) else train.first(n)
+            self._reference[name] = reference_moments(part, self.nets[name], runs_dir() / "moments")
+        return self._reference[name]
+
+    @property
+    def protocol(self) -> dict:
+        """What a score of samples has to be compared under."""
+        return {
+            **self.pictures.train.protocol, "reference": "train", "sampler": "ddim", "num_steps": self.plan.num_steps,
+            "eta": 0.0, "guidance_scale": 1.0, "ema": True, "seed": self.spec.seed, "dtype": "float32",
+            "quantization": "8 bits", "labels": "equal shares" if self.pictures.train.num_classes else "none",
+        }
+
+    def score(self, samples: Tensor, names: tuple[str, ...] = ("fd-lab", "referee")) -> dict[str, Score]:
+        """FD and KID of samples in [-1, 1] under each extractor: fd_lab, kid_lab, fd_referee, ..."""
+        samples = to_float(to_uint8(samples))  # as they would be saved
+        scores = {}
+        for name in names:
+            fake, real = moments_of(samples.split(256), self.nets[name]), self.reference(name)
+            short = name.removeprefix("fd-")
+            scores[f"fd_{short}"] = frechet_score(real, fake, self.protocol)
+            if short == "lab":
+                scores["kid_lab"] = kid_score(real, fake, self.protocol, subset_size=min(500, fake.n))
+        return scores
+
+    def sample(self, model: LatentDiffusion, num: int | None = None, label: str = "samples") -> Tensor:
+        """`num` samples under the run's protocol, labels in equal shares."""
+        num = num or self.plan.num_samples
+        y = sample_labels(self.pictures.train.num_classes, num)
+        with progress(num, label) as bar:
+            return model.sample(y, num_steps=self.plan.num_steps, seed=self.spec.seed, batch_size=self.plan.batch_size,
+                                progress=lambda done: bar.update(done - bar.n))
+
+    def score_milestone(self, model: LatentDiffusion, step: int) -> dict[str, float]:
+        """FD-lab and KID-lab at one step of training."""
+        scores = self.score(self.sample(model, label=f"samples at step {step}"), ("fd-lab",))
+        return {name: score.value for name, score in scores.items()}
+
+    def reconstruction(self, first_stage: TrainedFirstStage) -> dict[str, Score]:
+        """psnr, ssim, perceptual distance and rFD-lab of the validation pictures; also rFD by the referee."""
+        model = first_stage.model
+
+        def reconstruct(x: Tensor) -> Tensor:
+            latent = model.encode(x)
+            return model.decode(latent.mode() if model.reg == "kl" else latent).clamp(-1, 1)
+
+        perceptual, options = perceptual_loss(self.spec.first_stage.perceptual), {"device": self.device}
+        scores = reconstruction_scores(reconstruct, self.pictures.val, self.nets["fd-lab"], perceptual, **options)
+        judged = reconstruction_scores(reconstruct, self.pictures.val, self.nets["referee"], perceptual, **options)
+        return {"psnr": scores["psnr"], "ssim": scores["ssim"], "perceptual": scores["perceptual"],
+                "rfd_lab": scores["rfd"], "rfd_referee": judged["rfd"]}
+
+    def speed(self, model: LatentDiffusion) -> list[list[float]]:
+        """[DDIM steps, images per second, decode included] for each number of steps: median after a warm-up."""
+        n = self.plan.speed_batch
+        y = sample_labels(self.pictures.train.num_classes, n)
+        model.sample(y, num_steps=min(self.plan.speed_steps), batch_size=n)
+        return [[steps, round(throughput(lambda steps=steps: model.sample(y, num_steps=steps, batch_size=n), n, warmup=0,
+                                         repeats=self.plan.speed_repeats), 3)] for steps in self.plan.speed_steps]
+
+    def flops(self, model: LatentDiffusion) -> int:
+        """Floating-point operations of one denoiser call for one picture, 2 per multiply-accumulate."""
+        c, side = model.denoiser.config.in_channels, model.size // model.first_stage.f
+        z = torch.zeros(1, c, side, side, device=model.device)
+        t = torch.zeros(1, dtype=torch.long, device=model.device)
+        eps_model = model.eps_model(t if model.class_embedder is not None else None)
+        return count_flops(eps_model, z, t)
