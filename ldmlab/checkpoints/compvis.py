@@ -30,7 +30,29 @@ FIRST_STAGE_RULES: tuple[Rule, ...] = (
     Rule("quantize.embedding.weight", "quantizer.codebook"),
     Rule("discriminator.main.{i}", "discriminator.layers.{i}"),
 )
-UNET_RULES: tuple[Rule, ...] = ()
+UNET_RULES: tuple[Rule, ...] = (
+    Rule("input_blocks.{i}", "down.{i}"),
+    Rule("middle_block", "middle"),
+    Rule("output_blocks.{i}", "up.{i}"),
+    Rule("down.{i}.{j}.op", "down.{i}.{j}.conv"),
+    Rule("label_emb", "label_embed"),
+    Rule("out.0", "head_norm"),
+    Rule("out.2", "head_conv"),
+    Rule("in_layers.0", "norm_in"),
+    Rule("in_layers.2", "conv_in"),
+    Rule("emb_layers.1", "emb_proj"),
+    Rule("out_layers.0", "norm_out"),
+    Rule("out_layers.3", "conv_out"),
+    Rule("skip_connection", "skip"),
+    Rule("transformer_blocks.{i}", "blocks.{i}"),
+    Rule("attn1", "self_attention"),
+    Rule("attn2", "cross_attention"),
+    Rule("self_attention.to_out.0", "self_attention.out"),  # after the rules that rename its parent
+    Rule("cross_attention.to_out.0", "cross_attention.out"),
+    Rule("ff", "feed_forward"),
+    Rule("feed_forward.net.0.proj", "feed_forward.proj_in"),
+    Rule("feed_forward.net.2", "feed_forward.out"),
+)
 
 
 @cache

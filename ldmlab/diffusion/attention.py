@@ -1,0 +1,110 @@
+"""Attention in the denoiser: self-attention over positions, and transformer blocks that attend to a condition."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .blocks import GroupNorm, zeroed
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over all positions, added to its input; the block of models without a context."""
+
+    def __init__(self, channels: int, num_heads: int, norm_groups: int = 32):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = GroupNorm(norm_groups, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x).flatten(2))  # (b, 3 c, n), n = h w: q, k, v of a head side by side, as released
+        q, k, v = qkv.view(b, self.num_heads, 3, c // self.num_heads, h * w).transpose(3, 4).unbind(2)
+        attended = F.scaled_dot_product_attention(q, k, v)  # (b, heads, n, c / heads)
+        return x + self.proj_out(attended.transpose(2, 3).reshape(b, c, h * w)).view(b, c, h, w)
+
+
+class CrossAttention(nn.Module):
+    """softmax(Q K^T / sqrt(d)) V with Q from `x`, K and V from `context`, or from `x` itself [LDM v2, Sec. 3.3]."""
+
+    def __init__(self, dim: int, context_dim: int, num_heads: int, head_dim: int):
+        super().__init__()
+        inner = num_heads * head_dim
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_k = nn.Linear(context_dim, inner, bias=False)
+        self.to_v = nn.Linear(context_dim, inner, bias=False)
+        self.out = nn.Linear(inner, dim)
+
+    def forward(
+        self, x: Float[Tensor, "b n dim"], context: Float[Tensor, "b m d"] | None = None
+    ) -> Float[Tensor, "b n dim"]:
+        context = x if context is None else context
+        if context.shape[1] == 1 and not torch.is_grad_enabled():
+            # The softmax over one token is 1, so Q and K need no work; in training they keep their (zero) gradients.
+            return self.out(self.to_v(context)).expand(-1, x.shape[1], -1)
+        q, k, v = (self._heads(a) for a in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        attended = F.scaled_dot_product_attention(q, k, v)  # (b, heads, n, head_dim)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, a: Float[Tensor, "b n inner"]) -> Float[Tensor, "b heads n head_dim"]:
+        return a.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a gated GELU between them, `mult` times as wide inside [GLU Variants, Eq. 6]."""
+
+    def __init__(self, dim: int, mult: int = 4):
+        super().__init__()
+        self.proj_in = nn.Linear(dim, 2 * mult * dim)
+        self.out = nn.Linear(mult * dim, dim)
+
+    def forward(self, x: Float[Tensor, "b n dim"]) -> Float[Tensor, "b n dim"]:
+        value, gate = self.proj_in(x).chunk(2, 2)
+        return self.out(value * F.gelu(gate))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the context, feed-forward, each on a normalised input and added.
+
+    Deviation: [LDM v2, Tab. 16] has the feed-forward before the cross-attention; this is the released order.
+    """
+
+    def __init__(self, dim: int, context_dim: int, num_heads: int, head_dim: int):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
+        self.self_attention = CrossAttention(dim, dim, num_heads, head_dim)
+        self.cross_attention = CrossAttention(dim, context_dim, num_heads, head_dim)
+        self.feed_forward = FeedForward(dim)
+
+    def forward(
+        self, x: Float[Tensor, "b n dim"], context: Float[Tensor, "b m d"] | None = None
+    ) -> Float[Tensor, "b n dim"]:
+        x = x + self.self_attention(self.norm1(x))
+        x = x + self.cross_attention(self.norm2(x), context)
+        return x + self.feed_forward(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """`depth` transformer blocks over all positions as tokens, added to the input [LDM v2, App. E.2.1, Tab. 16]."""
+
+    def __init__(
+        self, channels: int, context_dim: int, num_heads: int, head_dim: int, depth: int = 1, norm_groups: int = 32
+    ):
+        super().__init__()
+        inner = num_heads * head_dim
+        self.norm = GroupNorm(norm_groups, channels, eps=1e-6)  # the other normalisations have 1e-5
+        self.proj_in = nn.Conv2d(channels, inner, 1)
+        self.blocks = nn.ModuleList(TransformerBlock(inner, context_dim, num_heads, head_dim) for _ in range(depth))
+        self.proj_out = zeroed(nn.Conv2d(inner, channels, 1))
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b m d"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        h = self.proj_in(self.norm(x))  # (b, inner, h, w)
+        size, tokens = h.shape[2:], h.flatten(2).transpose(1, 2)  # (b, h w, inner)
+        for block in self.blocks:
+            tokens = block(tokens, context)
+        return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, size))
