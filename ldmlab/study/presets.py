@@ -178,10 +178,11 @@ _LAPTOP_AE = {
     2: (2, (1,), 1000), 4: (3, (1, 2), 1400), 8: (4, (1, 2, 3), 1800),
     16: (8, (1, 2, 3, 3), 2200), 32: (16, (1, 2, 3, 3, 3), 2600),
 }
-# f: template widths, attention_at, steps. The widths are then matched to one number of parameters.
+# f: widths, attention_at, steps. The widths are what `match_widths` chose for LAPTOP_PARAMS; a test holds them to it.
+LAPTOP_PARAMS = 1_235_000
 _LAPTOP_LDM = {
-    1: ((24, 40, 64, 64), (8,), 800), 2: ((32, 48, 80), (4,), 1600), 4: ((48, 80), (2,), 3200),
-    8: ((48, 80), (1, 2), 3200), 16: ((48, 80), (1, 2), 3200), 32: ((80,), (1,), 3200),
+    1: ((24, 40, 56, 56), (8,), 800), 2: ((32, 48, 64), (4,), 1600), 4: ((32, 72), (2,), 3200),
+    8: ((40, 64), (1, 2), 3200), 16: ((40, 64), (1, 2), 3200), 32: ((72,), (1,), 3200),
 }
 _MILESTONES = (100, 200, 400, 800, 1600)
 
@@ -202,6 +203,7 @@ def _laptop(f: int, reg: str, data: DataSpec) -> tuple[FirstStageSpec, Diffusion
     denoiser = DenoiserConfig(in_channels=c, out_channels=c, widths=widths, num_res_blocks=1, norm_groups=8,
                               attention_at=attention_at, context_dim=64, num_heads=1)
     diffusion = DiffusionSpec(denoiser, steps, 64, lr=1e-3, warmup_steps=100, ema_decay=0.9995,
+                              target_params=LAPTOP_PARAMS,
                               scale_mode="first_batch" if reg == "kl" else "none",
                               milestones=tuple(m for m in _MILESTONES if m < steps))
     return first_stage, diffusion, EvaluationSpec(512, 20, 128, 10_000)
@@ -239,6 +241,7 @@ def _gpu(first_stage, diffusion, evaluation):
         first_stage = replace(first_stage, autoencoder=autoencoder, num_steps=steps, batch_size=64, lr=5e-4,
                               disc_start=steps // 2, disc_ch=64, val_every=steps // 20)
     denoiser = replace(diffusion.denoiser, widths=tuple(2 * w for w in diffusion.denoiser.widths), context_dim=128)
+    diffusion = replace(diffusion, target_params=4 * LAPTOP_PARAMS)
     steps = 30_000
     diffusion = replace(diffusion, denoiser=denoiser, num_steps=steps, batch_size=128, lr=5e-4, ema_decay=0.9999,
                         precision="bf16-mixed", milestones=(1000, 2000, 4000, 8000, 16_000))

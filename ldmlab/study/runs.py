@@ -192,10 +192,12 @@ class PixelLatents(MirroredImages):
         return {"moments": to_float(batch["image"]), "label": batch["label"]}
 
 
-def denoiser_config(plan: DiffusionSpec, num_classes: int, target_params: int | None) -> DenoiserConfig:
-    """The denoiser of a spec for this data: unconditional without classes, its widths matched if a size is given."""
-    config = plan.denoiser if num_classes else replace(plan.denoiser, context_dim=None)
-    return match_widths(config, target_params) if target_params else config
+def denoiser_config(plan: DiffusionSpec, num_classes: int) -> DenoiserConfig:
+    """The denoiser of a spec for this data: unconditional without classes, and of the size asked for within 3 %."""
+    config, target = plan.denoiser if num_classes else replace(plan.denoiser, context_dim=None), plan.target_params
+    if target is None or abs(count_params(config) / target - 1) <= 0.03:
+        return config
+    return match_widths(config, target)
 
 
 def train_diffusion(
@@ -215,7 +217,7 @@ def train_diffusion(
         raise ValueError(f"these latents were encoded by first stage {latents.first_stage[:12]}, not by "
                          f"{first_stage.name} {first_stage.hash[:12]}: encode the pictures with this one")
     device, plan, num_classes = _device(device), spec.diffusion, pictures.train.num_classes
-    config = denoiser_config(plan, num_classes, plan.target_params)
+    config = denoiser_config(plan, num_classes)
     key = content_key(plan, asdict(config), spec.evaluation, first_stage.hash, pictures.train.fingerprint, spec.seed)
     folder = runs_dir() / f"diffusion-{spec.name}-{key}"
     path = folder / "diffusion.safetensors"
