@@ -125,7 +125,9 @@ class Frame:
     A shape is a signed distance, negative inside, in the thing's units.
     """
 
-    def __init__(self, canvas: Canvas, number: int, cx: float, cy: float, scale: float, angle: float, flip: bool) -> None:
+    def __init__(
+        self, canvas: Canvas, number: int, cx: float, cy: float, scale: float, angle: float, flip: bool
+    ) -> None:
         n, reach = canvas.size, 1.45 * scale if angle else 1.12 * scale
         x0, x1 = max(0, math.floor((cx - reach) * n)), min(n, math.ceil((cx + reach) * n))
         y0, y1 = max(0, math.floor((cy - reach) * n)), min(n, math.ceil((cy + reach) * n))

@@ -27,11 +27,19 @@ class Hour:
 
 
 HOURS: dict[str, Hour] = {
-    "day": Hour(rgb(0.22, 0.50, 0.88), rgb(0.72, 0.87, 0.97), rgb(1.0, 1.0, 1.0), rgb(1.0, 1.0, 0.98), "under a blue sky"),
+    "day": Hour(
+        rgb(0.22, 0.50, 0.88), rgb(0.72, 0.87, 0.97), rgb(1.0, 1.0, 1.0), rgb(1.0, 1.0, 0.98), "under a blue sky"
+    ),
     "dawn": Hour(rgb(0.48, 0.55, 0.82), rgb(0.99, 0.80, 0.74), rgb(1.0, 0.88, 0.86), rgb(1.0, 0.94, 0.95), "at dawn"),
-    "sunset": Hour(rgb(0.36, 0.27, 0.56), rgb(1.0, 0.62, 0.26), rgb(1.0, 0.58, 0.45), rgb(1.03, 0.88, 0.76), "at sunset"),
-    "overcast": Hour(rgb(0.52, 0.57, 0.63), rgb(0.80, 0.82, 0.83), rgb(0.90, 0.91, 0.92), rgb(0.90, 0.93, 0.95), "under a grey sky"),
-    "night": Hour(rgb(0.03, 0.05, 0.16), rgb(0.18, 0.22, 0.44), rgb(0.25, 0.28, 0.45), rgb(0.62, 0.68, 0.92), "at night"),
+    "sunset": Hour(
+        rgb(0.36, 0.27, 0.56), rgb(1.0, 0.62, 0.26), rgb(1.0, 0.58, 0.45), rgb(1.03, 0.88, 0.76), "at sunset"
+    ),
+    "overcast": Hour(
+        rgb(0.52, 0.57, 0.63), rgb(0.80, 0.82, 0.83), rgb(0.90, 0.91, 0.92), rgb(0.90, 0.93, 0.95), "under a grey sky"
+    ),
+    "night": Hour(
+        rgb(0.03, 0.05, 0.16), rgb(0.18, 0.22, 0.44), rgb(0.25, 0.28, 0.45), rgb(0.62, 0.68, 0.92), "at night"
+    ),
 }
 
 
@@ -69,7 +77,12 @@ def paint_ridge(c: Canvas, line: Field, colour: Field, number: int) -> None:
 def paint_hills(c: Canvas, r: Stream, horizon: float, colour: np.ndarray, haze: np.ndarray) -> None:
     """One or two ranges in the haze behind the ground."""
     for k in range(r.choice((1, 2))):
-        line = horizon - 0.05 + 0.05 * k - r.uniform(0.02, 0.09) * (1.2 + c.ridge(r, r.uniform(0.6, 1.4), 5, r.uniform(0.35, 0.6)))
+        line = (
+            horizon
+            - 0.05
+            + 0.05 * k
+            - r.uniform(0.02, 0.09) * (1.2 + c.ridge(r, r.uniform(0.6, 1.4), 5, r.uniform(0.35, 0.6)))
+        )
         near = 0.4 + 0.3 * k
         paint_ridge(c, line, mix(haze, colour, near) * (1 + 0.10 * c.grain + 0.5 * (line - c.y + 0.1)), HILL)
 
@@ -82,7 +95,9 @@ def paint_blades(c: Canvas, r: Stream, number: int, base: np.ndarray) -> None:
     t = np.clip((1.02 - y) / (0.08 + 0.13 * tall), 0, 1.2)
     off = np.abs(x - root - (lean - 0.5) * 0.14 * t * t) / c.px
     half = 0.007 * (1 - t) / c.px
-    cover = (np.clip(half - off + 0.5, 0, 1) - np.clip(-half - off + 0.5, 0, 1)).max(0) * (half[..., 0].max(0)[:, None] > 0)
+    cover = (np.clip(half - off + 0.5, 0, 1) - np.clip(-half - off + 0.5, 0, 1)).max(0) * (
+        half[..., 0].max(0)[:, None] > 0
+    )
     c.rgb[:, top:] += (base - c.rgb[:, top:]) * cover
 
 
@@ -126,7 +141,9 @@ def snow(c: Canvas, r: Stream) -> Place:
     rock = mix(rgb(0.33, 0.36, 0.45), HOURS[name].horizon, 0.35)
     cap = step(line + 0.07 + 0.05 * c.grain - c.y, -0.01, 0.01)
     paint_ridge(c, line, mix(rock * (1 + 0.25 * c.grain), rgb(0.94, 0.96, 1.0), cap), HILL)
-    drift = rgb(0.90, 0.94, 1.0) * (1.0 + 0.07 * c.grain) - 0.10 * bands(c.y + 0.05 * np.sin(5 * c.x) + 0.02 * c.grain, 0.11, c.px)
+    drift = rgb(0.90, 0.94, 1.0) * (1.0 + 0.07 * c.grain) - 0.10 * bands(
+        c.y + 0.05 * np.sin(5 * c.x) + 0.02 * c.grain, 0.11, c.px
+    )
     paint_ridge(c, horizon + 0.03 * c.ridge(r, 0.5, 3, 0.45), drift, SNOW)
     if r.chance(0.5):
         c.paint(np.minimum(c.specks(r.take(48), r.take(48), 0.0075, 1.2), 1), rgb(1.0, 1.0, 1.0))
@@ -145,9 +162,13 @@ def sea(c: Canvas, r: Stream) -> Place:
     deep = mix(rgb(0.06, 0.30, 0.50), rgb(0.05, 0.45, 0.50), r.uniform())
     depth = np.clip((c.y - horizon) / (1 - horizon), 0, 1)
     swell = c.noise(r, stretch=0.25, slope=0.0, lowest=2.5)
-    crest = bands(np.sqrt(depth + 0.01) + 0.010 * swell + 0.010 * np.sin(19 * c.x), r.uniform(0.07, 0.12), 1.4 * c.px, 0.22)
+    crest = bands(
+        np.sqrt(depth + 0.01) + 0.010 * swell + 0.010 * np.sin(19 * c.x), r.uniform(0.07, 0.12), 1.4 * c.px, 0.22
+    )
     base = mix(hour.horizon * 0.85, deep, 0.35 + 0.65 * np.sqrt(depth))
-    paint_ridge(c, horizon, base * (1 + 0.10 * swell) + hour.horizon * (0.20 * crest + 0.25 * step(swell, 1.2, 2.2)), WATER)
+    paint_ridge(
+        c, horizon, base * (1 + 0.10 * swell) + hour.horizon * (0.20 * crest + 0.25 * step(swell, 1.2, 2.2)), WATER
+    )
     return Place(horizon, "on the sea", name, hour.grade)
 
 
@@ -166,7 +187,9 @@ def under_water(c: Canvas, r: Stream) -> Place:
         half = 0.018 * np.sqrt(1 - t) * (c.y < bed + 0.05) / c.px
         weed = rgb(0.10, 0.42, 0.30) * (0.75 + 0.6 * t)
         c.paint(np.clip(half - off + 0.5, 0, 1) - np.clip(-half - off + 0.5, 0, 1), weed)
-    sand = rgb(0.80, 0.74, 0.52) * (0.95 + 0.16 * c.grain - 0.12 * bands(c.y + 0.03 * c.grain + 0.02 * np.sin(9 * c.x), 0.045, c.px))
+    sand = rgb(0.80, 0.74, 0.52) * (
+        0.95 + 0.16 * c.grain - 0.12 * bands(c.y + 0.03 * c.grain + 0.02 * np.sin(9 * c.x), 0.045, c.px)
+    )
     paint_ridge(c, bed + 0.03 * c.ridge(r, 0.7, 3, 0.5), sand * rgb(0.72, 0.92, 0.95), SAND)
     x, y = r.take(10), r.take(10) * bed
     c.paint(np.minimum(c.specks(x, y, 0.010, 0.9), 1), rgb(0.85, 0.97, 1.0))
@@ -177,7 +200,15 @@ def room(c: Canvas, r: Stream) -> Place:
     """Papered wall, a skirting board, a floor of checks or planks in perspective."""
     horizon = r.uniform(0.55, 0.66)
     first, second = r.choice(
-        (("teal", "white"), ("grey", "white"), ("pink", "white"), ("yellow", "white"), ("blue", "grey"), ("brown", "yellow"), ("green", "white"))
+        (
+            ("teal", "white"),
+            ("grey", "white"),
+            ("pink", "white"),
+            ("yellow", "white"),
+            ("blue", "grey"),
+            ("brown", "yellow"),
+            ("green", "white"),
+        )
     )
     a, b = mix(tint(r, first), rgb(0.85, 0.83, 0.78), 0.45), mix(tint(r, second), rgb(0.85, 0.83, 0.78), 0.35)
     pattern, period = r.choice(("stripe", "check", "diamond", "wave")), r.uniform(0.07, 0.16)
@@ -196,7 +227,11 @@ def room(c: Canvas, r: Stream) -> Place:
     away = np.maximum(c.y - horizon + 0.10, 0.02)  # distance from the vanishing line
     across, along = (c.x - 0.5) / away, 0.30 / away
     u_px, v_px = c.px / away, 0.30 * c.px / away**2
-    light, dark = (CREAM_TILE, tint(r, r.choice(("black", "red", "blue", "brown", "green")))) if r.chance(0.6) else (OAK, OAK * 0.8)
+    light, dark = (
+        (CREAM_TILE, tint(r, r.choice(("black", "red", "blue", "brown", "green"))))
+        if r.chance(0.6)
+        else (OAK, OAK * 0.8)
+    )
     if light is CREAM_TILE:
         s, u = bands(across, 1.1, u_px), bands(along, 0.8, v_px)
         floor = mix(light, dark, s + u - 2 * s * u)

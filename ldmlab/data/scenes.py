@@ -41,7 +41,14 @@ _PLACES_OF = {
     "tree": _LAND,
 }
 _FLYING = ("balloon", "butterfly", "fish", "rocket")
-_SAID_OF_PATTERN = {"plain": "", "striped": "striped ", "banded": "banded ", "checked": "checked ", "dotted": "dotted ", "wavy": "wavy "}
+_SAID_OF_PATTERN = {
+    "plain": "",
+    "striped": "striped ",
+    "banded": "banded ",
+    "checked": "checked ",
+    "dotted": "dotted ",
+    "wavy": "wavy ",
+}
 _PATTERN_SHOWS = ("balloon", "boat", "butterfly", "cup", "fish", "rocket", "house", "ball")
 _BESIDE = {"sea": ("ball", "crate", "rock"), "room": ("ball", "crate"), "under water": ("rock", "ball", "crate")}
 _COLOURS_OF = {
@@ -91,12 +98,21 @@ class _Thing:
     shadow: float  # height of the foot on the ground, 0 for none
 
 
+def _key(seed: int, split: str, index: int) -> str:
+    return f"ldmlab scenes {VERSION}/{seed}/{split}/{index}"
+
+
+def scene_label(seed: int, split: str, index: int) -> int:
+    """The class of a scene without rendering it: the first choice of its stream."""
+    return int(Stream(_key(seed, split, index), 1).uniform() * len(CLASSES))
+
+
 def _article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 def _phrase(thing: _Thing) -> str:
-    """"a striped red and white balloon": what the drawing really shows."""
+    """ "a striped red and white balloon": what the drawing really shows."""
     if thing.name in ("sun", "moon", "cloud"):
         return _article(thing.name)
     pattern = thing.style.pattern if thing.name in _PATTERN_SHOWS else "plain"
@@ -136,7 +152,13 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
     front: list[_Thing] = []
     said: list[str] = []
     if place.hour is not None and r.chance(0.55):  # something in the sky, on the side that the main thing leaves free
-        kind = "moon" if place.hour == "night" else r.choice(("sun", "cloud", "cloud")) if place.hour != "overcast" else "cloud"
+        kind = (
+            "moon"
+            if place.hour == "night"
+            else r.choice(("sun", "cloud", "cloud"))
+            if place.hour != "overcast"
+            else "cloud"
+        )
         white = mix(HOURS[place.hour].cloud, rgb(1.0, 1.0, 1.0), 0.4)
         glow = {"sun": rgb(1.0, 0.90, 0.55), "moon": rgb(1.25, 1.22, 1.1), "cloud": white}[kind]
         side = -1.0 if cx > 0.5 else 1.0
@@ -166,7 +188,11 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
     hour = HOURS[place.hour].words if place.hour else ""
     where = place.words
     if flying:
-        where = {"on a meadow": "above a meadow", "in the desert": "above the desert", "in the snow": "above the snow"}.get(where, where)
+        where = {
+            "on a meadow": "above a meadow",
+            "in the desert": "above the desert",
+            "in the snow": "above the snow",
+        }.get(where, where)
         where = "above the sea" if where == "on the sea" else where
     elif name == "lighthouse" and place_name == "sea":
         where = "by the sea"
@@ -183,7 +209,7 @@ def _render(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, i
         raise ValueError(f"scenes have sizes from {SIZES[0]} to {SIZES[1]}, got {size}")
     if index < 0:
         raise ValueError(f"index counts from 0, got {index}")
-    r = Stream(f"ldmlab scenes {VERSION}/{seed}/{split}/{index}")
+    r = Stream(_key(seed, split, index))
     canvas = Canvas(size)
     things, main, caption, place = _compose(r, canvas)
     for k, t in enumerate(things):

@@ -47,7 +47,9 @@ def tint(stream: Stream, name: str, spread: float = 0.05) -> np.ndarray:
     return np.clip(rgb(*COLOURS[name]) + (stream.take(3).reshape(3, 1, 1) - 0.5) * np.float32(2 * spread), 0, 1)
 
 
-def style(stream: Stream, light: float, colours: tuple[str, ...] = BRIGHT, patterns: tuple[str, ...] = PATTERNS) -> Style:
+def style(
+    stream: Stream, light: float, colours: tuple[str, ...] = BRIGHT, patterns: tuple[str, ...] = PATTERNS
+) -> Style:
     """A random style; the second colour is white, cream yellow or another bright one, never the first."""
     colour = stream.choice(colours)
     second = stream.choice([c for c in ("white", "white", "yellow", *BRIGHT) if c != colour])
@@ -162,7 +164,9 @@ def draw_cup(f: Frame, s: Style, r: Stream) -> None:
     cup = f.inside(np.maximum((np.abs(f.u) - wall) * 0.9, np.maximum(-0.12 - f.v, f.v - 0.78)))
     round_u = np.arcsin(np.clip(f.u / wall, -1, 1)) * 0.6
     curved = f.v + 0.1 * (f.u / 0.66) ** 2
-    f.paint(cup, fill(f, s, 0.28, round_u, curved) * (0.72 + 0.4 * np.cos(round_u * 1.6 - 0.5 * s.light) + 0.05 * f.grain))
+    f.paint(
+        cup, fill(f, s, 0.28, round_u, curved) * (0.72 + 0.4 * np.cos(round_u * 1.6 - 0.5 * s.light) + 0.05 * f.grain)
+    )
     f.paint(f.inside(f.ellipse(0, -0.12, 0.66, 0.15)), s.main * 1.08)
     f.paint(f.inside(f.ellipse(0, -0.11, 0.57, 0.11)), mix(WOOD * 0.5, WOOD, 0.5 - f.u))
     for k in range(3):
@@ -173,7 +177,9 @@ def draw_cup(f: Frame, s: Style, r: Stream) -> None:
 
 def draw_fish(f: Frame, s: Style, r: Stream) -> None:
     """A fish from the side: forked tail, fins, scales over the pattern."""
-    tail = np.maximum(f.polygon((-0.98, -0.5), (-0.42, -0.06), (-0.42, 0.06), (-0.98, 0.5)), 0.3 - np.hypot(f.u + 1.1, f.v))
+    tail = np.maximum(
+        f.polygon((-0.98, -0.5), (-0.42, -0.06), (-0.42, 0.06), (-0.98, 0.5)), 0.3 - np.hypot(f.u + 1.1, f.v)
+    )
     rays = 1 - 0.35 * f.stripes(f.v / (0.12 - f.u), 0.16, 0.3, 1.6)
     f.paint(f.inside(tail), s.other * (rays * shade(f, s, 0.2)))
     fin = np.maximum(f.ellipse(-0.02, -0.30, 0.42, 0.38), f.v + 0.15)
@@ -208,7 +214,11 @@ def draw_flower(f: Frame, s: Style, r: Stream) -> None:
     lobe = np.abs(np.cos(turn * (petals / 2)))
     edge = 0.36 + 0.34 * np.sqrt(lobe)
     cover = f.inside((radius - edge) * 0.75)
-    colour = fill(f, s, 0.22, turn * 0.3, radius) if s.pattern in ("banded", "dotted") else mix(s.other, s.main, step(radius, 0.22, 0.5))
+    colour = (
+        fill(f, s, 0.22, turn * 0.3, radius)
+        if s.pattern in ("banded", "dotted")
+        else mix(s.other, s.main, step(radius, 0.22, 0.5))
+    )
     streak = 1 - 0.3 * (1 - lobe) ** 2 - 0.12 * f.stripes(turn, math.tau / (4 * petals), 0.5, 2.2)
     f.paint(cover, colour * (streak * (1.08 - 0.15 * dv + 0.15 * s.light * du)))
     heart = rgb(0.45, 0.24, 0.10) if s.second == "yellow" or s.colour == "yellow" else rgb(0.95, 0.74, 0.15)
@@ -263,24 +273,39 @@ def draw_mushroom(f: Frame, s: Style, r: Stream) -> None:
     """A mushroom: a spotted cap over gills, a pale stem with a skirt."""
     stem = 0.20 + 0.10 * step(f.v, 0.4, 1.0)
     shadow = 1.0 - 0.4 * step(f.v, 0.25, 0.0)
-    f.paint(f.inside(np.maximum(np.abs(f.u) - stem, np.maximum(-f.v, f.v - 0.98))), CREAM * (shadow * shade(f, s, 0.35)))
-    f.paint(f.inside(np.maximum(f.ellipse(0, 0.36, 0.33, 0.12), 0.30 - f.v)), CREAM * (0.95 - 0.3 * f.stripes(f.u, 0.1, 0.4)))
+    f.paint(
+        f.inside(np.maximum(np.abs(f.u) - stem, np.maximum(-f.v, f.v - 0.98))), CREAM * (shadow * shade(f, s, 0.35))
+    )
+    f.paint(
+        f.inside(np.maximum(f.ellipse(0, 0.36, 0.33, 0.12), 0.30 - f.v)),
+        CREAM * (0.95 - 0.3 * f.stripes(f.u, 0.1, 0.4)),
+    )
     gills = f.inside(f.ellipse(0, 0.02, 0.86, 0.17))
     f.paint(gills, CREAM * (0.72 - 0.30 * f.stripes(f.u / (0.5 + f.v), 0.14, 0.4, 2.0)))
     cap = f.inside(np.maximum(f.ellipse(0, 0.05, 0.94, 0.98), f.v - 0.05 + 0.12 * (f.u * f.u - 0.2)))
     curved = np.arcsin(np.clip(f.u / 0.96, -1, 1)) * 0.9
     spotted = s if s.pattern not in ("plain", "wavy") else None
-    colour = fill(f, spotted, 0.40, curved, f.v) if spotted else mix(s.main, CREAM, f.dots(0.40, 0.12, curved, f.v + 0.08))
+    colour = (
+        fill(f, spotted, 0.40, curved, f.v) if spotted else mix(s.main, CREAM, f.dots(0.40, 0.12, curved, f.v + 0.08))
+    )
     f.paint(cap, colour * ball_shade(f, s, 0, 0.1, 1.05))
 
 
 def draw_rocket(f: Frame, s: Style, r: Stream) -> None:
     """A rocket under power: pointed hull, fins, a porthole, the flame."""
     flame = f.ellipse(0, 0.72, 0.17, 0.36) - 0.03 * f.grain
-    f.paint(f.inside(flame), mix(rgb(1.0, 0.93, 0.5), rgb(0.98, 0.38, 0.08), np.clip(2.2 * (f.v - 0.52) + np.abs(f.u), 0, 1)))
+    f.paint(
+        f.inside(flame),
+        mix(rgb(1.0, 0.93, 0.5), rgb(0.98, 0.38, 0.08), np.clip(2.2 * (f.v - 0.52) + np.abs(f.u), 0, 1)),
+    )
     f.paint(f.inside(f.ellipse(0, 0.62, 0.08, 0.16)), rgb(1.0, 0.99, 0.9))
     u = np.abs(f.u)
-    f.paint(f.inside(np.maximum(u - 0.16 - 0.55 * np.clip(f.v - 0.05, 0, 1), np.maximum(0.1 - f.v, f.v - 0.72 + 0.3 * (0.5 - u)))), s.other * shade(f, s, 0.3))
+    f.paint(
+        f.inside(
+            np.maximum(u - 0.16 - 0.55 * np.clip(f.v - 0.05, 0, 1), np.maximum(0.1 - f.v, f.v - 0.72 + 0.3 * (0.5 - u)))
+        ),
+        s.other * shade(f, s, 0.3),
+    )
     half = 0.32 * np.sqrt(np.clip(1 - (np.abs(f.v + 0.02) / 0.96) ** 1.8, 0, 1))
     hull = f.inside(np.maximum((u - half) * 0.9, f.v - 0.52))
     round_u = np.clip(f.u / np.maximum(half, 0.05), -1, 1)
@@ -289,7 +314,10 @@ def draw_rocket(f: Frame, s: Style, r: Stream) -> None:
     f.paint(hull * f.inside(f.v + 0.52), s.other * light, claim=False)
     f.paint(hull * np.maximum(f.stroke(f.v + 0.52, 0.05), f.stroke(f.v - 0.46, 0.07)), METAL * 0.7, claim=False)
     f.paint(f.inside(f.ellipse(0, -0.20, 0.17, 0.17)), METAL * 1.2)
-    f.paint(f.inside(f.ellipse(0, -0.20, 0.115, 0.115)), mix(rgb(0.20, 0.45, 0.65), rgb(0.75, 0.92, 1.0), np.clip(-2 * (f.v + 0.2) + 0.4, 0, 1)))
+    f.paint(
+        f.inside(f.ellipse(0, -0.20, 0.115, 0.115)),
+        mix(rgb(0.20, 0.45, 0.65), rgb(0.75, 0.92, 1.0), np.clip(-2 * (f.v + 0.2) + 0.4, 0, 1)),
+    )
 
 
 def draw_tree(f: Frame, s: Style, r: Stream) -> None:
@@ -301,9 +329,18 @@ def draw_tree(f: Frame, s: Style, r: Stream) -> None:
         for top, base, half in ((-0.1, 0.72, 0.66), (-0.52, 0.30, 0.54), (-0.95, -0.12, 0.40)):
             tier = f.polygon((0, top), (half, base), (-half, base)) - 0.35 * leaf
             needles = 1 - 0.3 * f.stripes(f.v - 0.5 * np.abs(f.u), 0.16, 0.4, 1.1)
-            f.paint(f.inside(tier), s.main * (needles * (1.05 + 1.6 * leaf - 0.5 * step(f.v, base - 0.6, base) + 0.4 * s.light * f.u)))
+            f.paint(
+                f.inside(tier),
+                s.main * (needles * (1.05 + 1.6 * leaf - 0.5 * step(f.v, base - 0.6, base) + 0.4 * s.light * f.u)),
+            )
         return
-    for cx, cy, size in ((-0.42, 0.02, 0.42), (0.42, 0.0, 0.42), (0.0, 0.08, 0.48), (-0.26, -0.42, 0.42), (0.26, -0.46, 0.40)):
+    for cx, cy, size in (
+        (-0.42, 0.02, 0.42),
+        (0.42, 0.0, 0.42),
+        (0.0, 0.08, 0.48),
+        (-0.26, -0.42, 0.42),
+        (0.26, -0.46, 0.40),
+    ):
         crown = f.inside(f.ellipse(cx, cy, size, size) - 0.6 * leaf)
         f.paint(crown, s.main * (0.92 + 2.2 * leaf + 0.5 * (s.light * (f.u - cx) - (f.v - cy)) - 0.15 * f.v))
     if s.pattern != "plain":
