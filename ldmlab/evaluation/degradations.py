@@ -1,0 +1,99 @@
+"""Ways to spoil pictures by degrees, and what a distance makes of them: a score worth having grows with each."""
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ldmlab.data.images import to_float, to_uint8
+from ldmlab.evaluation.distances import FeatureMoments, frechet, moments_of
+from ldmlab.perception import FeatureNet
+
+# From mild to severe. The unit is part of the meaning: see `degrade`.
+LADDERS: dict[str, tuple[float, ...]] = {
+    "blur": (0.5, 0.75, 1.0, 1.5, 2.0, 4.0),
+    "noise": (0.05, 0.1, 0.2, 0.4, 0.8),
+    "jpeg": (80, 50, 25, 10, 5),
+    "shuffle": (2, 4, 8, 16),
+}
+UNITS = {
+    "blur": "standard deviation [px]",
+    "noise": "standard deviation",
+    "jpeg": "quality",
+    "shuffle": "blocks a side",
+}
+
+
+def degrade(x: Float[Tensor, "n 3 h w"], kind: str, strength: float, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
+    """Pictures in [-1, 1], spoiled by one of `LADDERS` and rounded to 8 bits.
+
+    `blur`: Gaussian, `strength` its standard deviation in pixels. `noise`: Gaussian, standard deviation in units of
+    [-1, 1]. `jpeg`: quality 1 to 95, lower is worse. `shuffle`: cut into `strength` blocks a side, which must divide
+    the picture, and put together in random order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "blur":
+        from torchvision.transforms.functional import gaussian_blur
+
+        radius = min(int(np.ceil(3 * strength)), min(x.shape[2:]) - 1)
+        y = gaussian_blur(x, [2 * radius + 1] * 2, [float(strength)] * 2)
+    elif kind == "noise":
+        y = x + strength * torch.randn(x.shape, generator=generator)
+    elif kind == "jpeg":
+        y = to_float(torch.stack([_jpeg(picture, int(strength)) for picture in to_uint8(x)]))
+    elif kind == "shuffle":
+        y = _shuffle(x, int(strength), generator)
+    else:
+        raise ValueError(f"no degradation {kind!r}; there are {', '.join(LADDERS)}")
+    return to_float(to_uint8(y))
+
+
+def _jpeg(picture: Tensor, quality: int) -> Tensor:
+    buffer = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG", quality=quality)
+    return torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1)
+
+
+def _shuffle(x: Tensor, blocks: int, generator: torch.Generator) -> Tensor:
+    n, c, h, w = x.shape
+    if blocks < 1 or h % blocks or w % blocks:
+        raise ValueError(f"pictures of {h} x {w} cannot be cut into {blocks} blocks a side")
+    tiles = x.reshape(n, c, blocks, h // blocks, blocks, w // blocks).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    order = torch.rand(n, blocks * blocks, generator=generator).argsort(1)
+    tiles = tiles[torch.arange(n)[:, None], order].unflatten(1, (blocks, blocks))
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
+
+
+def degradation_curves(
+    real: Float[Tensor, "n 3 h w"],
+    reference: Float[Tensor, "m 3 h w"],
+    net: FeatureNet,
+    ladders: Mapping[str, tuple[float, ...]] = LADDERS,
+    *,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Fréchet distance to `reference` of `real` spoiled by each step of each ladder.
+
+    Each curve starts with `real` left as it is: the noise floor at this number of pictures, above 0 because the
+    two sets hold different pictures of one kind.
+    """
+
+    def moments(x: Tensor) -> FeatureMoments:
+        return moments_of(x.split(batch_size), net)
+
+    target = moments(reference)
+    floor = frechet(target, moments(real))
+    return {
+        kind: [floor] + [frechet(target, moments(degrade(real, kind, strength, seed))) for strength in ladder]
+        for kind, ladder in ladders.items()
+    }
+
+
+def rises(curve: list[float]) -> bool:
+    """Whether each value is above the one before it."""
+    return all(a < b for a, b in zip(curve, curve[1:], strict=False))

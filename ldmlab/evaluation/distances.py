@@ -1,0 +1,254 @@
+"""Distances between two sets of pictures, taken on feature vectors: Fréchet [FID, Eq. 6] and kernel [KID, Sec. 4].
+
+They are called FID and KID only on the features of Inception. On the lab's own networks they are `FD-lab`, `KID-lab`
+and so on: numbers to compare with each other, not with published ones.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldmlab.perception import FeatureNet
+
+# Extractors that may score, and how their scores are called; one that trains models is not among them.
+SCORING = {"fd-lab": "lab", "referee": "referee"}
+KEEP = 2048  # vectors a set keeps for the kernel distance
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number with what is needed to compare it: without its protocol it is none."""
+
+    value: float
+    name: str
+    unit: str  # "dB", "1" for pure numbers
+    n_real: int
+    n_fake: int
+    extractor: str = ""  # the feature network's name; empty where there is none
+    weights_hash: str = ""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if math.isnan(self.value):
+            raise ValueError(f"{self.name} is not a number (n_real={self.n_real}, n_fake={self.n_fake})")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, which knows no infinity: PSNR of equal pictures becomes None."""
+        return asdict(self) | {"value": self.value if math.isfinite(self.value) else None}
+
+
+def frechet_distance(
+    mu1: Float[Tensor, " d"], cov1: Float[Tensor, "d d"], mu2: Float[Tensor, " d"], cov2: Float[Tensor, "d d"]
+) -> float:
+    """|mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)), squared, between two Gaussians [FID, Eq. 6].
+
+    The trace of the root is the sum of the roots of the eigenvalues of A cov2 A^T with A^T A = cov1: a symmetric
+    problem in float64, exact where cov1 cov2 is near singular and an iterated matrix root is not.
+    """
+    mu1, cov1, mu2, cov2 = (m.detach().cpu().double() for m in (mu1, cov1, mu2, cov2))
+    root = _root(cov1)
+    cross = torch.linalg.eigvalsh(root @ cov2 @ root.T).clamp(min=0).sqrt().sum()
+    return _assemble(mu1, cov1.trace(), mu2, cov2.trace(), cross)
+
+
+def _root(cov: Tensor) -> Tensor:
+    """Some A with A^T A = cov."""
+    values, vectors = torch.linalg.eigh(cov)
+    return values.clamp(min=0).sqrt()[:, None] * vectors.T
+
+
+def _assemble(mu1: Tensor, trace1: Tensor, mu2: Tensor, trace2: Tensor, cross: Tensor) -> float:
+    # Equal inputs leave a rounding error of either sign; a distance is not negative.
+    return max(0.0, ((mu1 - mu2).square().sum() + trace1 + trace2 - 2 * cross).item())
+
+
+class FeatureMoments:
+    """Mean and covariance of feature vectors, added batch by batch in float64, and an even sample of the vectors.
+
+    Neither depends on the size of the batches (moments up to rounding). Up to `keep` vectors the sample is all of them.
+    """
+
+    def __init__(self, dim: int, *, keep: int = KEEP, seed: int = 0, extractor: str = "", weights_hash: str = ""):
+        self.n, self.keep, self.extractor, self.weights_hash = 0, keep, extractor, weights_hash
+        self.mean = torch.zeros(dim, dtype=torch.float64)
+        self.scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (v - mean)(v - mean)^T
+        self.sample = torch.zeros(0, dim)
+        self._keys = np.zeros(0)  # one random number a vector of the sample: the smallest stay
+        self._rng = np.random.default_rng(seed)
+
+    @property
+    def dim(self) -> int:
+        return len(self.mean)
+
+    @property
+    def cov(self) -> Float[Tensor, "d d"]:
+        """Unbiased covariance; needs two vectors."""
+        if self.n < 2:
+            raise ValueError(f"a covariance needs at least 2 pictures, got {self.n}")
+        return self.scatter / (self.n - 1)
+
+    def update(self, features: Float[Tensor, "n d"]) -> "FeatureMoments":
+        """Add a batch of vectors; refuses another dimension and values that are not finite."""
+        if features.shape[1] != self.dim:
+            raise ValueError(f"expected vectors of {self.dim} entries, got {tuple(features.shape)}")
+        if not features.isfinite().all():
+            raise ValueError("features hold values that are not finite; look at the pictures they come from")
+        if len(features) == 0:
+            return self
+        rows = features.detach().cpu()
+        batch = rows.double()
+        total, batch_mean = self.n + len(batch), batch.mean(0)
+        shift, centred = batch_mean - self.mean, batch - batch_mean
+        # Two sets of known moments joined [Chan et al. 1979]: no large sums are subtracted from each other.
+        self.scatter += centred.T @ centred + torch.outer(shift, shift) * (self.n * len(batch) / total)
+        self.mean += shift * (len(batch) / total)
+        self.n = total
+        self._sample(rows.float())
+        return self
+
+    def _sample(self, rows: Tensor) -> None:
+        keys = np.concatenate([self._keys, self._rng.random(len(rows))])
+        chosen = np.sort(np.argsort(keys, kind="stable")[: self.keep])
+        self._keys, self.sample = keys[chosen], torch.cat([self.sample, rows])[torch.from_numpy(chosen)]
+
+    def factor(self) -> Tensor | None:
+        """X with X^T X = cov and fewer rows than columns, where the vectors are too few for a full covariance."""
+        if 2 <= self.n == len(self.sample) <= self.dim:
+            return (self.sample.double() - self.mean) / math.sqrt(self.n - 1)
+        return None
+
+    def save(self, path: Path) -> None:
+        """Write to a safetensors file, whole or not at all."""
+        tensors = {"mean": self.mean, "scatter": self.scatter, "sample": self.sample}
+        metadata = {"n": str(self.n), "extractor": self.extractor, "weights_hash": self.weights_hash}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, part, metadata)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> "FeatureMoments":
+        """Read what `save` wrote; further vectors cannot be sampled evenly, so it is for comparing only."""
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+            mean, scatter, sample = (file.get_tensor(key) for key in ("mean", "scatter", "sample"))
+        moments = cls(len(mean), extractor=about["extractor"], weights_hash=about["weights_hash"])
+        moments.n, moments.mean, moments.scatter, moments.sample = int(about["n"]), mean, scatter, sample
+        return moments
+
+
+def frechet(real: FeatureMoments, fake: FeatureMoments) -> float:
+    """Fréchet distance of two sets of vectors; where one has fewer vectors than entries, by the singular values.
+
+    With X^T X = cov, tr (cov1 cov2)^(1/2) is the nuclear norm of X1 X2^T: exact and quick for few vectors, where the
+    eigenvalues of a singular covariance are mostly rounding error.
+    """
+    x1, x2 = real.factor(), fake.factor()
+    if x1 is None and x2 is None:
+        return frechet_distance(real.mean, real.cov, fake.mean, fake.cov)
+    x1, x2 = (_root(m.cov) if x is None else x for m, x in ((real, x1), (fake, x2)))
+    cross = torch.linalg.svdvals(x1 @ x2.T).sum()
+    return _assemble(real.mean, x1.square().sum(), fake.mean, x2.square().sum(), cross)
+
+
+def kid(
+    real: Float[Tensor, "n d"],
+    fake: Float[Tensor, "m d"],
+    *,
+    num_subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Squared MMD with the kernel (a.b / d + 1)^3, unbiased [KID, Sec. 4]: (mean, standard deviation) over subsets.
+
+    Subsets hold `subset_size` vectors of each set, drawn without replacement, or all where a set has fewer; then one
+    subset of everything is drawn, and the deviation is 0. An unbiased estimate of a small distance may be negative.
+    """
+    size = min(subset_size, len(real), len(fake))
+    if size < 2:
+        raise ValueError(f"kid needs at least 2 vectors in each set, got {len(real)} and {len(fake)}")
+    if size == len(real) == len(fake):
+        num_subsets = 1
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for _ in range(num_subsets):
+        a, b = (s[torch.randperm(len(s), generator=generator)[:size]].detach().cpu().double() for s in (real, fake))
+        k_aa, k_bb, k_ab = ((u @ v.T / a.shape[1] + 1) ** 3 for u, v in ((a, a), (b, b), (a, b)))
+        off_diagonal = k_aa.sum() - k_aa.trace() + k_bb.sum() - k_bb.trace()
+        values.append(off_diagonal / (size * (size - 1)) - 2 * k_ab.mean())
+    stacked = torch.stack(values)
+    return stacked.mean().item(), stacked.std(correction=0).item()
+
+
+def moments_of(batches: Iterable[Float[Tensor, "n 3 h w"]], net: FeatureNet, *, keep: int = KEEP) -> FeatureMoments:
+    """Moments of the embeddings of pictures in [-1, 1], which may lie on any device; they are moved to the network."""
+    moments = FeatureMoments(net.dim, keep=keep, extractor=net.name, weights_hash=net.weights_hash)
+    with torch.inference_mode():
+        for x in batches:
+            moments.update(net.embed(x.to(net.embed_mean.device)))
+    return moments
+
+
+def reference_moments(dataset, net: FeatureNet, cache_dir: Path | str, *, batch_size: int = 128) -> FeatureMoments:
+    """Moments of a whole `ImageSet`, kept on disk under its fingerprint and the network's hash.
+
+    A file that cannot be read is made anew; several processes may ask for it at once.
+    """
+    from ldmlab.data.images import to_float
+
+    # The version changes when what a file holds, or how it is computed, does.
+    key = sha256(f"moments-1|{dataset.fingerprint}|{net.name}|{net.weights_hash}|{KEEP}".encode()).hexdigest()[:24]
+    path = Path(cache_dir) / f"moments-{key}.safetensors"
+    if path.exists():
+        try:
+            return FeatureMoments.load(path)
+        except (SafetensorError, KeyError, OSError):
+            pass
+    starts = range(0, len(dataset), batch_size)
+    batches = (to_float(dataset.images(range(i, min(i + batch_size, len(dataset))))) for i in starts)
+    moments = moments_of(batches, net)
+    moments.save(path)
+    return moments
+
+
+def _scored(kind: str, value: float, real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any]) -> Score:
+    if real.extractor not in SCORING:
+        raise ValueError(f"{real.extractor!r} gives no scores; those that do are {', '.join(SCORING)}")
+    if (real.extractor, real.weights_hash) != (fake.extractor, fake.weights_hash):
+        raise ValueError(
+            f"the two sets were looked at by different networks: {real.extractor} {real.weights_hash[:8]} and "
+            f"{fake.extractor} {fake.weights_hash[:8]}"
+        )
+    name = f"{kind}-{SCORING[real.extractor]}"
+    return Score(value, name, "1", real.n, fake.n, real.extractor, real.weights_hash, dict(protocol))
+
+
+def frechet_score(real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any] | None = None) -> Score:
+    """Fréchet distance as `FD-lab` or `FD-referee`; refuses moments of two networks, or of one that trains models."""
+    return _scored("FD", frechet(real, fake), real, fake, protocol or {})
+
+
+def kid_score(
+    real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any] | None = None, **options: int
+) -> Score:
+    """Kernel distance of the kept samples as `KID-lab` or `KID-referee`; n are the sizes of the samples.
+
+    `options` go to `kid`; subsets and spread join the protocol.
+    """
+    mean, std = kid(real.sample, fake.sample, **options)
+    score = _scored("KID", mean, real, fake, {**(protocol or {}), **options, "std_over_subsets": std})
+    return Score(**asdict(score) | {"n_real": len(real.sample), "n_fake": len(fake.sample)})

@@ -1,0 +1,76 @@
+"""How well a first stage gives back its pictures: PSNR, SSIM, perceptual distance, rFD [LDM v2, Tab. 8]."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldmlab.data.images import to_float, to_uint8
+from ldmlab.evaluation.distances import FeatureMoments, Score, frechet_score
+from ldmlab.perception import FeatureNet
+
+
+def psnr(x: Float[Tensor, "n 3 h w"], x_rec: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Peak signal-to-noise ratio of each picture, in dB; pictures in [-1, 1], so the peak is 2. Equal ones give inf."""
+    mse = (x.double() - x_rec.double()).square().flatten(1).mean(1)
+    return (10 * torch.log10(4 / mse)).float()
+
+
+def ssim(x: Float[Tensor, "n 3 h w"], x_rec: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Structural similarity of each picture, at most 1: Gaussian window of 11 px; pictures in [-1, 1], sides >= 11."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    if min(x.shape[2:]) < 11:
+        raise ValueError(f"ssim needs pictures of at least 11 x 11, got {tuple(x.shape)}")
+    return structural_similarity_index_measure(x_rec, x, data_range=2.0, reduction="none").reshape(len(x))
+
+
+@torch.inference_mode()
+def reconstruction_scores(
+    reconstruct: Callable[[Tensor], Tensor],
+    dataset,
+    net: FeatureNet,
+    perceptual: nn.Module,
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    protocol: Mapping[str, Any] | None = None,
+) -> dict[str, Score]:
+    """`psnr`, `ssim`, `perceptual` (means over pictures) and `rfd` of `reconstruct(x) -> x_rec` on an `ImageSet`.
+
+    Batches are streamed; the scores do not depend on their size. Reconstructions are scored as they would be saved:
+    clamped and rounded to 8 bits. rFD compares the reconstructed pictures with the very same real ones (validation
+    against validation), under `net`, which must not be the network of `perceptual`.
+    """
+    if len(dataset) < 2:
+        raise ValueError(f"scores need at least 2 pictures, got {len(dataset)}")
+    net, perceptual = net.to(device), perceptual.to(device)
+    moments = [FeatureMoments(net.dim, extractor=net.name, weights_hash=net.weights_hash) for _ in range(2)]
+    per_picture: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "perceptual": []}
+    for start in range(0, len(dataset), batch_size):
+        x = to_float(dataset.images(range(start, min(start + batch_size, len(dataset))))).to(device)
+        x_rec = to_float(to_uint8(reconstruct(x).float()))
+        for name, function in (("psnr", psnr), ("ssim", ssim), ("perceptual", perceptual)):
+            per_picture[name].append(function(x, x_rec).double().cpu())
+        for m, pictures in zip(moments, (x, x_rec), strict=True):
+            m.update(net.embed(pictures))
+
+    n = len(dataset)
+    protocol = {
+        **dataset.protocol,
+        "data": dataset.fingerprint,
+        "split": dataset.split,
+        "quantization": "clamped to [-1, 1], rounded to 8 bits",
+        **(protocol or {}),
+    }
+    extractors = {"perceptual": (perceptual.name, perceptual.weights_hash)}
+    names = {"psnr": ("PSNR", "dB"), "ssim": ("SSIM", "1"), "perceptual": (perceptual.name, "1")}
+    scores = {
+        key: Score(torch.cat(values).mean().item(), *names[key], n, n, *extractors.get(key, ("", "")), protocol)
+        for key, values in per_picture.items()
+    }
+    fd = frechet_score(*moments, protocol)
+    scores["rfd"] = Score(fd.value, f"r{fd.name}", "1", n, n, fd.extractor, fd.weights_hash, protocol)
+    return scores
