@@ -9,11 +9,13 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+
+from ldmlab.data.names import ACCEPTED as ACCEPTED_DATA
+from ldmlab.data.names import check_data_name
 
 
 class ParameterError(ValueError):
@@ -56,8 +58,8 @@ def read_parameters(notebook: str, namespace: Mapping[str, Any]) -> Parameters:
             values[name] = PARAMETERS[name].parse(namespace[name])
         except ValidationError as error:
             reason = error.errors()[0].get("ctx", {}).get("error")
-            why = f" ({reason})" if reason and str(reason) else ""
-            problems.append(f"{name} = {namespace[name]!r}: accepted is {PARAMETERS[name].accepted}{why}")
+            why = f"{reason}; " if reason and str(reason) else ""
+            problems.append(f"{name} = {namespace[name]!r}: {why}accepted is {PARAMETERS[name].accepted}")
     if values.get("size", 0) % values.get("f", 1):
         problems.append(f"size = {values['size']}: not divisible by f = {values['f']}; "
                         f"accepted is 0 or a multiple of f from {_MIN_SIZE} on")
@@ -109,15 +111,9 @@ def _size(value: int) -> int:
 
 def _data(value: str) -> str:
     try:
-        from ldmlab.data.names import check_data_name
-    except ModuleNotFoundError:
-        if value != "scenes" and not Path(value).exists():
-            raise ValueError("there is no such file or folder") from None
-        return value
-    try:
         check_data_name(value)
-    except OSError as error:  # pydantic collects ValueErrors only
-        raise ValueError(str(error)) from error
+    except ValueError as error:
+        raise ValueError(str(error).partition("; accepted")[0]) from None  # what is accepted stands beside it anyway
     return value
 
 
@@ -128,8 +124,7 @@ _Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_finite)]
 PARAMETERS: dict[str, Parameter] = {
     "f": Parameter(Annotated[_Int, AfterValidator(_factor)], "downsampling factor", "one of 1 2 4 8 16 32"),
     "reg": Parameter(Literal["kl", "vq"], "regularization of the latents", "kl or vq"),
-    "data": Parameter(Annotated[str, AfterValidator(_data)], "pictures to train on",
-                      "scenes, the name of a torchvision set, or the path of a folder or .tar of pictures"),
+    "data": Parameter(Annotated[str, AfterValidator(_data)], "pictures to train on", ACCEPTED_DATA),
     "size": Parameter(Annotated[_Int, AfterValidator(_size)], "side of a picture in pixels",
                       f"0 (the tier's own) or a multiple of f from {_MIN_SIZE} on"),
     "tier": Parameter(Literal["auto", "smoke", "laptop", "gpu", "paper"], "how much work",
@@ -171,8 +166,6 @@ def _injected(namespace: Mapping[str, Any]) -> dict[str, str]:
 
 def _message(notebook: str, problems: list[str]) -> str:
     count = "a parameter" if len(problems) == 1 else f"{len(problems)} parameters"
-    names = NOTEBOOKS[notebook]
-    width = max(map(len, names))
-    table = [f"  {name:<{width}}  {PARAMETERS[name].meaning}: {PARAMETERS[name].accepted}" for name in names]
+    names = ", ".join(f"{name} ({PARAMETERS[name].meaning})" for name in NOTEBOOKS[notebook])
     return "\n".join([f"{notebook} did not start because of {count}:", *(f"  {line}" for line in problems),
-                      f"{notebook} accepts:", *table])
+                      f"{notebook} accepts {names}."])

@@ -40,7 +40,7 @@ class Progress:
         self.total, self.label, self.initial, self.unit = total, label, initial, unit
         self.n = initial
 
-    def update(self, n: int = 1, **values: float) -> None:
+    def update(self, n: int = 1, **values: float | int) -> None:
         """`n` more units are done; `values` are shown beside, the loss for one."""
         self.n += n
 
@@ -62,7 +62,7 @@ class _Lines(Progress):
         self._began = self._shown_at = time.monotonic()
         self._shown_n, self._values, self._closed = initial, {}, False
 
-    def update(self, n: int = 1, **values: float) -> None:
+    def update(self, n: int = 1, **values: float | int) -> None:
         super().update(n)
         self._values.update(values)
         now = time.monotonic()
@@ -100,7 +100,7 @@ class _Widget(Progress):
         super().__init__(total, label, initial, unit)
         self._bar = tqdm(total=total, desc=label, initial=initial, unit=f" {unit}")
 
-    def update(self, n: int = 1, **values: float) -> None:
+    def update(self, n: int = 1, **values: float | int) -> None:
         super().update(n)
         if values:
             self._bar.set_postfix_str("  ".join(_shown(values)), refresh=False)
@@ -110,7 +110,7 @@ class _Widget(Progress):
         self._bar.close()
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Two units at most: 42 s, 9 min 30 s, 3 h 5 min."""
     seconds = max(0, round(seconds))
     if seconds < 60:
@@ -120,5 +120,5 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def _shown(values: dict[str, float]) -> list[str]:
+def _shown(values: dict[str, float | int]) -> list[str]:
     return [f"{name} {value:.3g}" for name, value in values.items()]
