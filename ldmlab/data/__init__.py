@@ -1,1 +1,1 @@
-"""Pictures in, tensors in [-1, 1] out, with their labels, captions, boxes, maps; import-light, so names are checked early."""
+"""Pictures in, tensors in [-1, 1] out, with their labels, captions, boxes, maps."""

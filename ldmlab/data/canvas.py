@@ -1,7 +1,7 @@
 """The painter's tools of the embedded world: repeatable randomness, antialiased shapes, patterned fills, 1/f texture.
 
 Positions are fractions of the picture, x to the right and y down, so that a scene is the same at every size. Every edge
-is widened to one pixel and every texture is averaged over one, so a smaller picture is the larger one, seen from farther.
+is widened to one pixel and every texture averaged over one, so a smaller picture is the larger one, from farther away.
 """
 
 import hashlib
@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 Field = Any  # float32 array that broadcasts to (h, w), or a Python float; colours are (3, 1, 1) or (3, h, w)
+Number = int | float
 TAU = 2 * math.pi
+_WAVES = 72  # of a 1/f field, nine an octave
+_OCTAVE = np.arange(_WAVES, dtype=np.float32) / 9
 
 
 class Stream:
@@ -24,12 +27,12 @@ class Stream:
         self._values = self._floats.tolist()
         self._next = 0
 
-    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+    def uniform(self, low: Number = 0.0, high: Number = 1.0) -> float:
         """One number in [low, high)."""
         self._next += 1
         return low + (high - low) * self._values[self._next - 1]
 
-    def chance(self, p: float) -> bool:
+    def chance(self, p: Number) -> bool:
         """True with probability p."""
         return self.uniform() < p
 
@@ -45,7 +48,7 @@ class Stream:
         return self._floats[self._next - count : self._next]
 
 
-def rgb(r: float, g: float, b: float) -> np.ndarray:
+def rgb(r: Number, g: Number, b: Number) -> np.ndarray:
     """A colour as a (3, 1, 1) array."""
     return np.array([r, g, b], np.float32).reshape(3, 1, 1)
 
@@ -55,14 +58,14 @@ def mix(a: Field, b: Field, t: Field) -> Field:
     return a + (b - a) * t
 
 
-def step(value: Field, low: float, high: float) -> Field:
+def step(value: Field, low: Number, high: Number) -> Field:
     """0 below low, 1 above high, a smooth cubic between."""
     t = np.clip((value - low) * (1 / (high - low)), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 class Canvas:
-    """A square picture in the making: colours, the number of the thing seen at each pixel, and one 1/f texture."""
+    """A square picture in the making: colours, the number of the thing seen at each pixel, and two 1/f textures."""
 
     def __init__(self, size: int) -> None:
         centres = (np.arange(size, dtype=np.float32) + 0.5) / size
@@ -72,49 +75,50 @@ class Canvas:
         self.y = centres[:, None]  # (h, 1)
         self.rgb = np.zeros((3, size, size), np.float32)
         self.ids = np.zeros((size, size), np.uint8)
-        self.grain: Field = 0.0
+        self.grain = np.zeros((size, size), np.float32)  # for surfaces
+        self.drift = self.grain  # smoother, for edges
 
-    def noise(self, stream: Stream, stretch: float = 1.0, slope: float = 0.15, lowest: float = 1.5) -> np.ndarray:
-        """A 1/f random field with mean 0 and standard deviation 1 before the pixels average it.
+    def noise(self, stream: Stream, *slopes: Number, stretch: Number = 1.0, lowest: Number = 1.5) -> np.ndarray:
+        """Random 1/f fields, one a slope, mean 0 and standard deviation 1 before the pixels average them: (n, h, w).
 
-        Amplitude falls as 1/f in two dimensions, i.e. every octave carries the same variance (`slope` takes a little
-        from the high ones). `stretch` > 1 draws it out along x. Components above Nyquist are left out, the others are
-        averaged over a pixel.
+        At slope 0 the amplitude falls as 1/f in two dimensions, i.e. every octave carries the same variance; a slope
+        s weakens each octave by 2**-s against the one below. The fields share their phases, so one is a smoother view
+        of another. `stretch` > 1 draws them out along x. Components above Nyquist are left out.
         """
-        per_octave, octaves = 9, 8
-        num = per_octave * octaves
-        angle, phase = stream.take(num) * np.float32(math.pi), stream.take(num) * np.float32(TAU)
-        freq = lowest * 2 ** (np.arange(num, dtype=np.float32) / per_octave)
-        weight = 2 ** (-slope * np.arange(num, dtype=np.float32) / per_octave)
-        weight *= math.sqrt(2 / float((weight * weight).sum()))
+        angle, phase = stream.take(_WAVES) * np.float32(math.pi), stream.take(_WAVES) * np.float32(TAU)
+        freq = lowest * 2**_OCTAVE
         num = int((freq < 0.5 * self.size).sum())
-        freq, angle, phase, weight = freq[:num], angle[:num], phase[:num], weight[:num]
-        fx, fy = freq * np.cos(angle) / stretch, freq * np.sin(angle)
-        weight = weight * np.sinc(fx * self.px) * np.sinc(fy * self.px)
-        ax, ay = TAU * self.x * fx[:, None] + phase[:, None], TAU * self.y * fy  # (k, w), (h, k)
-        along_x = np.concatenate([np.cos(ax), np.sin(ax)]) * np.concatenate([weight, -weight])[:, None]
-        return np.concatenate([np.cos(ay), np.sin(ay)], 1, dtype=np.float32) @ along_x.astype(np.float32)
+        fx, fy = freq[:num] * np.cos(angle[:num]) / stretch, freq[:num] * np.sin(angle[:num])
+        seen = np.sinc(fx * self.px) * np.sinc(fy * self.px)  # averaging over a pixel
+        weights = [2 ** (-slope * _OCTAVE) for slope in slopes]
+        weights = np.stack([w[:num] * seen * math.sqrt(2 / float((w * w).sum())) for w in weights])  # (n, k)
+        ax, ay = TAU * fx[:, None] * self.x + phase[:num, None], TAU * self.y * fy  # (k, w), (h, k)
+        along_x = np.concatenate([np.cos(ax), -np.sin(ax)]) * np.concatenate([weights, weights], 1)[..., None]
+        along_y = np.concatenate([np.cos(ay), np.sin(ay)], 1, dtype=np.float32)
+        return along_y @ along_x.astype(np.float32)
 
-    def ridge(self, stream: Stream, lowest: float, octaves: float, roughness: float) -> np.ndarray:
+    def ridge(self, stream: Stream, lowest: Number, octaves: int, roughness: Number) -> np.ndarray:
         """A random profile (1, w), about -1 to 1, each octave `roughness` times as high as the one below."""
         k = np.arange(int(octaves * 2), dtype=np.float32)[:, None]
         amplitude = roughness ** (k / 2)
         waves = np.sin(TAU * lowest * 2 ** (k / 2) * self.x + TAU * stream.take(len(k))[:, None])
         return (waves * amplitude).sum(0, keepdims=True) * (1.2 / math.sqrt(float((amplitude**2).sum())))
 
-    def specks(self, x: np.ndarray, y: np.ndarray, radius: float, strength: Field) -> np.ndarray:
+    def specks(self, x: np.ndarray, y: np.ndarray, radius: Number, strength: Field) -> np.ndarray:
         """Soft round dots, added up: (h, w); a dot smaller than a pixel gets fainter, not wider."""
         var = radius**2 + self.px**2 / 12
         across = np.exp((self.x - x[:, None]) ** 2 * (-0.5 / var)) * strength * np.float32(radius**2 / var)
         return np.exp((self.y - y[None, :]) ** 2 * (-0.5 / var)) @ across.astype(np.float32)
 
     def paint(self, cover: Field, colour: Field, number: int | None = None) -> None:
-        """Lay a colour over the whole picture, `cover` (0 to 1) thick; with a number, claim the pixels more than half covered."""
+        """Lay a colour over the whole picture, `cover` (0 to 1) thick; a number claims pixels it half covers."""
         self.rgb += (colour - self.rgb) * cover
         if number is not None:
             self.ids[np.broadcast_to(cover > 0.5, self.ids.shape)] = number
 
-    def frame(self, number: int, cx: float, cy: float, scale: float, angle: float = 0.0, flip: bool = False) -> "Frame":
+    def frame(
+        self, number: int, cx: Number, cy: Number, scale: Number, angle: Number = 0.0, flip: bool = False
+    ) -> "Frame":
         """The window around a thing at (cx, cy), with its own coordinates: (-1, -1) to (1, 1) is the thing's square."""
         return Frame(self, number, cx, cy, scale, angle, flip)
 
@@ -126,7 +130,7 @@ class Frame:
     """
 
     def __init__(
-        self, canvas: Canvas, number: int, cx: float, cy: float, scale: float, angle: float, flip: bool
+        self, canvas: Canvas, number: int, cx: Number, cy: Number, scale: Number, angle: Number, flip: bool
     ) -> None:
         n, reach = canvas.size, 1.45 * scale if angle else 1.12 * scale
         x0, x1 = max(0, math.floor((cx - reach) * n)), min(n, math.ceil((cx + reach) * n))
@@ -141,10 +145,10 @@ class Frame:
         self.px = canvas.px / scale
         self.number = number
         self.rgb, self.ids = canvas.rgb[:, window[0], window[1]], canvas.ids[window]
-        self.grain = canvas.grain[window] if isinstance(canvas.grain, np.ndarray) else canvas.grain
+        self.grain, self.drift = canvas.grain[window], canvas.drift[window]
 
     # Shapes: signed distances -----------------------------------------------------------------------------------------
-    def ellipse(self, cx: float, cy: float, rx: float, ry: float) -> Field:
+    def ellipse(self, cx: Number, cy: Number, rx: Number, ry: Number) -> Field:
         """An upright ellipse; the distance is exact to first order at the edge."""
         du, dv = (self.u - cx) / rx, (self.v - cy) / ry
         if rx == ry:
@@ -152,14 +156,14 @@ class Frame:
         k = np.sqrt(du * du + dv * dv)
         return k * (k - 1) / (np.sqrt((du / rx) ** 2 + (dv / ry) ** 2) + 1e-6)
 
-    def box(self, cx: float, cy: float, hx: float, hy: float, round_by: float = 0.0) -> Field:
+    def box(self, cx: Number, cy: Number, hx: Number, hy: Number, round_by: Number = 0.0) -> Field:
         """An upright rectangle of half-sizes hx, hy, corners rounded by a radius."""
         qx, qy = np.abs(self.u - cx) - (hx - round_by), np.abs(self.v - cy) - (hy - round_by)
         if not round_by:
             return np.maximum(qx, qy)
         return np.hypot(np.maximum(qx, 0), np.maximum(qy, 0)) + np.minimum(np.maximum(qx, qy), 0) - round_by
 
-    def polygon(self, *corners: tuple[float, float]) -> Field:
+    def polygon(self, *corners: tuple[Number, Number]) -> Field:
         """A convex polygon; corners clockwise as seen on the picture (y down)."""
         distance: Field = -np.inf
         for (ua, va), (ub, vb) in zip(corners, (*corners[1:], corners[0]), strict=True):
@@ -168,7 +172,7 @@ class Frame:
             distance = np.maximum(distance, self.u * nu + (self.v * nv - (ua * nu + va * nv)))
         return distance
 
-    def line(self, ua: float, va: float, ub: float, vb: float) -> Field:
+    def line(self, ua: Number, va: Number, ub: Number, vb: Number) -> Field:
         """The (unsigned) distance to a straight line between two points."""
         du, dv = ub - ua, vb - va
         t = np.clip((self.u * du + (self.v * dv - (ua * du + va * dv))) / (du * du + dv * dv), 0, 1)
@@ -179,7 +183,7 @@ class Frame:
         """Cover of a shape: 1 inside, 0 outside, a ramp one pixel wide between."""
         return np.clip(0.5 - distance / self.px, 0, 1)
 
-    def stroke(self, distance: Field, width: float) -> Field:
+    def stroke(self, distance: Field, width: Number) -> Field:
         """Cover of a stroke of that width along distance 0; one thinner than a pixel gets fainter, not wider."""
         d, half = np.abs(distance) / self.px, 0.5 * width / self.px
         return np.clip(half - d + 0.5, 0, 1) - np.clip(-half - d + 0.5, 0, 1)
@@ -191,16 +195,16 @@ class Frame:
             self.ids[np.broadcast_to(cover > 0.5, self.ids.shape)] = self.number
 
     # Patterns: 0 to 1, to mix two colours -----------------------------------------------------------------------------
-    def stripes(self, coordinate: Field, period: float, share: float = 0.5, slope: float = 1.0) -> Field:
-        """Bands along a coordinate, `share` of each period; `slope` is the coordinate's gradient. Too fine: their mean."""
+    def stripes(self, coordinate: Field, period: Number, share: Number = 0.5, slope: Number = 1.0) -> Field:
+        """Bands along a coordinate, `share` of each period; `slope` is its gradient."""
         return bands(coordinate, period, self.px * slope, share)
 
-    def checks(self, period: float, u: Field | None = None, v: Field | None = None) -> Field:
+    def checks(self, period: Number, u: Field | None = None, v: Field | None = None) -> Field:
         """A chessboard; the period is two fields long."""
         a, b = self.stripes(self.u if u is None else u, period), self.stripes(self.v if v is None else v, period)
         return a + b - 2 * a * b
 
-    def dots(self, period: float, radius: float, u: Field | None = None, v: Field | None = None) -> Field:
+    def dots(self, period: Number, radius: Number, u: Field | None = None, v: Field | None = None) -> Field:
         """Round dots on a square grid, every second row shifted."""
         u, v = self.u if u is None else u, self.v if v is None else v
         row = np.floor(v / period)
@@ -209,7 +213,13 @@ class Frame:
         sharp = self.inside(np.hypot(du, dv) * period - radius)
         return mix(math.pi * (radius / period) ** 2, sharp, min(1.0, max(0.0, period / self.px / 2 - 0.8)))
 
-    def bricks(self, length: float, height: float, joint: float) -> Field:
+    def scales(self, period: Number, width: Number) -> Field:
+        """The thin rims of a fish's scales."""
+        row = np.floor(self.v / period)
+        du = (self.u / period + 0.5 * (row % 2)) % 1 - 0.5
+        return self.stroke((np.hypot(du, self.v / period - row) - 0.6) * period, width)
+
+    def bricks(self, length: Number, height: Number, joint: Number) -> Field:
         """The thin joints of a brick wall."""
         row = np.floor(self.v / height)
         v = self.v / height - row
@@ -218,7 +228,7 @@ class Frame:
         return np.maximum(flat, upright)
 
 
-def bands(coordinate: Field, period: Field, px: Field, share: float = 0.5) -> Field:
+def bands(coordinate: Field, period: Field, px: Field, share: Number = 0.5) -> Field:
     """Bands of a coordinate, antialiased over `px` of it; where a period nears two pixels they melt into their mean."""
     phase = np.abs((coordinate / period) % 1 - 0.5)  # 0 in the middle of a band, 0.5 between bands
     sharp = np.clip((0.5 * share - phase) * (period / px) + 0.5, 0, 1)

@@ -15,7 +15,7 @@ PROTOCOL = {
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Any PIL picture, upright as its EXIF says, as 8-bit RGB; transparency is laid over BACKGROUND, only a first frame is kept."""
+    """Any PIL picture, upright as its EXIF says, as 8-bit RGB; alpha over BACKGROUND, first frame only."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):  # 16-bit and float greyscale: PIL's own conversion would clip it to white
         values = np.asarray(picture, np.float64)

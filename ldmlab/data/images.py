@@ -1,4 +1,4 @@
-"""One door to all pictures: `open_dataset(name_or_path)` gives an `ImageSet`, uint8 squares with optional class labels."""
+"""One door to all pictures: `open_dataset(name_or_path)` gives an `ImageSet`: uint8 squares, classes if there are."""
 
 import hashlib
 import json
@@ -78,7 +78,8 @@ class ImageSet(Dataset):
         return self.__dict__
 
     def __repr__(self) -> str:
-        return f"ImageSet({self.name!r}, {self.split}, {len(self)} pictures, {self.size} px, {self.num_classes or 'no'} classes)"
+        classes = self.num_classes or "no"
+        return f"ImageSet({self.name!r}, {self.split}, {len(self)} pictures, {self.size} px, {classes} classes)"
 
     @property
     def skipped(self) -> list[str]:
@@ -115,9 +116,9 @@ class ImageSet(Dataset):
         needed = len(self._labels) * 3 * self.size**2
         if needed > max_bytes:
             raise ValueError(
-                f"{self.name} at {self.size} px takes {needed:,} bytes, more than max_bytes={max_bytes:,}; lower num or size"
+                f"{self.name} at {self.size} px takes {needed:,} bytes, more than {max_bytes=:,}; lower num or size"
             )
-        if cache_dir is None or (self._pixels is not None and not self._pixels.flags.owndata):
+        if cache_dir is None or isinstance(self._pixels, np.memmap):
             if self._pixels is None:
                 self._decode_all()
             return self
@@ -139,7 +140,7 @@ class ImageSet(Dataset):
                 self._decode_all()
         return self
 
-    # What is readable --------------------------------------------------------------------------------------------------
+    # What is readable
     def _survey(self) -> None:
         if self._surveyed:
             return
@@ -167,7 +168,8 @@ class ImageSet(Dataset):
         except MemoryError:
             raise
         except Exception as error:  # a damaged file makes decoders raise anything
-            told = f"{self._source.names[number]} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            told = f"{self._source.names[number]} ({reason})"
             if told not in self._skipped:
                 self._skipped.append(told)
             return None
@@ -189,7 +191,7 @@ class ImageSet(Dataset):
             )
         if num and tell:
             warnings.warn(
-                f"{num} of {total} pictures of {self.name} ({self.split}) cannot be read and are skipped: {self._named()}",
+                f"{num} of {total} pictures of {self.name} ({self.split}) cannot be read, skipped: {self._named()}",
                 stacklevel=2,
             )
 
@@ -198,7 +200,7 @@ class ImageSet(Dataset):
             f" and {len(self._skipped) - 10} more" if len(self._skipped) > 10 else ""
         )
 
-    # The cache ---------------------------------------------------------------------------------------------------------
+    # The cache
     def _load_cache(self, stem: Path) -> bool:
         try:
             with open(f"{stem}.json") as file:
@@ -274,7 +276,8 @@ def open_dataset(
     if num is not None and num < len(chosen):
         order = sorted(range(len(chosen)), key=lambda i: fraction("subset", seed, source.names[i]))
         chosen = np.array(sorted(order[:num]), np.int64)
-    protocol = {"data": source.name, "split": split, "size": size, "num": num, "seed": seed, **protocol}
+    protocol = {"split": split, "size": size, "num": num, "seed": seed, **protocol}
     identity = json.dumps({"pictures": source.identity, **protocol}, sort_keys=True)
+    protocol = {"data": source.name, **protocol}
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     return ImageSet(source, chosen, split=split, size=size, protocol=protocol, fingerprint=fingerprint)

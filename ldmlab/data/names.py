@@ -1,10 +1,12 @@
 """The names of data sets, checked before anything heavy is imported; standard library only."""
 
 import glob
+import os
 import re
 from pathlib import Path
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 TORCHVISION: dict[str, str] = {
     "cifar10": "CIFAR10",
     "cifar100": "CIFAR100",
@@ -19,13 +21,14 @@ TORCHVISION: dict[str, str] = {
     "oxfordiiitpet": "OxfordIIITPet",
 }
 ACCEPTED = (
-    "'scenes' (the embedded world), a folder of pictures, a .tar of pictures, WebDataset shards (a folder of .tar files or "
-    f"a pattern such as 'shards/{{000..007}}.tar' or 'shards/*.tar'), or one of torchvision's {', '.join(TORCHVISION)}"
+    "'scenes' (the embedded world), a folder of pictures, a .tar of pictures, WebDataset shards (.tar "
+    "files in a folder, or a pattern such as 'shards/{000..007}.tar' or 'shards/*.tar'), or one of torchvision's "
+    + ", ".join(TORCHVISION)
 )
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """The files of a shard pattern: {000..007} counts, {a,b} lists, * and ? match; sorted within each, [] if none is there."""
+    """The files of a shard pattern: {000..007} counts, {a,b} lists, * and ? match; [] if none is there."""
     brace = re.search(r"\{([^{}]*)\}", pattern)
     if brace:
         span = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
@@ -40,7 +43,7 @@ def expand_shards(pattern: str) -> list[str]:
 
 
 def check_data_name(name_or_path: str | Path) -> str:
-    """What kind of data this names: 'scenes', 'folder', 'tar' or 'torchvision'; ValueError that says what is accepted."""
+    """What kind of data this names: 'scenes', 'folder', 'tar' or 'torchvision'; ValueError says what is accepted."""
     if not isinstance(name_or_path, str | Path) or not str(name_or_path).strip():
         raise ValueError(f"data {name_or_path!r} is no name or path; accepted: {ACCEPTED}")
     text = str(name_or_path)
@@ -48,7 +51,11 @@ def check_data_name(name_or_path: str | Path) -> str:
         return "scenes"
     path = Path(text).expanduser()
     if path.is_dir():
-        return "tar" if any(path.glob("*.tar")) else "folder"
+        if any(path.glob("*.tar")):
+            return "tar"
+        if any(file.lower().endswith(PICTURES) for _, _, files in os.walk(path, followlinks=True) for file in files):
+            return "folder"
+        raise ValueError(f"data {text!r} is a folder without a picture ({', '.join(PICTURES)}); accepted: {ACCEPTED}")
     if text.lower() in TORCHVISION:
         return "torchvision"
     if text.endswith(".tar"):

@@ -1,4 +1,4 @@
-"""Where the scenes happen: skies at five hours, meadow, desert, snow, sea, the sea bed, a room; every scale has structure.
+"""Where the scenes happen: skies at five hours, meadow, desert, snow, sea, the sea bed, a room.
 
 Each place paints the whole canvas, claims its pixels with the numbers of STUFF, and says where things can stand.
 """
@@ -63,7 +63,7 @@ def paint_sky(c: Canvas, r: Stream, horizon: float) -> str:
         x, y, strength = r.take(40), r.take(40) * horizon, r.take(40)
         c.rgb += c.specks(x, y, 0.0045, 2.2 * strength[:, None] ** 2)
     amount = r.uniform(-0.3, 0.9) + (0.5 if name == "overcast" else 0.0)
-    clouds = step(c.noise(r, stretch=2.2, slope=0.35) + amount, 0.3, 1.7) * (0.85 - 0.35 * height)
+    clouds = step(c.noise(r, 0.5, stretch=2.2)[0] + amount, 0.3, 1.7) * (0.85 - 0.35 * height)
     c.rgb += (hour.cloud - c.rgb) * clouds
     c.ids[:] = SKY
     return name
@@ -110,7 +110,7 @@ def meadow(c: Canvas, r: Stream) -> Place:
     paint_hills(c, r, horizon, green * rgb(0.6, 0.8, 1.1), haze)
     line = horizon + 0.02 * c.ridge(r, 0.5, 3, 0.4)
     depth = np.clip((c.y - horizon) / (1 - horizon), 0, 1)
-    turf = (1.2 - 0.45 * depth) * (1 + 0.20 * c.grain) + 0.10 * depth * bands(c.x + 0.08 * c.grain, 0.034, c.px)
+    turf = (1.2 - 0.45 * depth) * (1 + 0.16 * c.grain) + 0.10 * depth * bands(c.x + 0.05 * c.drift, 0.034, c.px)
     paint_ridge(c, line, green * turf, GRASS)
     num = r.choice((0, 14, 28))
     if num:
@@ -128,7 +128,7 @@ def desert(c: Canvas, r: Stream) -> Place:
     sand = mix(rgb(0.93, 0.74, 0.46), rgb(0.86, 0.54, 0.32), r.uniform())
     paint_hills(c, r, horizon, sand * rgb(0.85, 0.62, 0.55), HOURS[name].horizon)
     depth = np.clip((c.y - horizon) / (1 - horizon), 0, 1)
-    ripple = bands(np.sqrt(depth + 0.02) + 0.022 * c.grain + 0.04 * np.sin(7 * c.x), r.uniform(0.045, 0.09), 1.2 * c.px)
+    ripple = bands(np.sqrt(depth + 0.02) + 0.03 * c.drift + 0.04 * np.sin(7 * c.x), r.uniform(0.045, 0.09), 1.2 * c.px)
     paint_ridge(c, horizon + 0.03 * c.ridge(r, 0.5, 2, 0.4), sand * (1.04 - 0.15 * ripple + 0.09 * c.grain), SAND)
     return Place(horizon, "in the desert", name, HOURS[name].grade)
 
@@ -139,10 +139,10 @@ def snow(c: Canvas, r: Stream) -> Place:
     name = paint_sky(c, r, horizon)
     line = horizon - 0.10 - 0.10 * c.ridge(r, r.uniform(0.8, 1.5), 7, 0.62)
     rock = mix(rgb(0.33, 0.36, 0.45), HOURS[name].horizon, 0.35)
-    cap = step(line + 0.07 + 0.05 * c.grain - c.y, -0.01, 0.01)
+    cap = step(line + 0.07 + 0.05 * c.drift - c.y, -0.01, 0.01)
     paint_ridge(c, line, mix(rock * (1 + 0.25 * c.grain), rgb(0.94, 0.96, 1.0), cap), HILL)
     drift = rgb(0.90, 0.94, 1.0) * (1.0 + 0.07 * c.grain) - 0.10 * bands(
-        c.y + 0.05 * np.sin(5 * c.x) + 0.02 * c.grain, 0.11, c.px
+        c.y + 0.05 * np.sin(5 * c.x) + 0.02 * c.drift, 0.11, c.px
     )
     paint_ridge(c, horizon + 0.03 * c.ridge(r, 0.5, 3, 0.45), drift, SNOW)
     if r.chance(0.5):
@@ -161,7 +161,7 @@ def sea(c: Canvas, r: Stream) -> Place:
         paint_ridge(c, isle, mix(rgb(0.20, 0.34, 0.26), hour.horizon, 0.35) * (1 + 0.2 * c.grain), HILL)
     deep = mix(rgb(0.06, 0.30, 0.50), rgb(0.05, 0.45, 0.50), r.uniform())
     depth = np.clip((c.y - horizon) / (1 - horizon), 0, 1)
-    swell = c.noise(r, stretch=0.25, slope=0.0, lowest=2.5)
+    swell = c.noise(r, 0.1, stretch=3.5, lowest=3.0)[0]
     crest = bands(
         np.sqrt(depth + 0.01) + 0.010 * swell + 0.010 * np.sin(19 * c.x), r.uniform(0.07, 0.12), 1.4 * c.px, 0.22
     )
@@ -188,7 +188,7 @@ def under_water(c: Canvas, r: Stream) -> Place:
         weed = rgb(0.10, 0.42, 0.30) * (0.75 + 0.6 * t)
         c.paint(np.clip(half - off + 0.5, 0, 1) - np.clip(-half - off + 0.5, 0, 1), weed)
     sand = rgb(0.80, 0.74, 0.52) * (
-        0.95 + 0.16 * c.grain - 0.12 * bands(c.y + 0.03 * c.grain + 0.02 * np.sin(9 * c.x), 0.045, c.px)
+        0.95 + 0.16 * c.grain - 0.12 * bands(c.y + 0.03 * c.drift + 0.02 * np.sin(9 * c.x), 0.045, c.px)
     )
     paint_ridge(c, bed + 0.03 * c.ridge(r, 0.7, 3, 0.5), sand * rgb(0.72, 0.92, 0.95), SAND)
     x, y = r.take(10), r.take(10) * bed

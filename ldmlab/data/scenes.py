@@ -18,7 +18,7 @@ from ldmlab.data.places import HOURS, PLACES, STUFF, Place
 from ldmlab.data.things import BRIGHT, COMPANIONS, PATTERNS, Style, style
 from ldmlab.data.things import CLASSES as DRAWINGS
 
-VERSION = 1  # of the world: any change that moves a pixel takes the next number
+VERSION = 2  # of the world: any change that moves a pixel takes the next number
 SIZES = (32, 512)
 CLASSES: tuple[str, ...] = tuple(DRAWINGS)
 LABELS: tuple[str, ...] = (*STUFF, *CLASSES, *COMPANIONS)
@@ -62,7 +62,7 @@ _COLOURS_OF = {
 
 @dataclass(frozen=True)
 class Box:
-    """Where a thing is seen: the tight bound of its visible pixels, in fractions of the picture, right and lower ends outside."""
+    """Where a thing is seen: the tight bound of its visible pixels in fractions of the picture, far ends outside."""
 
     name: str
     label: int  # index into LABELS
@@ -99,7 +99,7 @@ class _Thing:
 
 
 def _key(seed: int, split: str, index: int) -> str:
-    return f"ldmlab scenes {VERSION}/{seed}/{split}/{index}"
+    return f"ldmlab scenes/{seed}/{split}/{index}"
 
 
 def scene_label(seed: int, split: str, index: int) -> int:
@@ -113,8 +113,10 @@ def _article(words: str) -> str:
 
 def _phrase(thing: _Thing) -> str:
     """ "a striped red and white balloon": what the drawing really shows."""
-    if thing.name in ("sun", "moon", "cloud"):
-        return _article(thing.name)
+    if thing.name in ("sun", "moon"):
+        return f"the {thing.name}"
+    if thing.name == "cloud":
+        return "a cloud"
     pattern = thing.style.pattern if thing.name in _PATTERN_SHOWS else "plain"
     if thing.name == "lighthouse":
         return _article(f"banded {thing.style.colour} and white lighthouse")
@@ -125,10 +127,10 @@ def _phrase(thing: _Thing) -> str:
 
 
 def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
-    """Paint the place; choose the things, back to front, and the caption; returns (things, index of the main one, caption, place)."""
+    """Paint the place, choose the things: (things from back to front, index of the main one, caption, place)."""
     name = r.choice(CLASSES)
     place_name = r.choice(_PLACES_OF[name])
-    canvas.grain = canvas.noise(r)
+    canvas.grain, canvas.drift = canvas.noise(r, 0.15, 0.8)
     place = PLACES[place_name](canvas, r)
     light = r.choice((-1.0, 1.0)) * r.uniform(0.3, 0.9)
 
@@ -140,7 +142,7 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
     cx, angle = r.uniform(0.36, 0.64), 0.0
     if flying:
         foot = 0.0
-        cy = r.uniform(0.38, 0.50)
+        cy = max(r.uniform(0.38, 0.50), scale + 0.03)
         if name in ("butterfly", "fish", "rocket"):
             angle = r.uniform(-0.5, 0.5) if name != "fish" else r.uniform(-0.25, 0.25)
     else:
@@ -166,7 +168,7 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
         at = 0.5 + side * r.uniform(0.30, 0.38)
         dress_sky = Style("white", "white", "plain", glow, glow, light)
         behind.append(_Thing(kind, dress_sky, at, r.uniform(0.11, 0.17), size, 0.0, r.chance(0.5), 0.0))
-        said.append(f"{_article(kind)} in the sky")
+        said.append(f"{_phrase(behind[-1])} in the sky")
     if r.chance(0.75):
         kind = r.choice(_BESIDE.get(place_name, ("ball", "bush", "crate", "rock", "post")))
         size = r.uniform(0.09, 0.14)
@@ -213,6 +215,9 @@ def _render(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, i
     canvas = Canvas(size)
     things, main, caption, place = _compose(r, canvas)
     for k, t in enumerate(things):
+        if t.name in ("sun", "moon"):
+            at = np.array([[t.cx], [t.cy]], np.float32)
+            canvas.rgb += canvas.specks(at[0], at[1], 0.13, 0.35) * t.style.main
         if t.shadow:
             dark = np.exp(-(((canvas.x - t.cx + 0.25 * t.style.light * t.scale) / t.scale) ** 2) * 1.3)
             canvas.rgb *= 1 - 0.45 * dark * np.exp(-(((canvas.y - t.shadow) / (0.20 * t.scale)) ** 2))

@@ -11,21 +11,22 @@ import re
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from ldmlab.data.decode import decode, square
-from ldmlab.data.names import SPLITS, TORCHVISION, expand_shards
+from ldmlab.data.names import PICTURES, SPLITS, TORCHVISION, expand_shards
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 HELD_OUT = 0.1  # share of the pictures that makes the validation split where the data has none
 _SPLIT_OF = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures in a fixed order: `read(i)` gives number i as (3, size, size) uint8 or raises what its decoder raises."""
+    """Pictures in a fixed order; `read(i)` gives number i as (3, size, size) uint8 or raises what its decoder does."""
 
     name: str
     names: Sequence[str]
@@ -52,6 +53,20 @@ class Entry:
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             return file.read(self.length)
+
+
+def _read_file(entries: list[Entry], size: int, i: int) -> np.ndarray:
+    return decode(entries[i].bytes(), size)
+
+
+def _read_torchvision(pictures: Any, indices: np.ndarray, size: int, i: int) -> np.ndarray:
+    return square(pictures[int(indices[i])][0], size)
+
+
+def _read_scene(seed: int, split: str, size: int, i: int) -> np.ndarray:
+    from ldmlab.data.scenes import render_images
+
+    return render_images(seed, split, [i], size)[0][0]
 
 
 def fraction(*parts: object) -> float:
@@ -94,7 +109,7 @@ def _sibling_label(path: str, member: tarfile.TarInfo) -> str | int | None:
 
 
 def scan_tar(path: str) -> list[Entry]:
-    """Every picture in a tar file, with the class that a .cls or .json beside it gives; ValueError if it is no plain tar."""
+    """Every picture in a tar file, with the class of a .cls or .json beside it; ValueError if it is no plain tar."""
     entries, labels = [], {}
     try:
         with tarfile.open(path, "r:") as archive:
@@ -139,8 +154,8 @@ def _strip_common_folder(entries: list[Entry]) -> list[Entry]:
 def arrange(entries: list[Entry], split: str, what: str) -> tuple[list[Entry], np.ndarray, tuple[str, ...] | None, int]:
     """Names, split and classes of a listing: (entries of the split, labels, classes, num_classes).
 
-    Folders `train` and `val`, `validation` or `test` are splits; a split that is not there is HELD_OUT of train, drawn by
-    name (validation), or a ValueError (test). Of `images` and its neighbours only `images` is read. The outermost folder
+    Folders `train` and `val`, `validation` or `test` are splits; where there is none, validation is HELD_OUT of train,
+    drawn by name, and test a ValueError. Of `images` and its neighbours only `images` is read. The outermost folder
     that is left is the class, unless a label came with the picture.
     """
     entries = _strip_common_folder(sorted(_without_companions(entries), key=lambda e: (e.name, e.path)))
@@ -206,13 +221,11 @@ def files_source(kind: str, path: str, split: str, size: int) -> Source:
         digest.update(f"{e.name}\0{e.length}\0{e.stamp}\0{label}\n".encode())
     name = Path(path).expanduser().resolve().name.removesuffix(".tar")
     names = [e.name for e in chosen]
-    return Source(
-        name, names, labels, classes, num_classes, digest.hexdigest(), lambda i: decode(chosen[i].bytes(), size)
-    )
+    return Source(name, names, labels, classes, num_classes, digest.hexdigest(), partial(_read_file, chosen, size))
 
 
 def torchvision_source(name: str, split: str, size: int, root: Path, download: bool) -> Source:
-    """A torchvision set that lies under `root`; downloaded only on request. Where it has no validation split, HELD_OUT of train."""
+    """A torchvision set under `root`, downloaded only on request; without a validation split, HELD_OUT of train."""
     from torchvision import datasets
 
     name = name.lower()
@@ -229,8 +242,8 @@ def torchvision_source(name: str, split: str, size: int, root: Path, download: b
         pictures = make(root=str(root), download=download, **arguments)
     except (RuntimeError, OSError) as error:
         raise ValueError(
-            f"torchvision's {TORCHVISION[name]} is not under {root} ({str(error).splitlines()[0]}); put it there, or ask for the "
-            f"download with open_dataset({name!r}, ..., root={str(root)!r}, download=True)"
+            f"torchvision's {TORCHVISION[name]} is not under {root} ({str(error).splitlines()[0]}); put it there, "
+            f"or ask for the download with open_dataset({name!r}, ..., root={str(root)!r}, download=True)"
         ) from error
     indices = np.arange(len(pictures))
     if name not in own_validation and part == "train":
@@ -256,7 +269,7 @@ def torchvision_source(name: str, split: str, size: int, root: Path, download: b
         classes,
         num_classes,
         digest.hexdigest(),
-        lambda i: square(pictures[int(indices[i])][0], size),
+        partial(_read_torchvision, pictures, indices, size),
     )
 
 
@@ -270,7 +283,6 @@ def scenes_source(split: str, size: int, num: int | None, seed: int) -> Source:
     identity = hashlib.sha256(f"scenes {scenes.VERSION} {seed} {split} {num} {size}".encode()).hexdigest()
     names = [f"{split}/{i}" for i in range(num)]
 
-    def read(i: int) -> np.ndarray:
-        return scenes.render_images(seed, split, [i], size)[0][0]
-
-    return Source("scenes", names, labels, scenes.CLASSES, len(scenes.CLASSES), identity, read)
+    return Source(
+        "scenes", names, labels, scenes.CLASSES, len(scenes.CLASSES), identity, partial(_read_scene, seed, split, size)
+    )

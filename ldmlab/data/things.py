@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldmlab.data.canvas import Field, Frame, Stream, mix, rgb, step
+from ldmlab.data.canvas import Field, Frame, Number, Stream, mix, rgb, step
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.83, 0.16, 0.15),
@@ -42,13 +42,13 @@ class Style:
     light: float  # -1 from the left, 1 from the right
 
 
-def tint(stream: Stream, name: str, spread: float = 0.05) -> np.ndarray:
+def tint(stream: Stream, name: str, spread: Number = 0.05) -> np.ndarray:
     """A named colour, varied a little, (3, 1, 1)."""
     return np.clip(rgb(*COLOURS[name]) + (stream.take(3).reshape(3, 1, 1) - 0.5) * np.float32(2 * spread), 0, 1)
 
 
 def style(
-    stream: Stream, light: float, colours: tuple[str, ...] = BRIGHT, patterns: tuple[str, ...] = PATTERNS
+    stream: Stream, light: Number, colours: tuple[str, ...] = BRIGHT, patterns: tuple[str, ...] = PATTERNS
 ) -> Style:
     """A random style; the second colour is white, cream yellow or another bright one, never the first."""
     colour = stream.choice(colours)
@@ -56,7 +56,7 @@ def style(
     return Style(colour, second, stream.choice(patterns), tint(stream, colour), tint(stream, second), light)
 
 
-def fill(f: Frame, s: Style, period: float, u: Field | None = None, v: Field | None = None) -> Field:
+def fill(f: Frame, s: Style, period: Number, u: Field | None = None, v: Field | None = None) -> Field:
     """The style's pattern as a colour field; the period is in the thing's units."""
     u, v = f.u if u is None else u, f.v if v is None else v
     if s.pattern == "plain":
@@ -74,12 +74,12 @@ def fill(f: Frame, s: Style, period: float, u: Field | None = None, v: Field | N
     return mix(s.main, s.other, t)
 
 
-def shade(f: Frame, s: Style, depth: float = 0.3) -> Field:
+def shade(f: Frame, s: Style, depth: Number = 0.3) -> Field:
     """Soft light from one side and above, with the picture's grain on it."""
     return 1 + depth * (s.light * f.u - 0.6 * f.v) + (0.35 * depth) * f.grain
 
 
-def ball_shade(f: Frame, s: Style, cx: float, cy: float, r: float) -> Field:
+def ball_shade(f: Frame, s: Style, cx: Number, cy: Number, r: Number) -> Field:
     """The light on a ball: bright towards the light, dark around the far edge, with a highlight."""
     du, dv = (f.u - cx) * (1 / r), (f.v - cy) * (1 / r)
     lit = 0.45 * s.light * du - 0.45 * dv
@@ -186,7 +186,7 @@ def draw_fish(f: Frame, s: Style, r: Stream) -> None:
     f.paint(f.inside(fin), s.other * (1 - 0.35 * f.stripes(f.u - 0.5 * f.v, 0.13, 0.3)))
     body = f.ellipse(0.14, 0, 0.80, 0.44)
     cover = f.inside(body)
-    scales = 1 - 0.18 * f.bricks(0.16, 0.11, 0.035)
+    scales = 1 - 0.28 * f.scales(0.15, 0.035)
     belly = 1.1 - 0.45 * f.v + 0.3 * np.exp(-8 * (f.v + 0.22) ** 2) + 0.08 * f.grain
     f.paint(cover, fill(f, s, 0.34) * (scales * belly))
     f.paint(cover * f.inside(0.52 - f.u), s.main * (belly * 0.9), claim=False)
@@ -247,7 +247,7 @@ def draw_house(f: Frame, s: Style, r: Stream) -> None:
     for at in (-0.42, 0.0, 0.42):
         if at * door > 0 or (door == 0.0 and at == 0.0):
             continue
-        pane = f.box(at, 0.42, 0.155, 0.165)
+        pane = f.box(at, 0.42, 0.13, 0.165)
         f.paint(f.inside(pane - 0.04), CREAM)
         cross = np.maximum(f.stroke(f.u - at, 0.04), f.stroke(f.v - 0.42, 0.04))
         f.paint(f.inside(pane) * (1 - cross), lamp * (1 - 0.4 * (f.v - 0.42) + 0.4 * (f.u - at)))
@@ -255,7 +255,7 @@ def draw_house(f: Frame, s: Style, r: Stream) -> None:
 
 def draw_lighthouse(f: Frame, s: Style, r: Stream) -> None:
     """A lighthouse on a rock: a banded tower, a gallery, the lantern under its cap."""
-    rock = f.ellipse(0, 1.0, 0.78, 0.30) - 0.05 * f.grain
+    rock = f.ellipse(0, 1.0, 0.78, 0.30) - 0.08 * f.drift
     f.paint(f.inside(np.maximum(rock, f.v - 1)), rgb(0.40, 0.38, 0.38) * (1.1 - 0.6 * (f.v - 0.9) + 0.25 * f.grain))
     half = 0.30 + 0.10 * f.v
     tower = f.inside(np.maximum(np.abs(f.u) - half, np.maximum(-0.56 - f.v, f.v - 0.86)))
@@ -293,7 +293,7 @@ def draw_mushroom(f: Frame, s: Style, r: Stream) -> None:
 
 def draw_rocket(f: Frame, s: Style, r: Stream) -> None:
     """A rocket under power: pointed hull, fins, a porthole, the flame."""
-    flame = f.ellipse(0, 0.72, 0.17, 0.36) - 0.03 * f.grain
+    flame = f.ellipse(0, 0.72, 0.17, 0.36) - 0.05 * f.drift
     f.paint(
         f.inside(flame),
         mix(rgb(1.0, 0.93, 0.5), rgb(0.98, 0.38, 0.08), np.clip(2.2 * (f.v - 0.52) + np.abs(f.u), 0, 1)),
@@ -307,7 +307,7 @@ def draw_rocket(f: Frame, s: Style, r: Stream) -> None:
         s.other * shade(f, s, 0.3),
     )
     half = 0.32 * np.sqrt(np.clip(1 - (np.abs(f.v + 0.02) / 0.96) ** 1.8, 0, 1))
-    hull = f.inside(np.maximum((u - half) * 0.9, f.v - 0.52))
+    hull = f.inside(np.maximum((u - half) * 0.9, np.abs(f.v + 0.23) - 0.75))
     round_u = np.clip(f.u / np.maximum(half, 0.05), -1, 1)
     light = 1.0 + 0.35 * s.light * round_u - 0.30 * round_u**2 + 0.05 * f.grain
     f.paint(hull, fill(f, s, 0.24, np.arcsin(round_u) * 0.25, f.v) * light)
@@ -324,10 +324,10 @@ def draw_tree(f: Frame, s: Style, r: Stream) -> None:
     """A tree: a fir of tiers or a crown of rounds with fruit; its foliage has the named colour."""
     bark = WOOD * ((0.85 - 0.3 * f.stripes(f.u + 0.03 * f.grain, 0.07, 0.4)) * shade(f, s, 0.3))
     f.paint(f.inside(np.maximum(np.abs(f.u) - 0.09 - 0.06 * np.clip(f.v, 0, 1), np.maximum(-f.v, f.v - 1))), bark)
-    leaf = 0.13 * f.grain
+    leaf, edge = 0.13 * f.grain, 0.15 * f.drift
     if r.chance(0.35):
         for top, base, half in ((-0.1, 0.72, 0.66), (-0.52, 0.30, 0.54), (-0.95, -0.12, 0.40)):
-            tier = f.polygon((0, top), (half, base), (-half, base)) - 0.35 * leaf
+            tier = f.polygon((0, top), (half, base), (-half, base)) - 0.35 * edge
             needles = 1 - 0.3 * f.stripes(f.v - 0.5 * np.abs(f.u), 0.16, 0.4, 1.1)
             f.paint(
                 f.inside(tier),
@@ -341,8 +341,8 @@ def draw_tree(f: Frame, s: Style, r: Stream) -> None:
         (-0.26, -0.42, 0.42),
         (0.26, -0.46, 0.40),
     ):
-        crown = f.inside(f.ellipse(cx, cy, size, size) - 0.6 * leaf)
-        f.paint(crown, s.main * (0.92 + 2.2 * leaf + 0.5 * (s.light * (f.u - cx) - (f.v - cy)) - 0.15 * f.v))
+        crown = f.inside(f.ellipse(cx, cy, size, size) - 0.6 * edge)
+        f.paint(crown, s.main * (0.84 + 1.9 * leaf + 0.5 * (s.light * (f.u - cx) - (f.v - cy)) - 0.15 * f.v))
     if s.pattern != "plain":
         fruit = f.dots(0.34, 0.06) * f.inside(f.ellipse(0, -0.15, 0.66, 0.6))
         f.paint(fruit, s.other, claim=False)
@@ -365,9 +365,9 @@ def draw_crate(f: Frame, s: Style, r: Stream) -> None:
 
 def draw_bush(f: Frame, s: Style, r: Stream) -> None:
     """A low bush, some with berries."""
-    leaf = 0.16 * f.grain
+    leaf, edge = 0.16 * f.grain, 0.16 * f.drift
     for cx, cy, size in ((-0.5, 0.5, 0.46), (0.5, 0.52, 0.44), (0.0, 0.28, 0.56)):
-        crown = np.maximum(f.ellipse(cx, cy, size, size) - 0.6 * leaf, f.v - 0.95)
+        crown = np.maximum(f.ellipse(cx, cy, size, size) - 0.6 * edge, f.v - 0.95)
         f.paint(f.inside(crown), s.main * (0.85 + 2.0 * leaf + 0.5 * (s.light * (f.u - cx) - (f.v - cy))))
     if s.pattern != "plain":
         f.paint(f.dots(0.5, 0.09) * f.inside(f.ellipse(0, 0.4, 0.7, 0.5)), s.other, claim=False)
@@ -377,7 +377,7 @@ def draw_rock(f: Frame, s: Style, r: Stream) -> None:
     """A boulder with facets and cracks."""
     crag = f.polygon((-0.35, -0.45), (0.30, -0.62), (0.85, 0.1), (0.95, 0.9), (-0.95, 0.9), (-0.85, 0.2))
     facet = step(f.u * 0.7 + f.v - 0.2 * f.grain, -0.12, 0.12)
-    f.paint(f.inside(crag - 0.08 * f.grain), s.main * (1.12 - 0.3 * facet + 0.25 * f.grain + 0.2 * s.light * f.u))
+    f.paint(f.inside(crag - 0.12 * f.drift), s.main * (1.12 - 0.3 * facet + 0.25 * f.grain + 0.2 * s.light * f.u))
 
 
 def draw_post(f: Frame, s: Style, r: Stream) -> None:
@@ -392,7 +392,7 @@ def draw_cloud(f: Frame, s: Style, r: Stream) -> None:
     """A heap cloud with a flat, shaded base."""
     cover: Field = 0.0
     for cx, cy, size in ((-0.55, 0.12, 0.30), (-0.15, -0.08, 0.42), (0.32, 0.02, 0.36), (0.68, 0.16, 0.24)):
-        cover = np.maximum(cover, f.inside(f.ellipse(cx, cy, size, size) - 0.07 * f.grain))
+        cover = np.maximum(cover, f.inside(f.ellipse(cx, cy, size, size) - 0.10 * f.drift))
     f.paint(cover * f.inside(np.maximum(f.v - 0.30, np.abs(f.u) - 0.97)), s.main * (0.96 - 0.35 * f.v + 0.07 * f.grain))
 
 
