@@ -1,0 +1,287 @@
+"""Records -> figures, one function per figure of the paper; the small print of each says what it rests on.
+
+`python -m ldmlab.study.figures tradeoff --data scenes --tier laptop` draws the study from all its records.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Sequence
+from math import log2
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ldmlab.atomic import atomic_write
+from ldmlab.study import paper
+from ldmlab.study.paths import results_dir
+from ldmlab.study.records import Record, load_records
+from ldmlab.study.series import Series, check_comparable, commits, data_name, device_of, grouped, ranged, throughput
+from ldmlab.study.style import (
+    ACCENT,
+    GREY,
+    INK,
+    LINES,
+    MARKS,
+    NAME,
+    SECOND,
+    colour,
+    f_axis,
+    ink,
+    label_ends,
+    log_axis,
+    rounded,
+    small_print,
+    span,
+    styled,
+)
+
+
+@styled
+def fig_tradeoff(records: Sequence[Record]) -> Figure:
+    """The study: quality against steps, seconds and throughput, and the floor under it [LDM v2, Fig. 6, 7, 17; Tab. 8].
+
+    ValueError for records that cannot be compared. Runs of tier smoke give a figure that says it is a rehearsal.
+    """
+    check_comparable(records)
+    series = grouped(records)
+    here = Counter(map(device_of, records)).most_common(1)[0][0]
+    timed = [Series(s.f, s.reg, runs) for s in series if (runs := [r for r in s.runs if device_of(r) == here])]
+    fig, axes = plt.subplots(2, 2, figsize=(9.6, 6.9), layout="constrained")
+    fig.get_layout_engine().set(w_pad=0.09, h_pad=0.06, wspace=0.05, hspace=0.05)
+    (by_step, by_time), (by_speed, by_f) = axes
+
+    step_ends = _quality_lines(by_step, series, lambda s, steps: steps)
+    time_ends = _quality_lines(by_time, timed, _seconds_at)
+    _quality_by_speed(by_speed, timed)
+    _quality_by_f(by_f, series)
+
+    by_step.set(title="(a)  at equal steps  [cf. Fig. 6]", xlabel="training step")
+    by_time.set(title="(b)  at equal training time  [cf. Fig. 17]", xlabel="training time of the diffusion model [s]")
+    by_speed.set(title="(c)  quality and speed  [cf. Fig. 7]", xlabel="throughput, decoding included [images/s]")
+    by_f.set(title="(d)  the floor that the first stage sets  [cf. Tab. 8]", ylabel="FD-lab  (lower is better)")
+    seen = [y for s in series for y in (*s.curve("fd_lab")[2], *s.curve("fd_lab")[3], *s.values("fd_lab"))]
+    for ax in (by_step, by_time, by_speed):
+        ax.set_ylabel("FD-lab of samples  (lower is better)")
+        span(ax, seen)
+    label_ends(by_step, step_ends)
+    label_ends(by_time, time_ends)
+    _tradeoff_print(fig, records, series, timed, here)
+    _rehearsal(fig, records)
+    return fig
+
+
+def _quality_lines(ax: Axes, series: list[Series], x_of: Callable) -> list[tuple]:
+    """FD-lab along training, a line per f, the range of the seeds around it; returns where to name the lines."""
+    ends = []
+    for s in series:
+        steps, mean, low, high = s.curve("fd_lab")
+        if not len(steps):
+            continue
+        x = x_of(s, steps)
+        ax.plot(x, mean, **s.look)
+        if len(s.runs) > 1:
+            ax.fill_between(x, low, high, color=colour(s.f), alpha=0.16, lw=0)
+        ends.append((x[-1], mean[-1], s.name, ink(s.f)))
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis)
+    if ends:
+        low, high = ax.get_xlim()
+        ax.set_xlim(low, high * (high / low) ** 0.14)  # room for the names
+    return ends
+
+
+def _seconds_at(s: Series, steps: np.ndarray) -> np.ndarray:
+    """Training seconds at given steps, mean over the seeds."""
+    return np.mean([np.interp(steps, *np.array(run.curves["train_s"]).T) for run in s.runs], axis=0)
+
+
+def _quality_by_speed(ax: Axes, series: list[Series]) -> None:
+    """Final FD-lab against images per second at the scored number of DDIM steps."""
+    for s in series:
+        fd, speed = s.values("fd_lab"), np.array([v for run in s.runs if (v := throughput(run)) is not None])
+        if len(fd) and len(speed):
+            x, y = speed.mean(), fd.mean()
+            ax.errorbar(x, y, yerr=_range(fd), xerr=_range(speed), **{**s.look, "ls": "none"}, ms=8, elinewidth=1)
+            ax.annotate(s.name, (x, y), (0, 8 if s.reg != "vq" else -15), textcoords="offset points", color=ink(s.f),
+                        ha="center", **NAME)
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis)
+    ax.margins(x=0.13)
+
+
+def _quality_by_f(ax: Axes, series: list[Series]) -> None:
+    """Final FD-lab of samples, and the rFD-lab of reconstructions under it."""
+    seen = []
+    for reg, shift, named in (("kl", 0.0, True), ("vq", 0.14, not any(s.reg == "kl" for s in series))):
+        row = [s for s in series if s.reg == reg or (s.reg == "none" and reg == "kl")]
+        for metric, line, look, below in (("rfd_lab", GREY, {"marker": "_", "ms": 13, "mew": 2.4}, True),
+                                          ("fd_lab", INK, {"ms": 8}, False)):
+            points = [(log2(s.f) + shift, v.mean(), v, s) for s in row if len(v := s.values(metric)) and v.mean() > 0]
+            seen += [y for _, y, _, _ in points]
+            ax.plot([x for x, *_ in points], [y for _, y, *_ in points], color=line, ls=LINES[reg], lw=1.2, zorder=2)
+            for x, y, values, s in points:
+                ax.errorbar(x, y, yerr=_range(values), **{**s.look, "ls": "none", **look}, elinewidth=1)
+                if named:
+                    ax.annotate(rounded(y), (x, y), (0, -13 if below else 8), textcoords="offset points", ha="center",
+                                **{**NAME, "fontsize": 7.2, "fontweight": "normal"}, color=ink(s.f))
+    log_axis(ax.yaxis)
+    if seen:
+        span(ax, seen, margin=1.9)
+    f_axis(ax, [s.f for s in series])
+    ax.legend(loc="best", handles=[
+        Line2D([], [], color=INK, lw=1.2, marker="o", ms=7, label="samples, at the end of training"),
+        Line2D([], [], color=GREY, lw=1.2, marker="_", ms=11, mew=2.4, label="reconstructions by the first stage")])
+
+
+def _range(values: np.ndarray) -> list[list[float]] | None:
+    if len(values) < 2:
+        return None
+    return [[values.mean() - values.min()], [values.max() - values.mean()]]
+
+
+def _tradeoff_print(fig: Figure, records: Sequence[Record], series: list[Series], timed: list[Series],
+                    here: str) -> None:
+    seeds = sorted({len(s.runs) for s in series})
+    how = ": means, with their range" if seeds[-1] > 1 else ", so the noise of training is not shown"
+    said = [f"{_protocol(records)} {ranged(seeds)} seed{'s' if seeds[-1] > 1 else ''} an f{how}. {_sizes(records)} "
+            f"Timed on {here}. git {commits(records)}."]
+    first = sorted(v for s in timed for v in s.values("first_stage_train_s") if v)
+    if first:
+        said.append(f"(b) leaves out the training of the first stages, {ranged([round(v) for v in first])} s.")
+    if any(s.reg == "none" for s in series):
+        said.append("LDM-1 works on pixels and has no first stage.")
+    if any(s.reg == "vq" for s in series):
+        said.append("Circles and solid lines: KL; squares and dashed lines: VQ.")
+    left_out = len(records) - sum(len(s.runs) for s in timed)
+    if left_out:
+        said.append(f"(b), (c): {left_out} record{'s' if left_out > 1 else ''} timed on another device left out.")
+    if not all(s.flat for s in series):
+        said.append("† and hollow: the first stage was still improving when its training ended (validation PSNR, last "
+                    "fifth), so part of what is lost there is time, not information.")
+    small_print(fig, " ".join(said),
+                "The paper (ImageNet, 256 px, FID of 5k samples on Inception) draws its values in Fig. 6, 7, 17 and "
+                f"does not tabulate them; its text gives a gap of {paper.FID_GAP_LDM1_LDM8:g} FID between LDM-1 and "
+                "LDM-8 after 2M steps.")
+
+
+def _protocol(records: Sequence[Record]) -> str:
+    """What all records of a figure share, in one sentence."""
+    record = records[0]
+    score, params = record.metrics["fd_lab"], record.params
+    return (f"FD-lab: Fréchet distance on features of {score['extractor']} ({score.get('weights_hash', '')[:8]}), n = "
+            f"{score['n_fake']} samples against {score['n_real']} training pictures; DDIM, "
+            f"{record.protocol.get('num_steps')} steps, eta {record.protocol.get('eta', 0):g}, EMA weights. Data "
+            f"{data_name(record)} at {params['size']} px, tier {params['tier']}.")
+
+
+def _sizes(records: Sequence[Record]) -> str:
+    sizes = sorted(r.metrics["num_params"]["value"] for r in records if "num_params" in r.metrics)
+    if not sizes:
+        return ""
+    shown = sorted({f"{size / 1e6:.2f}" for size in (sizes[0], sizes[-1])})
+    return f"Denoisers of {' to '.join(shown)} M parameters."
+
+
+
+
+@styled
+def fig_reconstruction(records: Sequence[Record]) -> Figure:
+    """What first stages keep, against f: ours (open) beside the paper's (filled) [LDM v2, Tab. 8].
+
+    PSNR stands in one panel, for its unit is the same; R-FID and rFD-lab do not compare and stand in two.
+    """
+    measured = [record for record in records if record.params["reg"] != "none" and "rfd_lab" in record.metrics]
+    check_comparable(measured, "rfd_lab")
+    series = grouped(measured)
+    fig, (psnr, r_fid, rfd) = plt.subplots(1, 3, figsize=(10.4, 3.3), layout="constrained")
+    fig.get_layout_engine().set(wspace=0.04)
+    for reg, tint in (("kl", ACCENT), ("vq", SECOND)):
+        look = {"color": tint, "ls": LINES[reg], "marker": MARKS[reg]}
+        rows, main = [row for row in paper.tab8() if row.reg == reg and not row.note], paper.first_stages(reg)
+        ours = [s for s in series if s.reg == reg]
+        for ax, name in ((psnr, "psnr"), (r_fid, "r_fid")):
+            _by_f(ax, [(row.f, getattr(row, name)) for row in main], look | {"label": f"{reg.upper()}, paper"})
+            _by_f(ax, [(row.f, getattr(row, name)) for row in rows], look | {"ls": "none", "ms": 3.5})
+        for ax, name in ((psnr, "psnr"), (rfd, "rfd_lab")):
+            found = [(s, v) for s in ours if len(v := s.values(name))]
+            _by_f(ax, [(s.f, v.mean()) for s, v in found],
+                  look | {"mfc": "white", "mew": 1.3, "ms": 6.5, "lw": 1.2, "label": f"{reg.upper()}, ours"})
+            for s, v in found:
+                ax.errorbar(log2(s.f), v.mean(), yerr=_range(v), color=tint, lw=1)
+                if not s.flat:
+                    ax.annotate("†", (log2(s.f), v.mean()), (6, 3), textcoords="offset points", color=tint)
+    psnr.set(title="(a)  PSNR", ylabel="PSNR [dB]  (higher is better)")
+    r_fid.set(title="(b)  the paper's R-FID", ylabel="R-FID, Inception  (lower is better)")
+    rfd.set(title="(c)  our rFD-lab", ylabel="rFD-lab  (lower is better)")
+    for ax in (r_fid, rfd):
+        log_axis(ax.yaxis)
+    span(rfd, [v for s in series for v in s.values("rfd_lab") if v > 0] or [1.0])
+    for ax in (psnr, r_fid, rfd):
+        f_axis(ax, (2, 4, 8, 16, 32))
+        ax.legend(loc="best")
+    _reconstruction_print(fig, measured, series)
+    _rehearsal(fig, records)
+    return fig
+
+
+def _by_f(ax: Axes, points: list[tuple[int, float]], look: dict) -> None:
+    if points:
+        ax.plot([log2(f) for f, _ in points], [value for _, value in points], **look)
+
+
+def _reconstruction_print(fig: Figure, records: Sequence[Record], series: list[Series]) -> None:
+    score, params = records[0].metrics["rfd_lab"], records[0].params
+    flat = all(s.flat for s in series)
+    small_print(
+        fig,
+        f"Ours: {data_name(records[0])} at {params['size']} px, tier {params['tier']}; {score['n_fake']} validation "
+        f"pictures, from the most probable latent; rFD-lab on features of {score['extractor']} "
+        f"({score.get('weights_hash', '')[:8]}); seeds an f: {ranged(sorted(len(s.runs) for s in series))}. "
+        f"git {commits(records)}.{'' if flat else ' † validation PSNR was still rising when training ended.'}",
+        "Paper: trained on OpenImages, measured on ImageNet-val at 256 px; small markers: its other rows of the same f "
+        "(fewer channels or codes).")
+
+
+def _rehearsal(fig: Figure, records: Sequence[Record]) -> None:
+    """Numbers of tier smoke mean nothing, and the figure says so across its whole width."""
+    if any(record.params["tier"] == "smoke" for record in records):
+        fig.text(0.5, 0.54, "smoke tier: a rehearsal, no evidence", fontsize=26, color="#b0463c", alpha=0.25,
+                 ha="center", va="center", rotation=min(18, 3 * fig.get_figheight()), fontweight="bold")
+
+
+def draw_tradeoff(data: str, tier: str, size: int = 0) -> Path:
+    """The study's figure over all records of a data set and tier, written to results/figures/."""
+    if tier == "smoke":
+        raise ValueError("runs of tier smoke are rehearsals and enter no figure of results/")
+    records = [r for r in load_records("04_tradeoff", tier=tier) if data_name(r) == Path(data).stem]
+    sizes = sorted({record.params["size"] for record in records})
+    if not records or (size and size not in sizes):
+        at = f" at {size} px" if size else ""
+        raise ValueError(f"results/04_tradeoff holds no record of data {data}, tier {tier}{at}")
+    if not size and len(sizes) > 1:
+        raise ValueError(f"there are records of several sizes: {', '.join(map(str, sizes))} px; choose one with --size")
+    fig = fig_tradeoff([record for record in records if record.params["size"] == (size or sizes[0])])
+    name = f"tradeoff_{Path(data).stem}_{tier}" + (f"_{size}px" if size and len(sizes) > 1 else "")
+    return atomic_write(results_dir() / "figures" / f"{name}.png", lambda path: fig.savefig(path, format="png"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; an error is one line."""
+    parser = argparse.ArgumentParser(prog="python -m ldmlab.study.figures", description="Draw figures from results/.")
+    parser.add_argument("figure", choices=["tradeoff"])
+    parser.add_argument("--data", default="scenes", help="as given to the notebook")
+    parser.add_argument("--tier", default="laptop", choices=["laptop", "gpu", "paper"])
+    parser.add_argument("--size", type=int, default=0, help="side in pixels, where there are records of several")
+    args = parser.parse_args(arguments)
+    try:
+        print(draw_tradeoff(args.data, args.tier, args.size))
+    except ValueError as error:
+        parser.exit(1, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""What a student looks at besides the study's own figures: pictures, curves, schedules, latents, the way from noise."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from ldmlab.data.images import to_uint8
+from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.diffusion.samplers import ddim
+from ldmlab.diffusion.schedules import Schedule
+from ldmlab.study.style import ACCENT, GREY, INK, NAME, SECOND, f_axis, log_axis, small_print, styled
+
+_LATENT_LIMIT = 3.0  # standard deviations at the ends of the colour scale
+TINTS = (ACCENT, SECOND, "#7a8b3c", "#7d5a96", "#c08a2d", GREY)
+
+
+@styled
+def picture_grid(
+    rows: Mapping[str, Float[Tensor, "n 3 h w"]], *, columns: Sequence[str] = (), caption: str = "", cell: float = 0.92
+) -> Figure:
+    """Pictures in [-1, 1], a named row a batch; rows may differ in length. `cell` is a picture's side in inches."""
+    if not rows:
+        raise ValueError("a grid needs at least one row of pictures")
+    wide = max(map(len, rows.values()))
+    margin = 0.12 + 0.066 * max(map(len, rows))
+    fig, axes = plt.subplots(len(rows), wide, figsize=(wide * cell + margin, len(rows) * cell + 0.22 * bool(columns)),
+                             squeeze=False, layout="constrained")
+    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for ax in line:
+            ax.axis("off")
+        for ax, picture in zip(line, to_uint8(pictures.float().cpu().clamp(-1, 1)), strict=False):
+            ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+    for ax, title in zip(axes[0], columns, strict=False):
+        ax.set_title(title, loc="center", fontsize=7.8, pad=3)
+    if caption:
+        small_print(fig, caption)
+    return fig
+
+
+@styled
+def fig_lines(
+    curves: Mapping[str, Sequence[Sequence[float]]], *, x: str, y: str, log_x: bool = False, log_y: bool = False,
+    caption: str = "", title: str = "",
+) -> Figure:
+    """Named curves of [x, y] points, each named at its end."""
+    fig, ax = plt.subplots(figsize=(6.0, 3.1), layout="constrained")
+    for tint, (name, points) in zip(TINTS, curves.items(), strict=False):
+        points = np.array(points, dtype=float)
+        ax.plot(*points.T, color=tint, marker="o" if len(points) <= 25 else None, ms=3.5)
+        ax.annotate(name, points[-1], (6, 0), textcoords="offset points", va="center", color=tint,
+                    annotation_clip=False, **NAME)
+    ax.set(xlabel=x, ylabel=y, title=title)
+    if log_x:
+        log_axis(ax.xaxis)
+    if log_y:
+        log_axis(ax.yaxis)
+    if caption:
+        small_print(fig, caption)
+    return fig
+
+
+@styled
+def fig_schedule(schedules: Mapping[str, Schedule], caption: str = "") -> Figure:
+    """Weights of signal and noise over t, and the log-SNR with the step at which both are equally strong."""
+    fig, (weights, snr) = plt.subplots(1, 2, figsize=(8.6, 3.1), layout="constrained")
+    for tint, (name, schedule) in zip(TINTS, schedules.items(), strict=False):
+        t, alpha_bar = np.arange(schedule.T), schedule.alpha_bar.cpu().numpy()
+        weights.plot(t, alpha_bar**0.5, color=tint, label=name)
+        weights.plot(t, (1 - alpha_bar) ** 0.5, color=tint, ls=(0, (4, 1.6)))
+        log_snr = schedule.log_snr.cpu().numpy()
+        equal = int(np.abs(log_snr).argmin())
+        snr.plot(t, log_snr, color=tint, label=f"{name}; SNR = 1 at t = {equal}")
+        snr.plot(equal, 0, "o", color=tint, ms=4.5)
+    snr.axhline(0, color=GREY, lw=0.8)
+    weights.set(title="(a)  what is left of the latent, and the noise", xlabel="t", ylabel="weight")
+    weights.legend(loc="center right", handles=[
+        Line2D([], [], color=INK, label=r"$\sqrt{\bar\alpha_t}$ of $z_0$"),
+        Line2D([], [], color=INK, ls=(0, (4, 1.6)), label=r"$\sqrt{1-\bar\alpha_t}$ of $\epsilon$")])
+    snr.set(title="(b)  signal-to-noise ratio", xlabel="t", ylabel=r"$\log\,\mathrm{SNR}(t)$")
+    snr.legend(loc="lower left")
+    if caption:
+        small_print(fig, caption)
+    return fig
+
+
+@styled
+def fig_latents(x: Float[Tensor, "n 3 H W"], z: Float[Tensor, "n c h w"], caption: str = "", shown: int = 6) -> Figure:
+    """Pictures over the channels of their latents, and how the entries of all `z` are distributed, by channel."""
+    rows, c = min(shown, len(x)), z.shape[1]
+    channels = min(c, 8)
+    fig = plt.figure(figsize=(0.74 * (1 + channels) + 3.6, max(2.5, 0.74 * rows)), layout="constrained")
+    left, right = fig.subfigures(1, 2, width_ratios=[0.74 * (1 + channels), 3.6])
+    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    z, limit = z.float().cpu(), _LATENT_LIMIT * float(z.float().std())
+    grid = left.subplots(rows, 1 + channels, squeeze=False)
+    for line, picture, latent in zip(grid, to_uint8(x.cpu()), z, strict=False):
+        line[0].imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        for ax, channel in zip(line[1:], latent, strict=False):
+            ax.imshow(channel.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        for ax in line:
+            ax.axis("off")
+    for i, ax in enumerate(left.axes[: 1 + channels]):
+        ax.set_title("x" if i == 0 else f"z, {i} of {c}", loc="center", fontsize=7.5, pad=3)
+    ax, edges = right.subplots(), np.linspace(-1.6 * limit, 1.6 * limit, 81)
+    middle = (edges[1:] + edges[:-1]) / 2
+    for i in range(c):
+        density, _ = np.histogram(z[:, i].numpy(), edges, density=True)
+        ax.plot(middle, density, color=plt.colormaps["viridis"](0.1 + 0.75 * i / max(1, c - 1)), lw=1.2)
+    ax.plot(middle, np.exp(-(middle**2) / 2) / (2 * np.pi) ** 0.5, color=INK, lw=1, ls=(0, (4, 1.6)))
+    ax.set(title="entries by channel; dashed: N(0, 1)", xlabel="value", yticks=[])
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="y", visible=False)
+    if caption:
+        small_print(fig, caption)
+    return fig
+
+
+@styled
+def fig_scales(stats: Mapping[str, Mapping[int, tuple[float, float]]], caption: str = "") -> Figure:
+    """Standard deviations of latents, {regularizer: {f: (std, standard error)}}; diffusion wants 1."""
+    fig, ax = plt.subplots(figsize=(5.2, 3.0), layout="constrained")
+    for tint, (name, points) in zip(TINTS, stats.items(), strict=False):
+        fs = sorted(points)
+        std, error = np.array([points[f] for f in fs]).T
+        ax.errorbar(np.log2(fs), std, yerr=2 * error, color=tint, marker="o", capsize=3, label=name)
+    ax.axhline(1, color=GREY, lw=0.9, ls=(0, (4, 1.6)))
+    ax.set_ylabel("standard deviation of z")
+    f_axis(ax, {f for points in stats.values() for f in points})
+    ax.legend(loc="best")
+    if caption:
+        small_print(fig, caption)
+    return fig
+
+
+@dataclass
+class Path:
+    """A sampler's way from noise: at each step t, z after it and the z_0 it believed in."""
+
+    t: list[int]
+    z_t: list[Tensor]
+    z0_hat: list[Tensor]
+    model: LatentDiffusion
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def pictures(self, i: int) -> tuple[Tensor, Tensor]:
+        """z and z0_hat of step `i`, decoded."""
+        return self.model.decode(self.z_t[i]).cpu(), self.model.decode(self.z0_hat[i]).cpu()
+
+    def picked(self, num: int) -> list[int]:
+        """Indices of `num` evenly spaced steps, the last among them."""
+        return sorted({round(i) for i in np.linspace(0, len(self) - 1, min(num, len(self)))})
+
+
+@torch.inference_mode()
+def denoising_path(
+    model: LatentDiffusion, y: Int[Tensor, " n"], *, num_steps: int, eta: float = 0.0, guidance_scale: float = 1.0,
+    seed: int = 0,
+) -> Path:
+    """DDIM from the noise of `seed`, every step kept; the same pictures as `model.sample` gives at eta = 0."""
+    path = Path([], [], [], model)
+
+    def keep(i: int, t: int, z: Tensor, z0_hat: Tensor) -> None:
+        path.t.append(t)
+        path.z_t.append(z)
+        path.z0_hat.append(z0_hat)
+
+    side = model.size // model.first_stage.f
+    shape = (len(y), model.denoiser.config.in_channels, side, side)
+    z_T = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
+    eps_model = model.eps_model(y.to(model.device), guidance_scale)
+    generator = torch.Generator(model.device).manual_seed(seed + 1)
+    ddim(eps_model, z_T, model.schedule, num_steps, eta=eta, generator=generator, on_step=keep)
+    return path
+
+
+def fig_path(path: Path, num: int = 9, picture: int = 0, caption: str = "") -> Figure:
+    """One picture's way from noise: z_t as the decoder sees it, over the z0_hat of the same step."""
+    steps = [(i, *path.pictures(i)) for i in path.picked(num)]
+    rows = {r"$z_t$, decoded": torch.stack([z[picture] for _, z, _ in steps]),
+            r"$\hat z_0$, decoded": torch.stack([z0[picture] for _, _, z0 in steps])}
+    return picture_grid(rows, columns=[f"t = {path.t[i]}" for i, _, _ in steps], caption=caption)
