@@ -58,9 +58,9 @@ def ddim_alpha_bars(schedule: Schedule, timesteps: list[int]) -> list[tuple[floa
     return list(zip(at_t, [*at_t[1:], last], strict=True))
 
 
-def ddim_sigma(ab_t: float, ab_s: float, eta: float) -> float:
-    """Standard deviation of the noise that a step adds; eta = 1 is that of DDPM's posterior [DDIM, Eq. 16]."""
-    return eta * math.sqrt((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s))
+def ddim_sigma(ab_t: float | Tensor, ab_s: float | Tensor, eta: float) -> float | Tensor:
+    """Standard deviation of the noise that a step t -> s adds; eta = 1 is that of DDPM's posterior [DDIM, Eq. 16]."""
+    return eta * ((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)) ** 0.5
 
 
 def ddim_step(

@@ -9,9 +9,12 @@ from .case import Case
 
 def replay_blocks(case: Case) -> None:
     """`BLOCKS[name](settings)` gives (module, rename); a case with blocks not built yet is skipped, naming them."""
-    builders = {**first_stage.BLOCKS, **getattr(diffusion, "BLOCKS", {})}
+    builders = {**first_stage.BLOCKS, **diffusion.BLOCKS}
     not_built = []
     for name, settings in case.config["modules"].items():
+        if name in diffusion.NOT_IN_ANY_MODEL:
+            case.leave_out(f"out.{name}", "a block of the original that none of its models contains")
+            continue
         if name not in builders:
             not_built.append(name)
             continue

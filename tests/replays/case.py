@@ -93,7 +93,7 @@ class Case:
 
     def leave_out(self, prefix: str, why: str) -> None:
         """Declare that ours has no counterpart of the arrays that begin with `prefix`."""
-        self.left_out |= {key: why for key in self.recorded(prefix)}
+        self.left_out.update({key: why for key in self.recorded(prefix)})
 
     def unchecked(self) -> list[str]:
         """Recorded outputs that were neither compared nor left out on purpose."""
