@@ -1,0 +1,142 @@
+"""The project as a whole: its notebooks, rooms, style, and what it takes to install it."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Files that git knows, or would take; all files where there is no git."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [path for name in sorted(set(done.stdout.split("\0"))) if name and (path := ROOT / name).is_file()]
+
+
+def tool(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_data_flows_one_way():
+    """The rooms import only from the rooms below them (contracts in pyproject.toml)."""
+    from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), cache_dir=None) == EXIT_STATUS_SUCCESS
+
+
+def test_style():
+    """ruff's pinned rules, notebooks included."""
+    tool("ruff", "check", "--no-cache", ".")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_source_notebook_is_clean_and_short(path):
+    """No outputs, a kernel that every machine has, one parameters cell, first in the code, and a readable length."""
+    notebook = json.loads(path.read_text())
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    tagged = [i for i, cell in enumerate(code) if "parameters" in cell["metadata"].get("tags", [])]
+    assert tagged == [0]
+    lines = [line for cell in code for line in "".join(cell["source"]).splitlines() if line.strip()]
+    assert len(notebook["cells"]) < 40 and len(lines) < 150
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_are_those_the_notebook_accepts(path):
+    """The table of accepted names and the notebook's own cell agree; defaults are accepted; papermill shows help."""
+    from papermill.inspection import _infer_parameters
+    from papermill.iorw import load_notebook_node
+
+    from ldmlab.study.parameters import NOTEBOOKS as ACCEPTED
+    from ldmlab.study.parameters import read_parameters
+
+    found = _infer_parameters(load_notebook_node(str(path)))
+    assert tuple(found) == ACCEPTED[path.stem]
+    assert all(parameter["help"] for parameter in found.values())
+    namespace: dict = {}
+    cell = next(c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
+    exec("".join(cell["source"]), namespace)
+    assert read_parameters(path.stem, namespace).f == namespace["f"]
+
+
+def test_an_executed_notebook_that_is_committed_is_a_reference():
+    """Executed copies live under results/reference, small, and ran to their end."""
+    for path in tracked("*.ipynb"):
+        if path.parent in (ROOT / "notebooks", ROOT / "notebooks" / "solutions"):
+            continue
+        assert (ROOT / "results" / "reference") in path.parents, path
+        outputs = [o for cell in json.loads(path.read_text())["cells"] for o in cell.get("outputs", [])]
+        assert all(output["output_type"] != "error" for output in outputs), path
+
+
+def test_tracked_files_are_small():
+    """Nobody clones checkpoints: weights of the lab's own networks are the largest files."""
+    assert [path for path in tracked() if path.stat().st_size > 2 * 2**20] == []
+
+
+def test_no_file_names_a_registry_or_a_machine():
+    """Installs go where the user's tools point; paths are relative."""
+    registry = re.compile(r"index-url|find-links|pypi\.org/simple|files\.pythonhosted|download\.pytorch\.org/whl")
+    machine = re.compile(r"(?<![\w./~}])/(home|root|Users|work|opt|mnt|workspace)/\w")
+    bad = []
+    for path in tracked():
+        if path == Path(__file__).resolve() or path.suffix in (".safetensors", ".png", ".jpg", ".npz", ".npy", ".tar"):
+            continue
+        for number, line in enumerate(path.read_text(errors="ignore").splitlines(), 1):
+            if registry.search(line) or machine.search(line):
+                bad.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
+    assert bad == []
+
+
+def test_environment_yml_installs_the_project():
+    """conda brings Python and pip, pip brings the project: one list of dependencies, in pyproject.toml."""
+    import yaml
+    from packaging.specifiers import SpecifierSet
+
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == PYPROJECT["project"]["name"]
+    *conda, pip = environment["dependencies"]
+    (python,) = [entry for entry in conda if entry.startswith("python")]
+    supported = SpecifierSet(PYPROJECT["project"]["requires-python"])
+    chosen = SpecifierSet(python.removeprefix("python"))
+    versions = [f"3.{minor}" for minor in range(8, 20)]
+    assert [v for v in versions if v in chosen] == ["3.11", "3.12", "3.13"]
+    assert all(v in supported for v in versions if v in chosen)
+    (entry,) = pip["pip"]
+    match = re.fullmatch(r"-e \.\[([\w,]+)\]", entry)
+    assert match and set(match[1].split(",")) <= set(PYPROJECT["project"]["optional-dependencies"])
+
+
+def test_citation_and_licence_name_the_project():
+    """CITATION.cff parses, cites the paper, and agrees with pyproject.toml."""
+    import yaml
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PYPROJECT["project"]["version"] and citation["license"] == "MIT"
+    assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2112.10752"
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License\n\nCopyright (c) 2026 The ldmlab authors")
+
+
+def test_ci_runs_the_readme_s_test_command():
+    """What the README promises is what is checked."""
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert "\nmake\n" in readme and "\nmake test\n" in readme
+
+
+def test_readme_links_lead_somewhere():
+    """Every relative link of the README is a file of the project."""
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
