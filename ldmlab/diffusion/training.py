@@ -6,10 +6,10 @@ import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ldmlab.diffusion.conditioning import ClassEmbedder
 from ldmlab.diffusion.ema import EMA
+from ldmlab.diffusion.objective import denoising_error, weighted_objective
 from ldmlab.diffusion.schedules import Schedule
 
 
@@ -36,14 +36,11 @@ class DiffusionModule(pl.LightningModule):
         channels_last: bool = False,
     ):
         super().__init__()
-        if loss not in ("l1", "l2"):
-            raise ValueError(f"loss is l1 or l2; got {loss!r}")
         self.denoiser, self.class_embedder, self.schedule = denoiser, class_embedder, schedule
         if channels_last:
             self.denoiser.to(memory_format=torch.channels_last)
         self.register_buffer("scale", torch.tensor(scale_factor, dtype=torch.float32)[:, None, None], persistent=False)
-        self.loss = F.mse_loss if loss == "l2" else F.l1_loss
-        self.lr, self.warmup_steps, self.weight_decay = lr, warmup_steps, weight_decay
+        self.loss, self.lr, self.warmup_steps, self.weight_decay = loss, lr, warmup_steps, weight_decay
         self.trained = nn.ModuleDict({"denoiser": denoiser} | ({"tau": class_embedder} if class_embedder else {}))
         self.ema = EMA(self.trained, decay=ema_decay)
 
@@ -73,7 +70,8 @@ class DiffusionModule(pl.LightningModule):
     ) -> Float[Tensor, ""]:
         """|| eps - eps_hat || of the objective, with the condition dropped at random for guidance."""
         context = self.class_embedder(y) if self.class_embedder is not None else None
-        return self.loss(self.denoiser(self.schedule.q_sample(z0, t, eps), t, context), eps)
+        eps_hat = self.denoiser(self.schedule.q_sample(z0, t, eps), t, context)
+        return weighted_objective(denoising_error(eps_hat, eps, self.loss), t, self.schedule)
 
     def configure_optimizers(self):
         """AdamW with an absolute learning rate: no hidden factor of batch size or number of GPUs."""

@@ -80,7 +80,7 @@ class AutoencoderKL(_Autoencoder):
     def forward(self, x: Float[Tensor, "b c_x H W"], generator: torch.Generator | None = None) -> ReconstructionOutput:
         """One training pass: sample z and decode it; `reg_loss` is the KL divergence in nats a picture."""
         self.check_pictures(x, check_range=False)  # looking at values would make a GPU wait, at every step
-        posterior = DiagonalGaussian(self.to_latent(self.encoder(x)))
+        posterior = DiagonalGaussian(self.to_latent(self.encoder(x)).float())  # float32 also under bf16 autocast
         z = posterior.sample(generator)
         kl = posterior.kl().mean()
         info = {"kl": kl.detach(), "posterior_std": posterior.std.detach().mean()}

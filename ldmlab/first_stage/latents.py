@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ldmlab.atomic import atomic_write
 from ldmlab.data.images import ImageSet, to_float
 
 SCALE_MODES = ("none", "first_batch", "dataset", "channel")
-FIRST_BATCH = 256  # pictures whose latents stand for "the first batch"
+NOTE_EVERY_S = 10.0  # an interrupted encoding loses at most this much
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class MirroredImages(Dataset):
     """Pictures as training batches: index i + n is the mirror image of picture i."""
 
     def __init__(self, images: ImageSet):
-        self.images = images
+        self.images, self._labels = images, images.labels()
 
     def __len__(self) -> int:
         return 2 * len(self.images)
@@ -124,7 +126,7 @@ class MirroredImages(Dataset):
         picked = torch.as_tensor(indices)
         x = self.images.images((picked % n).tolist())
         x = torch.where((picked >= n)[:, None, None, None], x.flip(3), x)
-        return {"image": x, "label": self.images.labels[picked % n]}
+        return {"image": x, "label": self._labels[picked % n]}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: value[0] for name, value in self.__getitems__([index]).items()}
@@ -157,17 +159,18 @@ def encode_dataset(
         shape = first_stage.moments(to_float(mirrored.__getitems__([0])["image"]).to(device)).shape[1:]
         if done == 0:
             _make_room(file, (total, *shape))
-        moments = np.lib.format.open_memmap(file, mode="r+")
+        moments, noted_at = np.lib.format.open_memmap(file, mode="r+"), time.monotonic()
         for start in range(done, total, batch_size):
             stop = min(start + batch_size, total)
             x = to_float(mirrored.__getitems__(list(range(start, stop)))["image"]).to(device)
             moments[start:stop] = first_stage.moments(x).cpu().numpy()
-            if stop == total or (stop // batch_size) % 50 == 0:
+            if stop == total or time.monotonic() - noted_at > NOTE_EVERY_S:
                 moments.flush()  # first the moments, then the note that they are there
-                _note(done_file, stop)
+                atomic_write(done_file, json.dumps({"done": stop}).encode())
+                noted_at = time.monotonic()
             if progress is not None:
                 progress(stop, total)
-    return Latents(np.load(file, mmap_mode="r"), images.labels.numpy(), identity)
+    return Latents(np.load(file, mmap_mode="r"), images.labels().numpy(), identity)
 
 
 def _make_room(file: Path, shape: tuple[int, ...]) -> None:
@@ -177,9 +180,3 @@ def _make_room(file: Path, shape: tuple[int, ...]) -> None:
     if stat.f_bavail * stat.f_frsize < size + 2**20:
         raise OSError(f"{file} needs {size / 2**20:.0f} MiB, {stat.f_bavail * stat.f_frsize / 2**20:.0f} MiB are free")
     np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape).flush()
-
-
-def _note(file: Path, done: int) -> None:
-    tmp = file.with_suffix(".tmp")
-    tmp.write_text(json.dumps({"done": done}))
-    os.replace(tmp, file)

@@ -87,6 +87,21 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def usable_precision(precision: str, device: torch.device) -> str:
+    """bf16 only where the hardware computes in it; elsewhere it would be slower than float32."""
+    if "bf16" not in precision:
+        return precision
+    fast = {"cuda": lambda: torch.cuda.is_bf16_supported(), "cpu": _cpu_has_bf16}.get(device.type, lambda: False)()
+    return precision if fast else "32-true"
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        return torch.cpu._is_avx512_bf16_supported()
+    except AttributeError:  # a private name, the only one there is
+        return False
+
+
 def fit(
     module,
     dataset: Dataset,
@@ -122,7 +137,7 @@ def fit(
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=lambda batch: batch,
                         pin_memory=device.type == "cuda", persistent_workers=False)
     loop = _loop_callback(module, curve, state_file, start, num_steps, seed, label, log_every, at_steps or {})
-    _trainer(device, precision, [loop], module).fit(module, loader)
+    _trainer(device, usable_precision(precision, device), [loop], module).fit(module, loader)
     if loop.done < num_steps:  # Lightning turns some interrupts into a quiet return
         raise KeyboardInterrupt(f"{label}: stopped at step {loop.done} of {num_steps}; run the same again to continue")
     return curve

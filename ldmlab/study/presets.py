@@ -47,6 +47,7 @@ class FirstStageSpec:
     disc_ch: int = 64
     revive_every: int = 0
     val_every: int = 1000
+    precision: str = "32-true"  # "bf16-mixed" is taken where the device computes in it, see fit.usable_precision
 
     @property
     def name(self) -> str:
@@ -197,7 +198,7 @@ def _laptop(f: int, reg: str, data: DataSpec) -> tuple[FirstStageSpec, Diffusion
         first_stage = FirstStageSpec(
             autoencoder, steps, 32, lr=2e-3, warmup_steps=50, decay_from=0.5, final_lr=0.02, clip_norm=None,
             perceptual_weight=0.2, disc_start=steps // 2, disc_weight=0.1, disc_layers=2, disc_ch=16,
-            revive_every=50, val_every=max(50, steps // 20))
+            revive_every=50, val_every=max(50, steps // 20), precision="bf16-mixed")
     widths, attention_at, steps = _LAPTOP_LDM[f]
     c = first_stage.autoencoder.latent_channels
     denoiser = DenoiserConfig(in_channels=c, out_channels=c, widths=widths, num_res_blocks=1, norm_groups=8,

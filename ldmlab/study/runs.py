@@ -142,7 +142,8 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
     marks = {*range(plan.val_every, plan.num_steps, plan.val_every), plan.num_steps}
     curve = fit(module, MirroredImages(pictures.train), num_steps=plan.num_steps,
                 batch_size=min(plan.batch_size, len(pictures.train)), seed=spec.seed, run_dir=folder,
-                label=f"first stage {plan.name}", device=device, at_steps={step: [validate] for step in marks})
+                label=f"first stage {plan.name}", device=device, precision=plan.precision,
+                at_steps={step: [validate] for step in marks})
     model.eval()
     stats = _measure(model.to(device), pictures, spec.diffusion.scale_mode, device)
     meta = {

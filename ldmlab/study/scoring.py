@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import open_dataset, to_float, to_uint8
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.evaluation.cost import count_flops, throughput
 from ldmlab.evaluation.distances import FeatureMoments, Score, frechet_score, kid_score, moments_of, reference_moments
@@ -29,9 +29,11 @@ class Scorer:
     def reference(self, name: str) -> FeatureMoments:
         """Moments of the training pictures that samples are compared with."""
         if name not in self._reference:
-            train, n = self.pictures.train, self.plan.num_reference
-            part = train if n in (0, len(train)) or n > len(train) else train.first(n)
-            self._reference[name] = reference_moments(part, self.nets[name], runs_dir() / "moments")
+            data, n = self.spec.data, self.plan.num_reference
+            train = self.pictures.train
+            if 0 < n < len(train):
+                train = open_dataset(data.name, size=data.size, split="train", num=n, seed=0)
+            self._reference[name] = reference_moments(train, self.nets[name], runs_dir() / "moments")
         return self._reference[name]
 
     @property

@@ -1,0 +1,83 @@
+"""Training a diffusion model: the objective, the latents it sees, EMA and exact resumption."""
+
+import pytest
+import torch
+
+from ldmlab.diffusion.conditioning import ClassEmbedder
+from ldmlab.diffusion.denoiser import DenoiserConfig, UNet
+from ldmlab.diffusion.schedules import scaled_linear
+from ldmlab.diffusion.training import DiffusionModule
+from ldmlab.study.fit import fit
+
+
+class RandomMoments(torch.utils.data.Dataset):
+    """Sixteen latents and their mirror images."""
+
+    def __init__(self):
+        self.values = torch.randn(32, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return 32
+
+    def __getitems__(self, indices):
+        return {"moments": self.values[indices], "label": torch.tensor(indices) % 3}
+
+
+def small_module(**options):
+    torch.manual_seed(0)
+    config = DenoiserConfig(2, 2, (8, 16), num_res_blocks=1, attention_at=(2,), num_heads=1, context_dim=8, norm_groups=4,
+                            dropout=0.1)
+    return DiffusionModule(UNet(config), scaled_linear(), ClassEmbedder(3, 8, p_drop=0.2), lr=1e-3, **options)
+
+
+def train(module, folder, steps=8):
+    return fit(module, RandomMoments(), num_steps=steps, batch_size=8, seed=0, run_dir=folder, label="ldm",
+               device=torch.device("cpu"), log_every=1)
+
+
+def test_resumed_training_is_the_uninterrupted_one(tmp_path):
+    """Stopped and continued by new objects: the same losses, weights and averages, dropout and noise included."""
+    whole, resumed = small_module(warmup_steps=4), small_module(warmup_steps=4)
+    curve = train(whole, tmp_path / "whole")
+    train(small_module(warmup_steps=4), tmp_path / "parts", steps=3)
+    again = train(resumed, tmp_path / "parts")
+    assert curve["loss"].tolist() == again["loss"].tolist()
+    assert resumed.ema.num_updates == 8
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for name, shadow in whole.ema.shadow.items():
+        assert torch.equal(shadow, resumed.ema.shadow[name])
+
+
+def test_every_step_samples_the_posterior_anew():
+    """Cached moments are not cached samples: two draws differ by about the posterior's deviation."""
+    module = small_module()
+    moments = torch.cat([torch.zeros(64, 2, 4, 4), torch.full((64, 2, 4, 4), -2.0)], 1)
+    first, second = module.z0_from_moments(moments), module.z0_from_moments(moments)
+    assert not torch.equal(first, second)
+    assert float(first.std()) == pytest.approx(torch.tensor(-1.0).exp().item(), rel=0.05)
+
+
+def test_latents_are_scaled():
+    """z is multiplied by scale_factor, one for all or one a channel; latents without a variance pass as they are."""
+    z = torch.randn(2, 2, 4, 4)
+    torch.testing.assert_close(small_module(scale_factor=(0.5,)).z0_from_moments(z), z / 2)
+    per_channel = small_module(scale_factor=(1.0, 3.0)).z0_from_moments(z)
+    torch.testing.assert_close(per_channel[:, 1], 3 * z[:, 1])
+
+
+def test_moments_of_another_shape_are_refused():
+    """Latents that this denoiser cannot take are named."""
+    with pytest.raises(ValueError, match="moments have 2 or 4; got 3"):
+        small_module().z0_from_moments(torch.randn(1, 3, 4, 4))
+
+
+def test_a_perfect_denoiser_has_no_loss():
+    """With the true noise as its answer the objective is 0, l1 and l2; otherwise it is the mean error."""
+    z0, eps, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0, 500, 999])
+    for loss, error in (("l2", 4.0), ("l1", 2.0)):
+        module = small_module(loss=loss)
+        module.denoiser.forward = lambda z_t, t, context: eps
+        assert module.eps_loss(z0, t % 3, t, eps) == 0
+        module.denoiser.forward = lambda z_t, t, context: eps + 2
+        assert module.eps_loss(z0, t % 3, t, eps) == pytest.approx(error, rel=1e-5)
