@@ -64,6 +64,17 @@ def step(value: Field, low: Number, high: Number) -> Field:
     return t * t * (3 - 2 * t)
 
 
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b of (h, k) and (k, w), in blocks too small for BLAS to wake its threads: which can cost 10x."""
+    work, columns = 1 << 18, 128
+    rows = max(1, work // (len(b) * min(columns, b.shape[1])))
+    out = np.empty((len(a), b.shape[1]), np.float32)
+    for i in range(0, len(a), rows):
+        for j in range(0, b.shape[1], columns):
+            np.matmul(a[i : i + rows], b[:, j : j + columns], out=out[i : i + rows, j : j + columns])
+    return out
+
+
 class Canvas:
     """A square picture in the making: colours, the number of the thing seen at each pixel, and two 1/f textures."""
 
@@ -95,7 +106,7 @@ class Canvas:
         ax, ay = TAU * fx[:, None] * self.x + phase[:num, None], TAU * self.y * fy  # (k, w), (h, k)
         along_x = np.concatenate([np.cos(ax), -np.sin(ax)]) * np.concatenate([weights, weights], 1)[..., None]
         along_y = np.concatenate([np.cos(ay), np.sin(ay)], 1, dtype=np.float32)
-        return along_y @ along_x.astype(np.float32)
+        return np.stack([product(along_y, field) for field in along_x.astype(np.float32)])
 
     def ridge(self, stream: Stream, lowest: Number, octaves: int, roughness: Number) -> np.ndarray:
         """A random profile (1, w), about -1 to 1, each octave `roughness` times as high as the one below."""
@@ -108,7 +119,7 @@ class Canvas:
         """Soft round dots, added up: (h, w); a dot smaller than a pixel gets fainter, not wider."""
         var = radius**2 + self.px**2 / 12
         across = np.exp((self.x - x[:, None]) ** 2 * (-0.5 / var)) * strength * np.float32(radius**2 / var)
-        return np.exp((self.y - y[None, :]) ** 2 * (-0.5 / var)) @ across.astype(np.float32)
+        return product(np.exp((self.y - y[None, :]) ** 2 * (-0.5 / var)), across.astype(np.float32))
 
     def paint(self, cover: Field, colour: Field, number: int | None = None) -> None:
         """Lay a colour over the whole picture, `cover` (0 to 1) thick; a number claims pixels it half covers."""

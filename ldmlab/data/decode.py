@@ -16,10 +16,11 @@ PROTOCOL = {
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Any PIL picture, upright as its EXIF says, as 8-bit RGB; alpha over BACKGROUND, first frame only."""
+    deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):  # 16-bit and float greyscale: PIL's own conversion would clip it to white
         values = np.asarray(picture, np.float64)
-        top = 65535.0 if picture.mode.startswith("I;16") or values.max() > 255 else 255.0
+        top = 65535.0 if deep or values.max() > 255 else 255.0
         if picture.mode == "F" and values.max() <= 1:
             top = 1.0
         picture = Image.fromarray((values.clip(0, top) * (255 / top) + 0.5).astype(np.uint8))

@@ -5,7 +5,8 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ldmlab.data.decode import PROTOCOL
 from ldmlab.data.names import SPLITS, check_data_name
 from ldmlab.data.sources import Source, files_source, fraction, scenes_source, torchvision_source
 
+Progress = Callable[[int, int], object]  # told how many of how many are done
 KEEP_BYTES = 1 << 30  # sets up to this size are decoded whole when first used, and kept
 MAX_BYTES = 8 << 30
 SKIP_ALWAYS, SKIP_SHARE = 3, 0.01  # unreadable files that are forgiven: this many, or this share
@@ -107,7 +109,9 @@ class ImageSet(Dataset):
             self._labels.copy() if indices is None else self._labels[np.asarray(list(indices), np.int64)]
         )
 
-    def in_memory(self, max_bytes: int = MAX_BYTES, cache_dir: str | Path | None = None) -> "ImageSet":
+    def in_memory(
+        self, max_bytes: int = MAX_BYTES, cache_dir: str | Path | None = None, progress: Progress | None = None
+    ) -> "ImageSet":
         """This set with every picture decoded, once: into memory, or into a file under `cache_dir` that all runs share.
 
         ValueError if it would take more than `max_bytes`. The cache is keyed by the fingerprint and written atomically;
@@ -120,7 +124,7 @@ class ImageSet(Dataset):
             )
         if cache_dir is None or isinstance(self._pixels, np.memmap):
             if self._pixels is None:
-                self._decode_all()
+                self._decode_all(progress)
             return self
         folder = Path(cache_dir)
         stem = folder / f"{self.name}-{self.split}-{self.size}px-{self.fingerprint[:16]}"
@@ -131,13 +135,13 @@ class ImageSet(Dataset):
             with FileLock(f"{stem}.lock"):  # six runs that start together decode once
                 if not self._load_cache(stem):
                     if self._pixels is None:
-                        self._decode_all()
+                        self._decode_all(progress)
                     self._write_cache(stem)
                     self._load_cache(stem)
         except OSError as error:
             warnings.warn(f"pictures are not cached under {folder}: {error}", stacklevel=2)
             if self._pixels is None:
-                self._decode_all()
+                self._decode_all(progress)
         return self
 
     # What is readable
@@ -148,14 +152,20 @@ class ImageSet(Dataset):
             self._decode_all()
         self._surveyed = True
 
-    def _decode_all(self) -> None:
+    def _decode_all(self, progress: Progress | None = None) -> None:
         pixels = np.empty((len(self._chosen), 3, self.size, self.size), np.uint8)
         kept: list[int] = []
-        for row in range(len(self._chosen)):
-            picture = self._read(row)
-            if picture is not None:
-                pixels[len(kept)] = picture
-                kept.append(row)
+        num, chunk = len(self._chosen), 512
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # PIL decodes outside of Python's lock
+            for start in range(0, num, chunk):
+                rows = range(start, min(start + chunk, num))
+                for row, picture in zip(rows, pool.map(self._read, rows), strict=True):
+                    if picture is not None:
+                        pixels[len(kept)] = picture
+                        kept.append(row)
+                if progress is not None:
+                    progress(rows.stop, num)
+        self._skipped.sort()
         self._judge_skipped(len(self._chosen), tell=True)
         self._pixels = pixels[: len(kept)]
         self._chosen, self._labels, self._surveyed = self._chosen[kept], self._labels[kept], True
