@@ -18,8 +18,19 @@ from matplotlib.lines import Line2D
 from ldmlab.atomic import atomic_write
 from ldmlab.study import paper
 from ldmlab.study.paths import results_dir
+from ldmlab.study.presets import TIERS
 from ldmlab.study.records import Record, load_records
-from ldmlab.study.series import Series, check_comparable, commits, data_name, device_of, grouped, ranged, throughput
+from ldmlab.study.series import (
+    Series,
+    check_comparable,
+    commits,
+    comparison_key,
+    data_name,
+    device_of,
+    grouped,
+    ranged,
+    throughput,
+)
 from ldmlab.study.style import (
     ACCENT,
     GREY,
@@ -253,20 +264,22 @@ def _rehearsal(fig: Figure, records: Sequence[Record]) -> None:
                  ha="center", va="center", rotation=min(18, 3 * fig.get_figheight()), fontweight="bold")
 
 
-def draw_tradeoff(data: str, tier: str, size: int = 0) -> Path:
-    """The study's figure over all records of a data set and tier, written to results/figures/."""
-    if tier == "smoke":
-        raise ValueError("runs of tier smoke are rehearsals and enter no figure of results/")
+def draw_tradeoff(data: str, tier: str, size: int = 0) -> tuple[Path, list[str]]:
+    """The study's figure over the records of a data set and tier, written to results/figures/.
+
+    Of records that do not compare, the largest group is drawn; the names of the others are returned with the path.
+    """
     records = [r for r in load_records("04_tradeoff", tier=tier) if data_name(r) == Path(data).stem]
-    sizes = sorted({record.params["size"] for record in records})
-    if not records or (size and size not in sizes):
+    records = [r for r in records if size in (0, r.params["size"])]
+    if not records:
         at = f" at {size} px" if size else ""
         raise ValueError(f"results/04_tradeoff holds no record of data {data}, tier {tier}{at}")
-    if not size and len(sizes) > 1:
-        raise ValueError(f"there are records of several sizes: {', '.join(map(str, sizes))} px; choose one with --size")
-    fig = fig_tradeoff([record for record in records if record.params["size"] == (size or sizes[0])])
-    name = f"tradeoff_{Path(data).stem}_{tier}" + (f"_{size}px" if size and len(sizes) > 1 else "")
-    return atomic_write(results_dir() / "figures" / f"{name}.png", lambda path: fig.savefig(path, format="png"))
+    keys = [tuple(comparison_key(record).values()) for record in records]
+    largest = Counter(keys).most_common(1)[0][0]
+    fig = fig_tradeoff([record for record, key in zip(records, keys, strict=True) if key == largest])
+    name = f"tradeoff_{Path(data).stem}_{tier}" + (f"_{size}px" if size else "")
+    path = atomic_write(results_dir() / "figures" / f"{name}.png", lambda part: fig.savefig(part, format="png"))
+    return path, [record.file_name for record, key in zip(records, keys, strict=True) if key != largest]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -274,13 +287,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ldmlab.study.figures", description="Draw figures from results/.")
     parser.add_argument("figure", choices=["tradeoff"])
     parser.add_argument("--data", default="scenes", help="as given to the notebook")
-    parser.add_argument("--tier", default="laptop", choices=["laptop", "gpu", "paper"])
-    parser.add_argument("--size", type=int, default=0, help="side in pixels, where there are records of several")
+    parser.add_argument("--tier", default="laptop", choices=TIERS)
+    parser.add_argument("--size", type=int, default=0, help="side in pixels; without it, the size of most records")
     args = parser.parse_args(arguments)
     try:
-        print(draw_tradeoff(args.data, args.tier, args.size))
+        path, left_out = draw_tradeoff(args.data, args.tier, args.size)
     except ValueError as error:
         parser.exit(1, f"{error}\n")
+    print(path)
+    if left_out:
+        print(f"left out, since they do not compare with the rest: {', '.join(left_out)}")
 
 
 if __name__ == "__main__":

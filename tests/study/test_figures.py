@@ -77,12 +77,11 @@ def test_no_records_is_an_error():
         fig_tradeoff([])
 
 
-def test_smoke_runs_are_marked_and_never_written_to_results():
-    """Numbers of the smoke tier mean nothing, and nobody can take them for evidence."""
-    assert "rehearsal" in words(fig_tradeoff([a_record(8, tier="smoke")]))
-    assert "rehearsal" not in words(fig_tradeoff([a_record(8)]))
-    with pytest.raises(ValueError, match="smoke"):
-        draw_tradeoff("scenes", "smoke")
+@pytest.mark.parametrize("draw", [fig_tradeoff, fig_reconstruction])
+def test_figures_of_smoke_runs_say_that_they_are_no_evidence(draw):
+    """Numbers of the smoke tier mean nothing, and nobody can take them for a result."""
+    assert "rehearsal" in words(draw([a_record(8, tier="smoke")]))
+    assert "rehearsal" not in words(draw([a_record(8)]))
 
 
 def test_first_stages_that_were_still_improving_are_marked():
@@ -125,6 +124,14 @@ def test_the_command_draws_what_is_in_results(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         figures.main(["tradeoff", "--data", "nothing", "--tier", "laptop"])
     assert stopped.value.code == 1
+
+
+def test_the_command_draws_the_largest_group_and_names_the_rest(tmp_path, monkeypatch):
+    """One record under another protocol neither stops the figure nor slips into it."""
+    monkeypatch.setenv("LDMLAB_ROOT", str(tmp_path))
+    for record in (a_record(4), a_record(8), a_record(16, n=1024)):
+        record.save()
+    assert draw_tradeoff("scenes", "laptop")[1] == ["f16_kl_scenes_32px_laptop_s0.json"]
 
 
 def test_a_notebook_finds_the_records_that_compare_with_its_own(tmp_path, monkeypatch):
