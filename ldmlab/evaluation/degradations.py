@@ -17,8 +17,8 @@ from ldmlab.perception import FeatureNet
 LADDERS: dict[str, tuple[float, ...]] = {
     "blur": (0.5, 0.75, 1.0, 1.5, 2.0, 4.0),
     "noise": (0.05, 0.1, 0.2, 0.4, 0.8),
-    "jpeg": (80, 50, 25, 10, 5),
-    "shuffle": (2, 4, 8, 16),
+    "jpeg": (80.0, 50.0, 25.0, 10.0, 5.0),
+    "shuffle": (2.0, 4.0, 8.0, 16.0),
 }
 UNITS = {
     "blur": "standard deviation [px]",
@@ -28,7 +28,7 @@ UNITS = {
 }
 
 
-def degrade(x: Float[Tensor, "n 3 h w"], kind: str, strength: float, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
+def degrade(x: Float[Tensor, "n 3 h w"], kind: str, strength: float | int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
     """Pictures in [-1, 1], spoiled by one of `LADDERS` and rounded to 8 bits.
 
     `blur`: Gaussian, `strength` its standard deviation in pixels. `noise`: Gaussian, standard deviation in units of
@@ -53,9 +53,12 @@ def degrade(x: Float[Tensor, "n 3 h w"], kind: str, strength: float, seed: int =
 
 
 def _jpeg(picture: Tensor, quality: int) -> Tensor:
-    buffer = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG", quality=quality)
-    return torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1)
+    # Many pictures come from JPEG files. Coded again on the same grid of 8 px, their coefficients are rounded twice,
+    # which at some qualities sharpens them; on a shifted grid, lower quality is worse.
+    shift, buffer = 3, io.BytesIO()
+    padded = np.pad(picture.permute(1, 2, 0).numpy(), ((shift, 0), (shift, 0), (0, 0)), mode="reflect")
+    Image.fromarray(padded).save(buffer, "JPEG", quality=quality)
+    return torch.from_numpy(np.array(Image.open(buffer))[shift:, shift:]).permute(2, 0, 1)
 
 
 def _shuffle(x: Tensor, blocks: int, generator: torch.Generator) -> Tensor:

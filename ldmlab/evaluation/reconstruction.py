@@ -19,12 +19,14 @@ def psnr(x: Float[Tensor, "n 3 h w"], x_rec: Float[Tensor, "n 3 h w"]) -> Float[
 
 
 def ssim(x: Float[Tensor, "n 3 h w"], x_rec: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """Structural similarity of each picture, at most 1: Gaussian window of 11 px; pictures in [-1, 1], sides >= 11."""
+    """Structural similarity of each picture, at most 1: Gaussian window, 11 px; pictures in [-1, 1], sides >= 11 px."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     if min(x.shape[2:]) < 11:
         raise ValueError(f"ssim needs pictures of at least 11 x 11, got {tuple(x.shape)}")
-    return structural_similarity_index_measure(x_rec, x, data_range=2.0, reduction="none").reshape(len(x))
+    # Its luminance term compares mean intensities, which must not be negative: hence [0, 1].
+    x, x_rec = (x + 1) / 2, (x_rec + 1) / 2
+    return structural_similarity_index_measure(x_rec, x, data_range=1.0, reduction="none").reshape(len(x))
 
 
 @torch.inference_mode()
