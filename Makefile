@@ -31,8 +31,8 @@ lab: $(VENV)/ready  ## set up, then JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
 study: $(VENV)/ready-sweep  ## all six f, one papermill run each: TIER=laptop DATA=scenes SEED=0 REG=kl CORES=all
-	$(BIN)/snakemake --cores $(CORES) --config tier=$(TIER) data=$(DATA) seed=$(SEED) reg=$(REG) \
-		--rerun-incomplete --nolock --keep-going --quiet rules $(ARGS)
+	$(BIN)/snakemake --cores $(CORES) --config tier=$(TIER) "data=$(DATA)" seed=$(SEED) reg=$(REG) \
+		--scheduler greedy --rerun-incomplete --nolock --keep-going --show-failed-logs --quiet rules $(ARGS)
 
 smoke: $(VENV)/ready $(NOTEBOOKS:notebooks/%.ipynb=smoke-%)  ## every notebook once at the smallest tier
 
@@ -50,6 +50,7 @@ clean:  ## remove checkpoints, caches and executed notebooks (records, figures a
 help:
 	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 10
 
+# Two environments in one: what the notebooks and tests need, and Snakemake on top of it.
 $(VENV)/ready: pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet uv || echo "no uv here: pip installs, which takes longer"
 	$(call install,.[test])

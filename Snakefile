@@ -7,7 +7,7 @@
 import sys
 from pathlib import Path
 
-FS = [1, 2, 4, 8, 16, 32]  # the longest first
+FS = [1, 2, 4, 8, 16, 32]
 TIER = config.get("tier", "laptop")
 DATA = str(config.get("data", "scenes"))
 SEED = int(config.get("seed", 0))
@@ -33,6 +33,7 @@ rule run:
         RUN + "_f{f}.ipynb",
     log:
         RUN + "_f{f}.log",
+    priority: lambda wildcards: 32 // int(wildcards.f)  # the longest first
     threads: 1
     resources:
         mem_mb=4000,
