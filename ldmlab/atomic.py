@@ -39,8 +39,9 @@ def atomic_write(path: Path | str, content: bytes | Callable[[Path], object]) ->
         written = part.stat().st_size if part.exists() else 0
         part.unlink(missing_ok=True)
         if isinstance(error, Exception) and _is_full(error, free):
-            need = f"at least {_mb(written)}" if callable(content) else _mb(len(content))
-            left = _mb(shutil.disk_usage(path.parent).free)
+            left = _mb(free + written)
+            more = f"more than {_mb(max(written, free))}"  # what a function would have written is not known
+            need = more if callable(content) else _mb(len(content))
             kept = "the file as it was is kept" if path.exists() else "nothing was written"
             raise DiskFull(errno.ENOSPC, f"disk full: {path} needs {need}, {left} are free; {kept}") from error
         raise
