@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ldmlab.study.looks import Path
 from ldmlab.study.progress import has_front_end
-from ldmlab.study.views import Path, fig_path, picture_grid
+from ldmlab.study.views import fig_path, picture_grid
 
 if TYPE_CHECKING:
     from ipywidgets import Widget

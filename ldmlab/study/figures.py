@@ -19,26 +19,25 @@ from ldmlab.atomic import atomic_write
 from ldmlab.study import paper
 from ldmlab.study.paths import results_dir
 from ldmlab.study.presets import TIERS
-from ldmlab.study.records import Record, load_records
+from ldmlab.study.records import Record
 from ldmlab.study.series import (
     Series,
     check_comparable,
     commits,
-    comparison_key,
     data_name,
     device_of,
     grouped,
     ranged,
+    rehearsal,
+    spread,
+    study_records,
     throughput,
 )
 from ldmlab.study.style import (
-    ACCENT,
     GREY,
     INK,
     LINES,
-    MARKS,
     NAME,
-    SECOND,
     colour,
     f_axis,
     ink,
@@ -49,6 +48,9 @@ from ldmlab.study.style import (
     span,
     styled,
 )
+from ldmlab.study.tables import fig_guidance, fig_reconstruction
+
+__all__ = ["draw_tradeoff", "fig_guidance", "fig_reconstruction", "fig_tradeoff"]
 
 
 @styled
@@ -81,7 +83,7 @@ def fig_tradeoff(records: Sequence[Record]) -> Figure:
     label_ends(by_step, step_ends)
     label_ends(by_time, time_ends)
     _tradeoff_print(fig, records, series, timed, here)
-    _rehearsal(fig, records)
+    rehearsal(fig, records)
     return fig
 
 
@@ -116,7 +118,7 @@ def _quality_by_speed(ax: Axes, series: list[Series]) -> None:
         fd, speed = s.values("fd_lab"), np.array([v for run in s.runs if (v := throughput(run)) is not None])
         if len(fd) and len(speed):
             x, y = speed.mean(), fd.mean()
-            ax.errorbar(x, y, yerr=_range(fd), xerr=_range(speed), **{**s.look, "ls": "none"}, ms=8, elinewidth=1)
+            ax.errorbar(x, y, yerr=spread(fd), xerr=spread(speed), **{**s.look, "ls": "none"}, ms=8, elinewidth=1)
             ax.annotate(s.name, (x, y), (0, 8 if s.reg != "vq" else -15), textcoords="offset points", color=ink(s.f),
                         ha="center", **NAME)
     log_axis(ax.xaxis)
@@ -135,7 +137,7 @@ def _quality_by_f(ax: Axes, series: list[Series]) -> None:
             seen += [y for _, y, _, _ in points]
             ax.plot([x for x, *_ in points], [y for _, y, *_ in points], color=line, ls=LINES[reg], lw=1.2, zorder=2)
             for x, y, values, s in points:
-                ax.errorbar(x, y, yerr=_range(values), **{**s.look, "ls": "none", **look}, elinewidth=1)
+                ax.errorbar(x, y, yerr=spread(values), **{**s.look, "ls": "none", **look}, elinewidth=1)
                 if named:
                     ax.annotate(rounded(y), (x, y), (0, -13 if below else 8), textcoords="offset points", ha="center",
                                 **{**NAME, "fontsize": 7.2, "fontweight": "normal"}, color=ink(s.f))
@@ -146,12 +148,6 @@ def _quality_by_f(ax: Axes, series: list[Series]) -> None:
     ax.legend(loc="best", handles=[
         Line2D([], [], color=INK, lw=1.2, marker="o", ms=7, label="samples, at the end of training"),
         Line2D([], [], color=GREY, lw=1.2, marker="_", ms=11, mew=2.4, label="reconstructions by the first stage")])
-
-
-def _range(values: np.ndarray) -> list[list[float]] | None:
-    if len(values) < 2:
-        return None
-    return [[values.mean() - values.min()], [values.max() - values.mean()]]
 
 
 def _tradeoff_print(fig: Figure, records: Sequence[Record], series: list[Series], timed: list[Series],
@@ -199,87 +195,19 @@ def _sizes(records: Sequence[Record]) -> str:
 
 
 
-@styled
-def fig_reconstruction(records: Sequence[Record]) -> Figure:
-    """What first stages keep, against f: ours (open) beside the paper's (filled) [LDM v2, Tab. 8].
-
-    PSNR stands in one panel, for its unit is the same; R-FID and rFD-lab do not compare and stand in two.
-    """
-    measured = [record for record in records if record.params["reg"] != "none" and "rfd_lab" in record.metrics]
-    check_comparable(measured, "rfd_lab")
-    series = grouped(measured)
-    fig, (psnr, r_fid, rfd) = plt.subplots(1, 3, figsize=(10.4, 3.3), layout="constrained")
-    fig.get_layout_engine().set(wspace=0.04)
-    for reg, tint in (("kl", ACCENT), ("vq", SECOND)):
-        look = {"color": tint, "ls": LINES[reg], "marker": MARKS[reg]}
-        rows, main = [row for row in paper.tab8() if row.reg == reg and not row.note], paper.first_stages(reg)
-        ours = [s for s in series if s.reg == reg]
-        for ax, name in ((psnr, "psnr"), (r_fid, "r_fid")):
-            _by_f(ax, [(row.f, getattr(row, name)) for row in main], look | {"label": f"{reg.upper()}, paper"})
-            _by_f(ax, [(row.f, getattr(row, name)) for row in rows], look | {"ls": "none", "ms": 3.5})
-        for ax, name in ((psnr, "psnr"), (rfd, "rfd_lab")):
-            found = [(s, v) for s in ours if len(v := s.values(name))]
-            _by_f(ax, [(s.f, v.mean()) for s, v in found],
-                  look | {"mfc": "white", "mew": 1.3, "ms": 6.5, "lw": 1.2, "label": f"{reg.upper()}, ours"})
-            for s, v in found:
-                ax.errorbar(log2(s.f), v.mean(), yerr=_range(v), color=tint, lw=1)
-                if not s.flat:
-                    ax.annotate("†", (log2(s.f), v.mean()), (6, 3), textcoords="offset points", color=tint)
-    psnr.set(title="(a)  PSNR", ylabel="PSNR [dB]  (higher is better)")
-    r_fid.set(title="(b)  the paper's R-FID", ylabel="R-FID, Inception  (lower is better)")
-    rfd.set(title="(c)  our rFD-lab", ylabel="rFD-lab  (lower is better)")
-    for ax in (r_fid, rfd):
-        log_axis(ax.yaxis)
-    span(rfd, [v for s in series for v in s.values("rfd_lab") if v > 0] or [1.0])
-    for ax in (psnr, r_fid, rfd):
-        f_axis(ax, (2, 4, 8, 16, 32))
-        ax.legend(loc="best")
-    _reconstruction_print(fig, measured, series)
-    _rehearsal(fig, records)
-    return fig
-
-
-def _by_f(ax: Axes, points: list[tuple[int, float]], look: dict) -> None:
-    if points:
-        ax.plot([log2(f) for f, _ in points], [value for _, value in points], **look)
-
-
-def _reconstruction_print(fig: Figure, records: Sequence[Record], series: list[Series]) -> None:
-    score, params = records[0].metrics["rfd_lab"], records[0].params
-    flat = all(s.flat for s in series)
-    small_print(
-        fig,
-        f"Ours: {data_name(records[0])} at {params['size']} px, tier {params['tier']}; {score['n_fake']} validation "
-        f"pictures, from the most probable latent; rFD-lab on features of {score['extractor']} "
-        f"({score.get('weights_hash', '')[:8]}); seeds an f: {ranged(sorted(len(s.runs) for s in series))}. "
-        f"git {commits(records)}.{'' if flat else ' † validation PSNR was still rising when training ended.'}",
-        "Paper: trained on OpenImages, measured on ImageNet-val at 256 px; small markers: its other rows of the same f "
-        "(fewer channels or codes).")
-
-
-def _rehearsal(fig: Figure, records: Sequence[Record]) -> None:
-    """Numbers of tier smoke mean nothing, and the figure says so across its whole width."""
-    if any(record.params["tier"] == "smoke" for record in records):
-        fig.text(0.5, 0.54, "smoke tier: a rehearsal, no evidence", fontsize=26, color="#b0463c", alpha=0.25,
-                 ha="center", va="center", rotation=min(18, 3 * fig.get_figheight()), fontweight="bold")
-
-
 def draw_tradeoff(data: str, tier: str, size: int = 0) -> tuple[Path, list[str]]:
     """The study's figure over the records of a data set and tier, written to results/figures/.
 
     Of records that do not compare, the largest group is drawn; the names of the others are returned with the path.
     """
-    records = [r for r in load_records("04_tradeoff", tier=tier) if data_name(r) == Path(data).stem]
-    records = [r for r in records if size in (0, r.params["size"])]
+    records, others = study_records(data, tier, size)
     if not records:
         at = f" at {size} px" if size else ""
         raise ValueError(f"results/04_tradeoff holds no record of data {data}, tier {tier}{at}")
-    keys = [tuple(comparison_key(record).values()) for record in records]
-    largest = Counter(keys).most_common(1)[0][0]
-    fig = fig_tradeoff([record for record, key in zip(records, keys, strict=True) if key == largest])
+    fig = fig_tradeoff(records)
     name = f"tradeoff_{Path(data).stem}_{tier}" + (f"_{size}px" if size else "")
     path = atomic_write(results_dir() / "figures" / f"{name}.png", lambda part: fig.savefig(part, format="png"))
-    return path, [record.file_name for record, key in zip(records, keys, strict=True) if key != largest]
+    return path, [record.file_name for record in others]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,14 +1,23 @@
 """Records that belong together: the seeds of one f and regularizer, and what may stand in one figure with what."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from ldmlab.evaluation.distances import Score
 from ldmlab.study.records import Record, load_records
 from ldmlab.study.style import LINES, MARKS, colour
+
+# What has to be equal in the making of samples, by metric; reconstructions need no sampler.
+SAMPLED_BY = {
+    "fd_lab": ("sampler", "num_steps", "eta", "guidance_scale"),
+    "fd_lab_by_guidance": ("sampler", "num_steps", "eta", "guidance_n"),
+}
 
 
 @dataclass
@@ -65,16 +74,55 @@ def comparison_key(record: Record, metric: str = "fd_lab") -> dict[str, str]:
         "pictures scored": f"{score.get('n_fake')} against {score.get('n_real')}",
         "extractor": f"{score.get('extractor')} {score.get('weights_hash', '')[:8]}",
     }
-    if metric == "fd_lab":
-        key |= {name: str(record.protocol.get(name)) for name in ("sampler", "num_steps", "eta", "guidance_scale")}
-    return key
+    return key | {name: str(record.protocol.get(name)) for name in SAMPLED_BY.get(metric, ())}
 
 
-def load_comparable(record: Record, metric: str = "fd_lab") -> list[Record]:
-    """All records of the same notebook on disk that may stand in one figure with this one, and this one."""
-    key = comparison_key(record, metric)
-    others = [r for r in load_records(record.notebook) if comparison_key(r, metric) == key]
-    return [r for r in others if r.file_name != record.file_name] + [record]
+def load_comparable(record: Record, metric: str = "fd_lab", notebooks: Sequence[str] = ()) -> list[Record]:
+    """This record, and all on disk that may stand in one figure with it: of its notebook, and of further `notebooks`.
+
+    A run that several notebooks have recorded counts once.
+    """
+    key, found = comparison_key(record, metric), {record.file_name: record}
+    for notebook in (record.notebook, *notebooks):
+        for other in load_records(notebook):
+            if comparison_key(other, metric) == key:
+                found.setdefault(other.file_name, other)
+    return list(found.values())
+
+
+def study_records(data: str, tier: str | None = None, size: int = 0) -> tuple[list[Record], list[Record]]:
+    """The largest group of records of the study that compare, and the others; tier None takes all but smoke."""
+    records = [r for r in load_records("04_tradeoff")
+               if data_name(r) == Path(data).stem and size in (0, r.params["size"])
+               and (r.params["tier"] == tier if tier else r.params["tier"] != "smoke")]
+    keys = [tuple(comparison_key(record).values()) for record in records]
+    largest = Counter(keys).most_common(1)[0][0] if keys else None
+    return ([r for r, key in zip(records, keys, strict=True) if key == largest],
+            [r for r, key in zip(records, keys, strict=True) if key != largest])
+
+
+def as_metrics(scores: Mapping[str, Score]) -> dict[str, dict]:
+    """Scores for a record; their protocol is the record's own."""
+    return {name: {key: value for key, value in score.as_dict().items() if key != "protocol" and value != ""}
+            for name, score in scores.items()}
+
+
+def table(records: Sequence[Record]):
+    """Records side by side, a pandas DataFrame with a row each."""
+    import pandas as pd
+
+    def value(record: Record, metric: str) -> float | None:
+        return record.metrics.get(metric, {}).get("value")
+
+    rows = [{
+        "model": record.name, "reg": record.params["reg"], "seed": record.params["seed"],
+        "latent": value(record, "latent_dims"), "steps": record.curves["fd_lab"][-1][0],
+        "train [s]": value(record, "train_s"),
+        "PSNR [dB]": value(record, "psnr"), "rFD-lab": value(record, "rfd_lab"), "FD-lab": value(record, "fd_lab"),
+        "FD-referee": value(record, "fd_referee"), "images/s": throughput(record),
+        "first stage flat": value(record, "first_stage_flat"),
+    } for record in sorted(records, key=lambda r: (r.params["f"], r.params["reg"], r.params["seed"]))]
+    return pd.DataFrame(rows).set_index("model").round(2)
 
 
 def data_name(record: Record) -> str:
@@ -117,3 +165,17 @@ def commits(records: Sequence[Record]) -> str:
     states = [record.env.get("git") or {} for record in records]
     names = sorted({(state.get("commit") or "unknown")[:7] for state in states})
     return ", ".join(names) + (" with local changes" if any(state.get("dirty") for state in states) else "")
+
+
+def spread(values: np.ndarray) -> list[list[float]] | None:
+    """The range of several seeds as error bars around their mean."""
+    if len(values) < 2:
+        return None
+    return [[values.mean() - values.min()], [values.max() - values.mean()]]
+
+
+def rehearsal(fig: Figure, records: Sequence[Record]) -> None:
+    """Numbers of tier smoke mean nothing, and the figure says so across its whole width."""
+    if any(record.params["tier"] == "smoke" for record in records):
+        fig.text(0.5, 0.54, "smoke tier: a rehearsal, no evidence", fontsize=26, color="#b0463c", alpha=0.25,
+                 ha="center", va="center", rotation=min(18, 3 * fig.get_figheight()), fontweight="bold")

@@ -1,20 +1,18 @@
-"""What a student looks at besides the study's own figures: pictures, curves, schedules, latents, the way from noise."""
+"""What a student looks at besides the study's own figures: pictures, curves, schedules, latents."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
 from ldmlab.data.images import to_uint8
-from ldmlab.diffusion.model import LatentDiffusion
-from ldmlab.diffusion.samplers import ddim
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.study.looks import Path
 from ldmlab.study.style import ACCENT, GREY, INK, NAME, SECOND, f_axis, log_axis, small_print, styled
 
 _LATENT_LIMIT = 3.0  # standard deviations at the ends of the colour scale
@@ -139,49 +137,6 @@ def fig_scales(stats: Mapping[str, Mapping[int, tuple[float, float]]], caption: 
     if caption:
         small_print(fig, caption)
     return fig
-
-
-@dataclass
-class Path:
-    """A sampler's way from noise: at each step t, z after it and the z_0 it believed in."""
-
-    t: list[int]
-    z_t: list[Tensor]
-    z0_hat: list[Tensor]
-    model: LatentDiffusion
-
-    def __len__(self) -> int:
-        return len(self.t)
-
-    def pictures(self, i: int) -> tuple[Tensor, Tensor]:
-        """z and z0_hat of step `i`, decoded."""
-        return self.model.decode(self.z_t[i]).cpu(), self.model.decode(self.z0_hat[i]).cpu()
-
-    def picked(self, num: int) -> list[int]:
-        """Indices of `num` evenly spaced steps, the last among them."""
-        return sorted({round(i) for i in np.linspace(0, len(self) - 1, min(num, len(self)))})
-
-
-@torch.inference_mode()
-def denoising_path(
-    model: LatentDiffusion, y: Int[Tensor, " n"], *, num_steps: int, eta: float = 0.0, guidance_scale: float = 1.0,
-    seed: int = 0,
-) -> Path:
-    """DDIM from the noise of `seed`, every step kept; the same pictures as `model.sample` gives at eta = 0."""
-    path = Path([], [], [], model)
-
-    def keep(i: int, t: int, z: Tensor, z0_hat: Tensor) -> None:
-        path.t.append(t)
-        path.z_t.append(z)
-        path.z0_hat.append(z0_hat)
-
-    side = model.size // model.first_stage.f
-    shape = (len(y), model.denoiser.config.in_channels, side, side)
-    z_T = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
-    eps_model = model.eps_model(y.to(model.device), guidance_scale)
-    generator = torch.Generator(model.device).manual_seed(seed + 1)
-    ddim(eps_model, z_T, model.schedule, num_steps, eta=eta, generator=generator, on_step=keep)
-    return path
 
 
 def fig_path(path: Path, num: int = 9, picture: int = 0, caption: str = "") -> Figure:
