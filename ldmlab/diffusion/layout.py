@@ -40,6 +40,9 @@ class DenoiserConfig:
         if (self.num_heads is None) == (self.num_head_channels is None):
             raise ValueError(f"give either num_heads or num_head_channels, got {self.num_heads=}, "
                              f"{self.num_head_channels=}")
+        if not set(self.attention_at) <= set(self.factors):
+            raise ValueError(f"{len(self.widths)} levels are at the factors {self.factors}; attention_at can only name "
+                             f"these, got {self.attention_at}")
         for level, width in enumerate(self.widths):
             if width % self.norm_groups:
                 raise ValueError(f"every width must be divisible by norm_groups={self.norm_groups}, got {self.widths}")
@@ -48,9 +51,14 @@ class DenoiserConfig:
                 name = "num_heads" if self.num_heads else "num_head_channels"
                 raise ValueError(f"widths that attend must be divisible by {name}={per_head}, got {width}")
 
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """The downsampling factors of the levels."""
+        return tuple(2**level for level in range(len(self.widths)))
+
     def attends(self, level: int) -> bool:
         """Whether the blocks of a level attend; the middle block, at the last level's width, always does."""
-        return 2**level in self.attention_at
+        return self.factors[level] in self.attention_at
 
     def heads(self, width: int) -> int:
         """The number of attention heads at a level of `width` channels."""
@@ -78,7 +86,8 @@ class DenoiserConfig:
             out_channels=unet["out_channels"],
             widths=tuple(unet["model_channels"] * m for m in mult),
             num_res_blocks=unet["num_res_blocks"],
-            attention_at=tuple(unet["attention_resolutions"]),  # despite the name, downsampling factors
+            # Despite the name these are downsampling factors; some configurations name levels that they lack.
+            attention_at=tuple(ds for ds in unet["attention_resolutions"] if ds in [2**i for i in range(len(mult))]),
             num_heads=unet["num_heads"] if per_head == -1 else None,
             num_head_channels=None if per_head == -1 else per_head,
             context_dim=unet["context_dim"] if transformer else None,

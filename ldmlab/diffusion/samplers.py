@@ -58,14 +58,14 @@ def ddim_alpha_bars(schedule: Schedule, timesteps: list[int]) -> list[tuple[floa
     return list(zip(at_t, [*at_t[1:], last], strict=True))
 
 
-def ddim_sigma(ab_t: float | Tensor, ab_s: float | Tensor, eta: float) -> float | Tensor:
+def ddim_sigma(ab_t: float | Tensor, ab_s: float | Tensor, eta: float | int) -> float | Tensor:
     """Standard deviation of the noise that a step t -> s adds; eta = 1 is that of DDPM's posterior [DDIM, Eq. 16]."""
     return eta * ((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)) ** 0.5
 
 
 def ddim_step(
-    z_t: Float[Tensor, "*dims"], eps_hat: Float[Tensor, "*dims"], ab_t: float | Tensor, ab_s: float | Tensor,
-    eta: float = 0.0, generator: Noise = None,
+    z_t: Float[Tensor, "*dims"], eps_hat: Float[Tensor, "*dims"], ab_t: float | Tensor, ab_s: float | int | Tensor,
+    eta: float | int = 0.0, generator: Noise = None,
 ) -> Float[Tensor, "*dims"]:
     """One DDIM step t -> s < t, given alpha_bar at both [DDIM, Eq. 12]; eta = 0 draws no noise."""
     ab_t, ab_s = float(ab_t), float(ab_s)
@@ -78,7 +78,7 @@ def ddim_step(
 @torch.no_grad()
 def ddim(
     eps_model: EpsModel, z_T: Float[Tensor, "b *dims"], schedule: Schedule, num_steps: int, *,
-    eta: float = 0.0, generator: Noise = None, rule: str = "uniform",
+    eta: float | int = 0.0, generator: Noise = None, rule: str = "uniform",
     known: Float[Tensor, "b *dims"] | None = None, mask: Float[Tensor, "..."] | None = None,
     on_step: OnStep | None = None,
 ) -> Float[Tensor, "b *dims"]:
