@@ -8,6 +8,7 @@ its published weights are at hand; nothing is ever downloaded here.
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -121,10 +122,10 @@ class FdNet(FeatureNet):
 
 
 class RefereeNet(FeatureNet):
-    """Strided 4x4 convolutions with leaky ReLUs, like a discriminator; its embedding is the last stage's mean alone."""
+    """Strided 4x4 convolutions with leaky ReLUs, like a discriminator; its embedding joins two depths."""
 
     name = "referee"
-    mean_of = (3,)
+    mean_of = (1, 3)
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)):
         stages, c_in = [], 3
@@ -224,7 +225,8 @@ class LpipsLoss(nn.Module):
         import lpips
 
         # Building VGG16 draws random weights, all replaced below; the caller's random numbers must not notice.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lpips calls torchvision in its old way
             model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
         state = torch.load(trunk, map_location="cpu", weights_only=True)
         keys = {key: key.replace(key.split(".")[0], "features", 1) for key in model.net.state_dict()}

@@ -225,7 +225,7 @@ def reference_moments(dataset, net: FeatureNet, cache_dir: Path | str, *, batch_
     return moments
 
 
-def _scored(kind: str, value: float, real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any]) -> Score:
+def _check_comparable(real: FeatureMoments, fake: FeatureMoments) -> None:
     if real.extractor not in SCORING:
         raise ValueError(f"{real.extractor!r} gives no scores; those that do are {', '.join(SCORING)}")
     if (real.extractor, real.weights_hash) != (fake.extractor, fake.weights_hash):
@@ -233,13 +233,13 @@ def _scored(kind: str, value: float, real: FeatureMoments, fake: FeatureMoments,
             f"the two sets were looked at by different networks: {real.extractor} {real.weights_hash[:8]} and "
             f"{fake.extractor} {fake.weights_hash[:8]}"
         )
-    name = f"{kind}-{SCORING[real.extractor]}"
-    return Score(value, name, "1", real.n, fake.n, real.extractor, real.weights_hash, dict(protocol))
 
 
 def frechet_score(real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any] | None = None) -> Score:
     """Fréchet distance as `FD-lab` or `FD-referee`; refuses moments of two networks, or of one that trains models."""
-    return _scored("FD", frechet(real, fake), real, fake, protocol or {})
+    _check_comparable(real, fake)
+    name, about = f"FD-{SCORING[real.extractor]}", (real.extractor, real.weights_hash)
+    return Score(frechet(real, fake), name, "1", real.n, fake.n, *about, dict(protocol or {}))
 
 
 def kid_score(
@@ -249,6 +249,8 @@ def kid_score(
 
     `options` go to `kid`; subsets and spread join the protocol.
     """
-    mean, std = kid(real.sample, fake.sample, **options)
-    score = _scored("KID", mean, real, fake, {**(protocol or {}), **options, "std_over_subsets": std})
-    return Score(**asdict(score) | {"n_real": len(real.sample), "n_fake": len(fake.sample)})
+    _check_comparable(real, fake)
+    value, std = kid(real.sample, fake.sample, **options)
+    name, about = f"KID-{SCORING[real.extractor]}", (real.extractor, real.weights_hash)
+    protocol = {**(protocol or {}), **options, "std_over_subsets": std}
+    return Score(value, name, "1", len(real.sample), len(fake.sample), *about, protocol)

@@ -3,7 +3,8 @@
 Each learns the class of a picture and something of its own besides, from its own pictures and random numbers:
 
 - `psim-lab` labels every pixel, reading all of its stages, so that all say something about their place;
-- `fd-lab` tells how a picture was spoiled (blur, noise, JPEG) and how much, so that it does not grow blind to it;
+- `fd-lab` tells which things each quarter shows, and how much a picture was spoiled by blur, noise or JPEG, so that
+  it does not grow blind to that;
 - `referee` tells how a picture was turned and states its fine-scale statistics; it never sees a spoiled picture.
 
 Nothing else is needed and nothing is downloaded. A run takes about five minutes on one core and overwrites
@@ -40,8 +41,8 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "psim-lab": Recipe(11, 1000, "class of the picture, class of every pixel"),
-    "fd-lab": Recipe(23, 700, "class of the picture, kind and strength of blur, noise or JPEG"),
-    "referee": Recipe(37, 1800, "class of the picture, quarter turns, fine-scale statistics"),
+    "fd-lab": Recipe(23, 700, "class of the picture, things in each quarter, strength of blur, noise or JPEG"),
+    "referee": Recipe(37, 1600, "class of the picture, quarter turns, fine-scale statistics"),
 }
 
 
@@ -118,35 +119,35 @@ class Regions(Task):
 
 
 class Spoiled(Task):
-    """Whether a picture was blurred, made noisy or JPEG, and how much, read from the embedding."""
+    """How much a picture was blurred, made noisy or JPEG, read from the embedding; which things each quarter shows."""
 
     KINDS = ("blur", "noise", "jpeg")
 
     def __init__(self, net: FeatureNet):
         super().__init__()
-        self.reader = nn.Linear(net.dim, 2 * len(self.KINDS) + 1)
+        self.amounts, self.things = nn.Linear(net.dim, len(self.KINDS)), nn.Conv2d(net.widths[-1], len(LABELS), 1)
 
     def prepare(self, x, regions, generator):
-        """A sixth of a batch for each kind, in two strengths; the other half stays as it is."""
-        kind, amount, x = torch.full((len(x),), len(self.KINDS)), torch.zeros(len(x)), x.clone()
-        share = len(x) // 12
+        """Half of a batch is spoiled: each kind twice, in two strengths, 0 to 1 on a logarithmic scale."""
+        amounts, x, share = torch.zeros(len(x), len(self.KINDS)), x.clone(), len(x) // 12
         for part in range(6):
             i, rows = part % 3, slice(part * share, (part + 1) * share)
             t = torch.rand((), generator=generator).item()
             strength = (0.4 * 6**t, 0.03 * 20**t, round(90 * 0.06**t))[i]
             seed = int(torch.randint(2**31, (), generator=generator))
-            x[rows], kind[rows], amount[rows] = degrade(x[rows], self.KINDS[i], strength, seed), i, t
-        return x, (kind, amount)
+            x[rows], amounts[rows, i] = degrade(x[rows], self.KINDS[i], strength, seed), 0.2 + 0.8 * t
+        seen = F.one_hot(regions, len(LABELS)).permute(0, 3, 1, 2).float()
+        return x, (amounts, (F.adaptive_avg_pool2d(seen, 2) > 0.02).float())
 
     def loss(self, net, maps, answers):
-        kind, amount = answers
-        out, split = self.reader(net.pool(maps)), len(self.KINDS) + 1
-        spoiled = kind < len(self.KINDS)
-        guess = out[spoiled, split:].gather(1, kind[spoiled, None])[:, 0]
-        return F.cross_entropy(out[:, :split], kind) + 4 * F.mse_loss(guess, amount[spoiled])
+        amounts, seen = answers
+        things = self.things(F.adaptive_avg_pool2d(maps[-1], 2))
+        wrong = F.binary_cross_entropy_with_logits(things, seen)
+        return 24 * F.mse_loss(self.amounts(net.pool(maps)), amounts) + 4 * wrong
 
     def skill(self, net, maps, answers):
-        return (self.reader(net.pool(maps))[:, : len(self.KINDS) + 1].argmax(1) == answers[0]).float().mean()
+        things = self.things(F.adaptive_avg_pool2d(maps[-1], 2)) > 0
+        return (things == answers[1].bool()).float().mean()
 
 
 class Turned(Task):
@@ -219,9 +220,15 @@ def examine(net: FeatureNet, classifier: nn.Module, task: Task, pictures: Pictur
 
 
 @torch.inference_mode()
-def standardise(net: FeatureNet, image: Tensor) -> None:
-    """Give each entry of the embedding mean 0 and deviation 1 over these pictures; a dead entry is not blown up."""
-    raw = torch.cat([net.pool(net.stage_maps(to_float(part))) for part in image.split(250)])
+def standardise(net: FeatureNet, task: Task, pictures: Pictures) -> None:
+    """Give each entry of the embedding mean 0 and deviation 1 over pictures as shown in training.
+
+    For `fd-lab` these are spoiled ones too: entries that answer to noise and hardly vary without it do not outweigh
+    the rest. A dead entry is not blown up.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parts = zip(to_float(pictures.image).split(240), pictures.regions.long().split(240), strict=True)
+    raw = torch.cat([net.pool(net.stage_maps(task.prepare(x, regions, generator)[0])) for x, regions in parts])
     std = raw.std(0)
     net.embed_mean.copy_(raw.mean(0))
     net.embed_std.copy_(std.clamp(min=0.1 * std.median().item()))
@@ -247,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     for module in (net, classifier, task):
         freeze(module)
     fold_batchnorm(net)
-    standardise(net, data[32].image[:4000])
+    standardise(net, task, Pictures(*(tensor[:4800] for tensor in data[32])))
     accuracy = {f"{size}px": examine(net, classifier, task, pictures) for size, pictures in held_out.items()}
 
     path = args.folder / f"{args.name}.safetensors"

@@ -1,0 +1,96 @@
+"""Scores of a first stage: definitions, units, streaming."""
+
+import math
+
+import pytest
+import torch
+
+from ldmlab.data.images import to_float
+from ldmlab.data.scenes import render_scene
+from ldmlab.evaluation.reconstruction import psnr, reconstruction_scores, ssim
+from ldmlab.perception import feature_net, perceptual_loss
+
+
+class Scenes:
+    """What `reconstruction_scores` needs of an ImageSet."""
+
+    fingerprint, split, protocol = "scenes of a test", "validation", {"resize": "none"}
+
+    def __init__(self, n: int):
+        self.pictures = torch.stack([render_scene(0, "validation", i, 32).image for i in range(n)])
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def images(self, indices):
+        return self.pictures[list(indices)]
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return Scenes(50)
+
+
+def scores(reconstruct, data, batch_size=64):
+    return reconstruction_scores(
+        reconstruct, data, feature_net("fd-lab"), perceptual_loss("psim-lab"), batch_size=batch_size
+    )
+
+
+def test_psnr_by_hand():
+    """An error of 0.2 everywhere, peak-to-peak 2: 20 dB; one value a picture; equal pictures give infinity."""
+    x = torch.zeros(2, 3, 16, 16)
+    y = x.clone()
+    y[0] += 0.2
+    value = psnr(x, y)
+    assert math.isclose(value[0], 20, rel_tol=1e-6) and value[1] == math.inf
+
+
+def test_ssim_range():
+    """1 for equal pictures, near -1 for the negative of noise, one value a picture, too small ones refused."""
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    y = x.clone()
+    y[1] = -x[1]
+    value = ssim(x, y)
+    torch.testing.assert_close(value[[0, 2]], torch.ones(2))
+    assert value[1] < -0.8
+    with pytest.raises(ValueError, match="11"):
+        ssim(x[..., :8, :8], x[..., :8, :8])
+    assert ssim(x[:1], y[:1]).shape == (1,)
+
+
+def test_worse_reconstructions_score_worse(scenes):
+    """All four scores move the right way; names, units, n and protocol are there."""
+    mild, strong = (scores(lambda x, a=a: x * (1 - a) + a * x.mean((2, 3), keepdim=True), scenes) for a in (0.1, 0.5))
+    assert mild["psnr"].value > strong["psnr"].value and mild["ssim"].value > strong["ssim"].value
+    assert mild["perceptual"].value < strong["perceptual"].value and mild["rfd"].value < strong["rfd"].value
+    assert {key: (s.name, s.unit) for key, s in mild.items()} == {
+        "psnr": ("PSNR", "dB"),
+        "ssim": ("SSIM", "1"),
+        "perceptual": ("PSIM-lab", "1"),
+        "rfd": ("rFD-lab", "1"),
+    }
+    assert all(s.n_real == s.n_fake == 50 and s.protocol["split"] == "validation" for s in mild.values())
+    assert mild["rfd"].extractor == "fd-lab" and mild["rfd"].protocol["resize"] == "none"
+
+
+def test_identity_is_perfect(scenes):
+    """Pixel space, f = 1: infinite PSNR, which JSON cannot say, and no distance."""
+    result = scores(lambda x: x, scenes)
+    assert result["psnr"].value == math.inf and result["psnr"].as_dict()["value"] is None
+    assert result["perceptual"].value == 0 and result["rfd"].value < 1e-6
+
+
+def test_batches_do_not_matter(scenes):
+    """Streaming in sevens gives what one batch gives."""
+    one, many = (scores(lambda x: x.roll(1, 3), scenes, batch_size) for batch_size in (50, 7))
+    for key in one:
+        assert math.isclose(one[key].value, many[key].value, rel_tol=1e-4), key
+
+
+def test_reconstructions_are_clamped(scenes):
+    """A decoder that overshoots is scored by the picture one would see."""
+    result = scores(lambda x: x * 100, scenes)
+    seen = scores(lambda x: (x * 100).clamp(-1, 1), scenes)
+    assert result["psnr"].value == seen["psnr"].value
+    assert to_float(scenes.images([0])).abs().max() <= 1
