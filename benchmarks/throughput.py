@@ -1,7 +1,7 @@
 """Training and sampling throughput of every f at one tier, untrained weights, with the models' FLOPs beside.
 
-`python benchmarks/throughput.py [--tier laptop] [--data-classes 12] [--rounds 5] [--out FILE.json]`. All f take turns in
-one process, in shuffled order; the first round warms up and is dropped; medians are reported.
+`python benchmarks/throughput.py [--tier laptop] [--data-classes 12] [--rounds 5] [--out FILE.json]`. All f take
+turns in one process, in shuffled order; the first round warms up and is dropped; medians are reported.
 """
 
 import argparse
@@ -64,7 +64,8 @@ class Bench:
     def sample(self) -> int:
         y = torch.zeros(self.spec.evaluation.speed_batch, dtype=torch.long, device=self.device)
         context = self.tau(y)
-        z = ddim(lambda z, t: self.unet(z, t, context), self.z0[:1].expand(len(y), -1, -1, -1), self.schedule, NUM_STEPS)
+        z_T = self.z0[:1].expand(len(y), -1, -1, -1)
+        z = ddim(lambda z, t: self.unet(z, t, context), z_T, self.schedule, NUM_STEPS)
         self.first_stage.decode(z)
         return len(y)
 

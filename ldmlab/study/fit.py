@@ -214,8 +214,8 @@ def _loop_callback(module, curve: Curve, state_file: Path, start: int, num_steps
             atomic_write(path, lambda part: torch.save(
                 {"step": self.done, "batch": self.batch, "module": pl_module.training_state()}, part))
             raise NonFiniteLoss(
-                f"{label}: loss is {float(outputs['loss'])} at step {self.done}. Batch and state are in {path}; the last "
-                f"good checkpoint{' is kept' if state_file.exists() else ' does not exist yet'}. "
+                f"{label}: loss is {float(outputs['loss'])} at step {self.done}. Batch and state are in {path}; the "
+                f"last good checkpoint{' is kept' if state_file.exists() else ' does not exist yet'}. "
                 "A lower learning rate, or 32-bit precision, is the usual cure.")
 
     return Loop()

@@ -40,8 +40,7 @@ class Record:
     def file_name(self) -> str:
         """From the parameters that tell runs of one notebook apart; parallel runs never meet."""
         p = self.params
-        data = Path(str(p["data"])).stem
-        parts = [f"f{p['f']}", p["reg"], data, f"{p['size']}px", p["tier"], f"s{p['seed']}"]
+        parts = [f"f{p['f']}", p["reg"], str(p["data"]), f"{p['size']}px", p["tier"], f"s{p['seed']}"]
         return "_".join(parts) + ".json"
 
     def save(self, folder: Path | None = None) -> Path:

@@ -17,7 +17,8 @@ from ldmlab.diffusion.denoiser import DenoiserConfig, UNet, count_params, match_
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.first_stage.autoencoder import build_autoencoder
-from ldmlab.first_stage.latents import LatentStats, Latents, MirroredImages, encode_dataset, latent_stats, weights_hash
+from ldmlab.first_stage.latents import Latents, LatentStats, MirroredImages, encode_dataset, latent_stats, weights_hash
+from ldmlab.perception import feature_net, perceptual_loss
 from ldmlab.study.fit import Curve, choose_device, fit
 from ldmlab.study.paths import runs_dir
 from ldmlab.study.presets import DiffusionSpec, StudySpec, content_key
@@ -88,7 +89,8 @@ def locked(folder: Path, label: str) -> Iterator[None]:
 
 def first_stage_folder(spec: StudySpec, images: ImageSet) -> Path:
     """Where the first stage of a spec is kept."""
-    key = content_key(spec.first_stage, images.fingerprint, spec.seed)
+    perceptual = perceptual_loss(spec.first_stage.perceptual).weights_hash
+    key = content_key(spec.first_stage, perceptual, images.fingerprint, spec.seed)
     return runs_dir() / f"first_stage-{spec.first_stage.name}-{key}"
 
 
@@ -97,7 +99,8 @@ def train_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device 
     device, plan = _device(device), spec.first_stage
     if spec.f == 1:
         model = build_autoencoder(plan.autoencoder).to(device)
-        return TrainedFirstStage(model, _measure(model, pictures, "none", device), Curve(), plan.name, "identity", 0, None)
+        stats = _measure(model, pictures, "none", device)
+        return TrainedFirstStage(model, stats, Curve(), plan.name, PixelLatents.first_stage, 0, None)
     folder = first_stage_folder(spec, pictures.train)
     path = folder / "first_stage.safetensors"
     with locked(folder, plan.name):
@@ -115,7 +118,6 @@ def train_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device 
 def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, folder: Path, path: Path) -> None:
     from ldmlab.first_stage.losses import FirstStageLoss, PatchDiscriminator
     from ldmlab.first_stage.training import FirstStageModule
-    from ldmlab.perception import perceptual_loss
 
     plan = spec.first_stage
     torch.manual_seed(spec.seed)
@@ -127,8 +129,8 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
         reg_weight=plan.kl_weight if spec.reg == "kl" else plan.codebook_weight,
         perceptual_weight=plan.perceptual_weight, disc_weight=plan.disc_weight)
     module = FirstStageModule(
-        model, loss, lr=plan.lr, num_steps=plan.num_steps, warmup_steps=plan.warmup_steps, decay_from=plan.decay_from,
-        final_lr=plan.final_lr, clip_norm=plan.clip_norm, revive_every=plan.revive_every)
+        model, loss, lr=plan.lr, disc_lr=plan.disc_lr, num_steps=plan.num_steps, warmup_steps=plan.warmup_steps,
+        decay_from=plan.decay_from, final_lr=plan.final_lr, clip_norm=plan.clip_norm, revive_every=plan.revive_every)
     val = pictures.val.images(range(min(256, len(pictures.val))))
 
     def validate(module, step: int, curve: Curve) -> None:
@@ -178,7 +180,7 @@ def encode(spec: StudySpec, first_stage: TrainedFirstStage, pictures: Pictures, 
     if spec.f == 1:
         return PixelLatents(pictures.train)
     with locked(runs_dir() / f"latents-lock-{first_stage.hash[:12]}", f"latents of {first_stage.name}"):
-        with progress(2 * len(pictures.train), f"latents of {first_stage.name}") as bar:
+        with progress(2 * len(pictures.train), f"latents of {first_stage.name}", unit="pictures") as bar:
             return encode_dataset(first_stage.model, pictures.train, runs_dir(), device=_device(device),
                                   progress=lambda done, total: bar.update(done - bar.n))
 
@@ -219,7 +221,9 @@ def train_diffusion(
                          f"{first_stage.name} {first_stage.hash[:12]}: encode the pictures with this one")
     device, plan, num_classes = _device(device), spec.diffusion, pictures.train.num_classes
     config = denoiser_config(plan, num_classes)
-    key = content_key(plan, asdict(config), spec.evaluation, first_stage.hash, pictures.train.fingerprint, spec.seed)
+    judge = feature_net("fd-lab").weights_hash  # its scores are part of the curve
+    key = content_key(plan, asdict(config), spec.evaluation, judge, first_stage.hash, pictures.train.fingerprint,
+                      spec.seed)
     folder = runs_dir() / f"diffusion-{spec.name}-{key}"
     path = folder / "diffusion.safetensors"
     torch.manual_seed(spec.seed)

@@ -61,7 +61,7 @@ class Scorer:
         """`num` samples under the run's protocol, labels in equal shares."""
         num = num or self.plan.num_samples
         y = sample_labels(self.pictures.train.num_classes, num)
-        with progress(num, label) as bar:
+        with progress(num, label, unit="pictures") as bar:
             return model.sample(y, num_steps=self.plan.num_steps, seed=self.spec.seed, batch_size=self.plan.batch_size,
                                 progress=lambda done: bar.update(done - bar.n))
 
@@ -89,8 +89,12 @@ class Scorer:
         n = self.plan.speed_batch
         y = sample_labels(self.pictures.train.num_classes, n)
         model.sample(y, num_steps=min(self.plan.speed_steps), batch_size=n)
-        return [[steps, round(throughput(lambda steps=steps: model.sample(y, num_steps=steps, batch_size=n), n, warmup=0,
-                                         repeats=self.plan.speed_repeats), 3)] for steps in self.plan.speed_steps]
+
+        def rate(steps: int) -> float:
+            make = lambda: model.sample(y, num_steps=steps, batch_size=n)  # noqa: E731
+            return round(throughput(make, n, warmup=0, repeats=self.plan.speed_repeats), 3)
+
+        return [[steps, rate(steps)] for steps in self.plan.speed_steps]
 
     def flops(self, model: LatentDiffusion) -> int:
         """Floating-point operations of one denoiser call for one picture, 2 per multiply-accumulate."""

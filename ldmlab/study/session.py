@@ -2,6 +2,7 @@
 
 import time
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +23,14 @@ class Run:
         if tier == "auto":
             tier = "gpu" if self.device.type == "cuda" else "laptop"
         changes = {"scale_mode": params["scale_mode"]} if "scale_mode" in params else {}
-        self.spec: StudySpec = study_spec(
-            params["f"], params.get("reg", "kl"), params["data"], tier, params["seed"], params.get("size", 0), **changes)
-        self.params = {**params, "tier": tier, "reg": self.spec.reg, "size": self.spec.data.size}
+        f, reg, size = params["f"], params.get("reg", "kl"), params.get("size", 0)
+        self.spec: StudySpec = study_spec(f, reg, params["data"], tier, params["seed"], size, **changes)
+        # Records travel: of a path they keep the name.
+        self.params = {**params, "data": Path(str(params["data"])).stem, "tier": tier, "reg": self.spec.reg,
+                       "size": self.spec.data.size}
         torch.manual_seed(self.spec.seed)
         if not quiet:
-            asked = " (auto)" if params["tier"] == "auto" else ""
+            asked = " (auto)" if params["tier"] != tier else ""
             print(f"{notebook}: {self.spec.name}, data {self.spec.data.name} at {self.spec.data.size} px, tier {tier}"
                   f"{asked}, seed {self.spec.seed}, on {self.device}", flush=True)
 

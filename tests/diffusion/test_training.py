@@ -25,8 +25,8 @@ class RandomMoments(torch.utils.data.Dataset):
 
 def small_module(**options):
     torch.manual_seed(0)
-    config = DenoiserConfig(2, 2, (8, 16), num_res_blocks=1, attention_at=(2,), num_heads=1, context_dim=8, norm_groups=4,
-                            dropout=0.1)
+    config = DenoiserConfig(2, 2, (8, 16), num_res_blocks=1, attention_at=(2,), num_heads=1, context_dim=8,
+                            norm_groups=4, dropout=0.1)
     return DiffusionModule(UNet(config), scaled_linear(), ClassEmbedder(3, 8, p_drop=0.2), lr=1e-3, **options)
 
 

@@ -15,7 +15,8 @@ from ldmlab.first_stage.networks import AutoencoderConfig
 @pytest.fixture(scope="module")
 def first_stage():
     torch.manual_seed(0)
-    config = AutoencoderConfig(f=4, z_channels=3, ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, resolution=32, norm_groups=4)
+    config = AutoencoderConfig(f=4, z_channels=3, ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, resolution=32,
+                               norm_groups=4)
     return build_autoencoder(config).eval()
 
 

@@ -53,7 +53,7 @@ def test_before_its_start_the_discriminator_stays_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("reg", ["kl", "vq"])
 def test_resumed_training_is_the_uninterrupted_one(reg, tmp_path):
-    """Stopped after three steps and continued by a new process's objects: the same losses and weights, both optimizers."""
+    """Stopped after three steps and continued by new objects: the same losses and weights, both optimizers."""
     whole = small_module(reg, revive_every=2)
     curve = train(whole, tmp_path / "whole")
     train(small_module(reg, revive_every=2), tmp_path / "parts", steps=3)
@@ -81,7 +81,7 @@ def test_learning_rate_warms_up_holds_and_decays():
 
 
 def test_watchdog_damps_a_discriminator_that_ruins_reconstruction():
-    """PSNR more than the margin below its best halves the weight, with a sentence; less, or without adversary, does not."""
+    """PSNR more than the margin below its best halves the weight and is told; less, or no adversary, does not."""
     module = small_module()
     weight = module.loss.disc_weight
     assert module.watch(20.0) is None and module.watch(19.5) is None
