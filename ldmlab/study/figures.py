@@ -131,15 +131,17 @@ def _quality_by_f(ax: Axes, series: list[Series]) -> None:
     seen = []
     for reg, shift, named in (("kl", 0.0, True), ("vq", 0.14, not any(s.reg == "kl" for s in series))):
         row = [s for s in series if s.reg == reg or (s.reg == "none" and reg == "kl")]
-        for metric, line, look, below in (("rfd_lab", GREY, {"marker": "_", "ms": 13, "mew": 2.4}, True),
-                                          ("fd_lab", INK, {"ms": 8}, False)):
+        looks = {"rfd_lab": (GREY, {"marker": "_", "ms": 13, "mew": 2.4}), "fd_lab": (INK, {"ms": 8})}
+        for metric, (line, look) in looks.items():
             points = [(log2(s.f) + shift, v.mean(), v, s) for s in row if len(v := s.values(metric)) and v.mean() > 0]
             seen += [y for _, y, _, _ in points]
             ax.plot([x for x, *_ in points], [y for _, y, *_ in points], color=line, ls=LINES[reg], lw=1.2, zorder=2)
             for x, y, values, s in points:
                 ax.errorbar(x, y, yerr=spread(values), **{**s.look, "ls": "none", **look}, elinewidth=1)
+                other = s.values("fd_lab" if metric == "rfd_lab" else "rfd_lab")
                 if named:
-                    ax.annotate(rounded(y), (x, y), (0, -13 if below else 8), textcoords="offset points", ha="center",
+                    below = len(other) and (y, metric == "fd_lab") < (other.mean(), metric == "rfd_lab")
+                    ax.annotate(rounded(y), (x, y), (0, -14 if below else 8), textcoords="offset points", ha="center",
                                 **{**NAME, "fontsize": 7.2, "fontweight": "normal"}, color=ink(s.f))
     log_axis(ax.yaxis)
     if seen:

@@ -14,6 +14,7 @@ from ldmlab.diffusion.samplers import ddim
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.first_stage.latents import LatentStats
 from ldmlab.first_stage.regularizers import codebook_usage
+from ldmlab.study.runs import sample_labels
 from ldmlab.study.session import Run
 
 
@@ -26,6 +27,11 @@ def about(run: Run) -> str:
 def label_names(images: ImageSet, labels: Sequence[int] | Int[Tensor, " n"]) -> list[str]:
     """The classes' names; none where the data has no classes."""
     return [images.classes[int(label)] for label in labels] if images.classes else []
+
+
+def first_labels(run: Run, n: int) -> Int[Tensor, " n"]:
+    """`n` labels that go through the classes in turn; zeros where the data has none."""
+    return sample_labels(run.pictures.train.num_classes, n)
 
 
 @torch.inference_mode()
@@ -104,9 +110,12 @@ class Path:
 @torch.inference_mode()
 def denoising_path(
     model: LatentDiffusion, y: Int[Tensor, " n"], *, num_steps: int, eta: float = 0.0, guidance_scale: float = 1.0,
-    seed: int = 0,
+    seed: int = 0, step_seed: int | None = None,
 ) -> Path:
-    """DDIM from the noise of `seed`, every step kept; the same pictures as `model.sample` gives at eta = 0."""
+    """DDIM from the noise of `seed`, every step kept; the same pictures as `model.sample` gives.
+
+    Noise that steps add at eta > 0 comes from `step_seed`, by default that of `model.sample`.
+    """
     path = Path([], [], [], model)
 
     def keep(i: int, t: int, z: Tensor, z0_hat: Tensor) -> None:
@@ -118,6 +127,6 @@ def denoising_path(
     shape = (len(y), model.denoiser.config.in_channels, side, side)
     z_T = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
     eps_model = model.eps_model(y.to(model.device), guidance_scale)
-    generator = torch.Generator(model.device).manual_seed(seed + 1)
+    generator = torch.Generator(model.device).manual_seed(seed + 1 if step_seed is None else step_seed)
     ddim(eps_model, z_T, model.schedule, num_steps, eta=eta, generator=generator, on_step=keep)
     return path

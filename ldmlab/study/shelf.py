@@ -24,7 +24,7 @@ def has_first_stage(spec: StudySpec, pictures: Pictures) -> bool:
 
 def has_diffusion(spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage) -> bool:
     """Whether the diffusion model of a spec, on this first stage, is on disk."""
-    config = denoiser_config(spec.diffusion, pictures.train.num_classes, spec.diffusion.target_params)
+    config = denoiser_config(spec.diffusion, pictures.train.num_classes)
     key = content_key(spec.diffusion, asdict(config), spec.evaluation, first_stage.hash, pictures.train.fingerprint,
                       spec.seed)
     return (runs_dir() / f"diffusion-{spec.name}-{key}" / "diffusion.safetensors").exists()

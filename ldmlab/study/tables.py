@@ -110,7 +110,7 @@ def fig_guidance(records: Sequence[Record]) -> Figure:
     ours.set(title="(b)  ours", ylabel="FD-lab of samples  (lower is better)")
     params, protocol = measured[0].params, measured[0].protocol
     small_print(fig, f"Ours: {data_name(measured[0])} at {params['size']} px, tier {params['tier']}; n = "
-                f"{protocol['guidance_n']} samples a point, DDIM, {protocol['num_steps']} steps, eta {protocol['eta']:g}. "
-                f"git {commits(measured)}. Paper: 250 DDIM steps, 50k samples.")
+                f"{protocol['guidance_n']} samples a point, {protocol['num_steps']} DDIM steps, eta "
+                f"{protocol['eta']:g}. git {commits(measured)}. Paper: 250 DDIM steps, 50k samples.")
     rehearsal(fig, records)
     return fig

@@ -47,20 +47,29 @@ def picture_grid(
 @styled
 def fig_lines(
     curves: Mapping[str, Sequence[Sequence[float]]], *, x: str, y: str, log_x: bool = False, log_y: bool = False,
-    caption: str = "", title: str = "",
+    caption: str = "", marks: Mapping[str, float] | None = None, legend: bool = False,
 ) -> Figure:
-    """Named curves of [x, y] points, each named at its end."""
+    """Named curves of [x, y] points, each named at its end or in a legend; `marks` are named places on the x axis."""
     fig, ax = plt.subplots(figsize=(6.0, 3.1), layout="constrained")
+    curves = {name: np.array(points, dtype=float) for name, points in curves.items() if len(points)}
     for tint, (name, points) in zip(TINTS, curves.items(), strict=False):
-        points = np.array(points, dtype=float)
-        ax.plot(*points.T, color=tint, marker="o" if len(points) <= 25 else None, ms=3.5)
-        ax.annotate(name, points[-1], (6, 0), textcoords="offset points", va="center", color=tint,
-                    annotation_clip=False, **NAME)
-    ax.set(xlabel=x, ylabel=y, title=title)
+        ax.plot(*points.T, color=tint, marker="o" if len(points) <= 25 else None, ms=3.5, label=name)
+        if not legend:
+            ax.annotate(name, points[-1], (6, 0), textcoords="offset points", va="center", color=tint,
+                        annotation_clip=False, **NAME)
+    ax.set(xlabel=x, ylabel=y)
     if log_x:
         log_axis(ax.xaxis)
     if log_y:
         log_axis(ax.yaxis)
+    for name, place in (marks or {}).items() if curves else ():
+        ax.axvline(place, color=GREY, lw=0.9, ls=(0, (4, 1.6)))
+        ax.annotate(name, (place, 0.03), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
+                    color=GREY, fontsize=7.8)
+    if not curves:
+        ax.text(0.5, 0.5, "no curve: nothing was trained", transform=ax.transAxes, ha="center", color=GREY)
+    elif legend:
+        ax.legend(loc="best")
     if caption:
         small_print(fig, caption)
     return fig
@@ -91,14 +100,22 @@ def fig_schedule(schedules: Mapping[str, Schedule], caption: str = "") -> Figure
 
 
 @styled
-def fig_latents(x: Float[Tensor, "n 3 H W"], z: Float[Tensor, "n c h w"], caption: str = "", shown: int = 6) -> Figure:
-    """Pictures over the channels of their latents, and how the entries of all `z` are distributed, by channel."""
+def fig_latents(
+    x: Float[Tensor, "n 3 H W"], z: Float[Tensor, "n c h w"], *, everything: Float[Tensor, "m c h w"] | None = None,
+    caption: str = "", shown: int = 6,
+) -> Figure:
+    """Pictures beside the channels of their latents, and how entries are distributed by channel.
+
+    `everything` are more latents for the distribution; without it, it is that of `z`.
+    """
     rows, c = min(shown, len(x)), z.shape[1]
     channels = min(c, 8)
     fig = plt.figure(figsize=(0.74 * (1 + channels) + 3.6, max(2.5, 0.74 * rows)), layout="constrained")
     left, right = fig.subfigures(1, 2, width_ratios=[0.74 * (1 + channels), 3.6])
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    z, limit = z.float().cpu(), _LATENT_LIMIT * float(z.float().std())
+    z = z.float().cpu()
+    many = z if everything is None else everything.float().cpu()
+    limit = _LATENT_LIMIT * float(many.std())
     grid = left.subplots(rows, 1 + channels, squeeze=False)
     for line, picture, latent in zip(grid, to_uint8(x.cpu()), z, strict=False):
         line[0].imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
@@ -108,10 +125,11 @@ def fig_latents(x: Float[Tensor, "n 3 H W"], z: Float[Tensor, "n c h w"], captio
             ax.axis("off")
     for i, ax in enumerate(left.axes[: 1 + channels]):
         ax.set_title("x" if i == 0 else f"z, {i} of {c}", loc="center", fontsize=7.5, pad=3)
-    ax, edges = right.subplots(), np.linspace(-1.6 * limit, 1.6 * limit, 81)
+    bins = min(81, max(13, round(2 * (many[:, 0].numel()) ** (1 / 3))))
+    ax, edges = right.subplots(), np.linspace(-1.6 * limit, 1.6 * limit, bins)
     middle = (edges[1:] + edges[:-1]) / 2
     for i in range(c):
-        density, _ = np.histogram(z[:, i].numpy(), edges, density=True)
+        density, _ = np.histogram(many[:, i].numpy(), edges, density=True)
         ax.plot(middle, density, color=plt.colormaps["viridis"](0.1 + 0.75 * i / max(1, c - 1)), lw=1.2)
     ax.plot(middle, np.exp(-(middle**2) / 2) / (2 * np.pi) ** 0.5, color=INK, lw=1, ls=(0, (4, 1.6)))
     ax.set(title="entries by channel; dashed: N(0, 1)", xlabel="value", yticks=[])
