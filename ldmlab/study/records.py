@@ -23,7 +23,7 @@ class Record:
     name: str
     params: dict[str, Any]
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    curves: dict[str, list[list[float | int]]] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)

@@ -84,7 +84,7 @@ class Scorer:
         return {"psnr": scores["psnr"], "ssim": scores["ssim"], "perceptual": scores["perceptual"],
                 "rfd_lab": scores["rfd"], "rfd_referee": judged["rfd"]}
 
-    def speed(self, model: LatentDiffusion) -> list[list[float]]:
+    def speed(self, model: LatentDiffusion) -> list[list[float | int]]:
         """[DDIM steps, images per second, decode included] for each number of steps: median after a warm-up."""
         n = self.plan.speed_batch
         y = sample_labels(self.pictures.train.num_classes, n)

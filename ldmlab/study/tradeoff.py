@@ -43,7 +43,7 @@ def record_tradeoff(run: Run) -> Record:
     return record
 
 
-def _thin(points: list[list[float]], most: int = 80) -> list[list[float]]:
+def _thin(points: list[list[float | int]], most: int = 80) -> list[list[float | int]]:
     """At most about `most` points, first and last kept: a record stays a page long."""
     stride = max(1, len(points) // most)
     kept = points[::stride] + ([points[-1]] if (len(points) - 1) % stride else [])

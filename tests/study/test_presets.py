@@ -1,0 +1,64 @@
+"""What is trained: the paper's rows as published, tiers that scale them down, sizes matched across f."""
+
+from dataclasses import replace
+
+import pytest
+
+from ldmlab.diffusion.denoiser import count_params, match_widths
+from ldmlab.study.presets import FS, LAPTOP_PARAMS, TIERS, content_key, study_spec
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("f", FS)
+@pytest.mark.parametrize("reg", ["kl", "vq"])
+def test_every_spec_fits_together(f, reg, tier):
+    """Latent channels, sizes and milestones of every row agree with each other."""
+    spec = study_spec(f, reg, tier=tier)
+    c = spec.first_stage.autoencoder.latent_channels
+    assert spec.first_stage.autoencoder.f == f == 2 ** (f.bit_length() - 1)
+    assert spec.diffusion.denoiser.in_channels == spec.diffusion.denoiser.out_channels == c
+    assert spec.data.size % f == 0
+    assert all(0 < mark < spec.diffusion.num_steps for mark in spec.diffusion.milestones)
+    assert spec.reg == ("none" if f == 1 else reg)
+
+
+def test_laptop_denoisers_are_of_one_size():
+    """Within 3 % of the target for every f, and for f = 8 with the very widths that the matching function chooses."""
+    counts = {f: count_params(study_spec(f).diffusion.denoiser) for f in FS}
+    assert all(abs(count / LAPTOP_PARAMS - 1) <= 0.03 for count in counts.values()), counts
+    template = study_spec(8).diffusion.denoiser
+    assert match_widths(replace(template, widths=(48, 80)), LAPTOP_PARAMS).widths == template.widths
+
+
+@pytest.mark.parametrize(("f", "millions"), [(1, 396), (2, 391), (4, 391), (8, 395), (16, 395), (32, 395)])
+def test_paper_rows_have_about_the_published_size(f, millions):
+    """The denoisers of Tab. 13, rebuilt from its rows, have the parameters it prints within 4 %."""
+    count = count_params(study_spec(f, "vq", tier="paper").diffusion.denoiser)
+    assert abs(count / 1e6 / millions - 1) < 0.04, count
+
+
+def test_first_stages_get_more_steps_at_large_f():
+    """What stagnates at large f should be information, not training time."""
+    steps = [study_spec(f).first_stage.num_steps for f in FS]
+    assert steps == sorted(steps) and steps[0] == 0
+
+
+def test_only_kl_latents_are_rescaled():
+    """As released: KL by the first batch's deviation, VQ and pixels not at all."""
+    modes = {reg: study_spec(8, reg).diffusion.scale_mode for reg in ("kl", "vq")}
+    assert modes == {"kl": "first_batch", "vq": "none"} and study_spec(1).diffusion.scale_mode == "none"
+
+
+def test_content_key_changes_with_content_only():
+    """Equal specs share a key; any other number gives another."""
+    spec = study_spec(8)
+    assert content_key(spec.first_stage) == content_key(study_spec(8).first_stage)
+    assert content_key(spec.first_stage) != content_key(replace(spec.first_stage, lr=1.0))
+
+
+def test_impossible_specs_are_named():
+    """A size that f does not divide, an unknown tier."""
+    with pytest.raises(ValueError, match="divisible by f = 32; got 48"):
+        study_spec(32, size=48)
+    with pytest.raises(ValueError, match="smoke, laptop, gpu, paper; got 'huge'"):
+        study_spec(8, tier="huge")

@@ -1,0 +1,92 @@
+"""Train or load: a model is trained once, found again, and never mixed with another's latents."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ldmlab.study import runs
+from ldmlab.study.presets import study_spec
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(autouse=True)
+def in_root(root, monkeypatch):
+    monkeypatch.setenv("LDMLAB_ROOT", str(root))
+
+
+@pytest.fixture(scope="module")
+def spec():
+    spec = study_spec(8, tier="smoke")
+    return replace(spec, data=replace(spec.data, num_train=32, num_val=8),
+                   first_stage=replace(spec.first_stage, num_steps=3, batch_size=4, val_every=2),
+                   diffusion=replace(spec.diffusion, num_steps=3, batch_size=4))
+
+
+def score_nothing(model, step):
+    """A stand-in for scores: what it sees is a model that samples."""
+    return {"fd_lab": float(model.sample(torch.tensor([0]), num_steps=1).std())}
+
+
+def both(spec):
+    pictures = runs.open_pictures(spec)
+    first_stage = runs.train_first_stage(spec, pictures, "cpu")
+    latents = runs.encode(spec, first_stage, pictures, "cpu")
+    return pictures, first_stage, latents, runs.train_diffusion(spec, pictures, first_stage, latents, "cpu", score_nothing)
+
+
+def test_second_run_loads_what_the_first_trained(spec, root, monkeypatch):
+    """The same spec again trains nothing and gives the same models, curves and samples."""
+    *_, first_stage, _, first = both(spec)
+    monkeypatch.setattr(runs, "fit", lambda *_, **__: pytest.fail("trained again"))
+    *_, again_stage, _, again = both(spec)
+    assert again.hash == first.hash and again_stage.hash == first_stage.hash
+    assert again.curve.values == first.curve.values and len(first.curve["fd_lab"]) == 1
+    y = torch.arange(3)
+    assert torch.equal(first.model.sample(y, num_steps=2, seed=5), again.model.sample(y, num_steps=2, seed=5))
+    assert not list(root.glob("results/runs/*/state.pt")), "training states are removed once a model is there"
+
+
+def test_samples_do_not_depend_on_the_batch_size(spec):
+    """All starting noise is drawn before the first batch."""
+    *_, trained = both(spec)
+    whole = trained.model.sample(torch.arange(5), num_steps=2, batch_size=5)
+    parts = trained.model.sample(torch.arange(5), num_steps=2, batch_size=2)
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)
+    assert whole.shape == (5, 3, 32, 32) and whole.abs().max() <= 1
+
+
+def test_latents_of_another_first_stage_are_refused(spec):
+    """A diffusion model is never trained on latents that its decoder cannot read."""
+    pictures, first_stage, latents, _ = both(spec)
+    with pytest.raises(ValueError, match="encode the pictures with this one"):
+        runs.train_diffusion(spec, pictures, replace(first_stage, hash="0" * 64), latents, "cpu")
+
+
+def test_pixels_are_their_own_latents(spec):
+    """LDM-1 has no first stage to train and sees pictures in [-1, 1]."""
+    one = study_spec(1, tier="smoke")
+    one = replace(one, data=spec.data)
+    pictures = runs.open_pictures(one)
+    first_stage = runs.train_first_stage(one, pictures, "cpu")
+    batch = runs.encode(one, first_stage, pictures).__getitems__([0, 33])
+    assert first_stage.flat is None and batch["moments"].shape == (2, 3, 32, 32)
+    assert -1 <= batch["moments"].min() < batch["moments"].max() <= 1
+
+
+def test_flatness_is_judged_over_the_last_fifth():
+    """A curve that still climbs is not flat; one that stopped is."""
+    climbing = runs.Curve({"val_psnr": [[step, step / 10] for step in range(10, 110, 10)]})
+    stopped = runs.Curve({"val_psnr": [[step, min(step, 70) / 10] for step in range(10, 110, 10)]})
+    assert not runs.is_flat(climbing) and runs.is_flat(stopped)
+
+
+def test_data_without_classes_gives_an_unconditional_model(spec):
+    """No labels, no context: the denoiser attends to itself, at the size asked for."""
+    config = runs.denoiser_config(study_spec(8).diffusion, num_classes=0)
+    target = study_spec(8).diffusion.target_params
+    assert config.context_dim is None and abs(runs.count_params(config) / target - 1) <= 0.03
