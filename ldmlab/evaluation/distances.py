@@ -5,7 +5,6 @@ and so on: numbers to compare with each other, not with published ones.
 """
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -16,9 +15,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from ldmlab.atomic import atomic_write
 from ldmlab.perception import FeatureNet
 
 # Extractors that may score, and how their scores are called; one that trains models is not among them.
@@ -132,13 +132,7 @@ class FeatureMoments:
         """Write to a safetensors file, whole or not at all."""
         tensors = {"mean": self.mean, "scatter": self.scatter, "sample": self.sample}
         metadata = {"n": str(self.n), "extractor": self.extractor, "weights_hash": self.weights_hash}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            save_file({key: value.contiguous() for key, value in tensors.items()}, part, metadata)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        atomic_write(path, save({key: value.contiguous() for key, value in tensors.items()}, metadata))
 
     @classmethod
     def load(cls, path: Path) -> "FeatureMoments":

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldmlab.atomic import atomic_write
 from ldmlab.data.images import to_float
 from ldmlab.data.scenes import CLASSES, LABELS, render_scene
 from ldmlab.evaluation.degradations import degrade
@@ -258,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     accuracy = {f"{size}px": examine(net, classifier, task, pictures) for size, pictures in held_out.items()}
 
     path = args.folder / f"{args.name}.safetensors"
-    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path)
+    atomic_write(path, save({key: value.contiguous() for key, value in net.state_dict().items()}))
     card = {
         "name": args.name,
         "task": recipe.task,
@@ -272,7 +273,7 @@ def main(arguments: list[str] | None = None) -> None:
         "torch": torch.__version__,
         "sha256": file_hash(path),
     }
-    path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    atomic_write(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
     print(json.dumps(card, indent=2))
 
 
