@@ -203,6 +203,15 @@ def denoiser_config(plan: DiffusionSpec, num_classes: int) -> DenoiserConfig:
     return match_widths(config, target)
 
 
+def diffusion_folder(spec: StudySpec, images: ImageSet, first_stage: TrainedFirstStage) -> Path:
+    """Where the diffusion model of a spec, on this first stage, is kept."""
+    config = denoiser_config(spec.diffusion, images.num_classes)
+    judge = feature_net("fd-lab").weights_hash  # its scores are part of the curve
+    key = content_key(spec.diffusion, asdict(config), spec.evaluation, judge, first_stage.hash, images.fingerprint,
+                      spec.seed)
+    return runs_dir() / f"diffusion-{spec.name}-{key}"
+
+
 def train_diffusion(
     spec: StudySpec,
     pictures: Pictures,
@@ -221,10 +230,7 @@ def train_diffusion(
                          f"{first_stage.name} {first_stage.hash[:12]}: encode the pictures with this one")
     device, plan, num_classes = _device(device), spec.diffusion, pictures.train.num_classes
     config = denoiser_config(plan, num_classes)
-    judge = feature_net("fd-lab").weights_hash  # its scores are part of the curve
-    key = content_key(plan, asdict(config), spec.evaluation, judge, first_stage.hash, pictures.train.fingerprint,
-                      spec.seed)
-    folder = runs_dir() / f"diffusion-{spec.name}-{key}"
+    folder = diffusion_folder(spec, pictures.train, first_stage)
     path = folder / "diffusion.safetensors"
     torch.manual_seed(spec.seed)
     denoiser = UNet(config)

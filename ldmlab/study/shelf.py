@@ -1,16 +1,9 @@
 """What has been trained already, and what to take where nothing has been: the same models, a minute's training each."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
-from ldmlab.study.presets import FS, StudySpec, content_key, study_spec
-from ldmlab.study.runs import (
-    Pictures,
-    TrainedFirstStage,
-    denoiser_config,
-    first_stage_folder,
-    runs_dir,
-    train_first_stage,
-)
+from ldmlab.study.presets import FS, StudySpec, study_spec
+from ldmlab.study.runs import Pictures, TrainedFirstStage, diffusion_folder, first_stage_folder, train_first_stage
 from ldmlab.study.session import Run
 
 # Of the study's steps; on two cores, about a minute each.
@@ -24,10 +17,7 @@ def has_first_stage(spec: StudySpec, pictures: Pictures) -> bool:
 
 def has_diffusion(spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage) -> bool:
     """Whether the diffusion model of a spec, on this first stage, is on disk."""
-    config = denoiser_config(spec.diffusion, pictures.train.num_classes)
-    key = content_key(spec.diffusion, asdict(config), spec.evaluation, first_stage.hash, pictures.train.fingerprint,
-                      spec.seed)
-    return (runs_dir() / f"diffusion-{spec.name}-{key}" / "diffusion.safetensors").exists()
+    return (diffusion_folder(spec, pictures.train, first_stage) / "diffusion.safetensors").exists()
 
 
 def minute_spec(run: Run) -> StudySpec:
