@@ -159,7 +159,10 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
 
 
 def is_flat(curve: Curve) -> bool:
-    """Whether validation PSNR rose by less than FLAT_DB over the last fifth of training."""
+    """Whether validation PSNR rose by less than FLAT_DB over the last fifth of training.
+
+    Where the learning rate decays, flat means that this schedule is used up, not that a longer one would gain nothing.
+    """
     steps, psnr = curve.steps("val_psnr"), curve["val_psnr"]
     before = psnr[steps <= 0.8 * steps[-1]]
     return bool(len(before) and psnr[-1] - before[-1] < FLAT_DB)

@@ -37,11 +37,7 @@ class Run:
     @cached_property
     def pictures(self) -> runs.Pictures:
         """Training and validation pictures."""
-        pictures = runs.open_pictures(self.spec)
-        for part in (pictures.train, pictures.val):
-            if part.skipped:
-                print(f"{len(part.skipped)} unreadable in {part.name}: {', '.join(map(str, part.skipped))}", flush=True)
-        return pictures
+        return runs.open_pictures(self.spec)
 
     @cached_property
     def first_stage(self) -> runs.TrainedFirstStage:
