@@ -33,11 +33,12 @@ def root(tmp_path_factory) -> Path:
 
 def run(name: str, root: Path, *options: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     """papermill as a user calls it, in a process of its own."""
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--execution-timeout", "300",
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--execution-timeout", "600",
                str(FOLDER / f"{name}.ipynb"), str(root / f"{name}.ipynb"), *options]
-    environment = os.environ | {"LDMLAB_ROOT": str(root), "OMP_NUM_THREADS": "2"}
-    environment.pop("PYTEST_CURRENT_TEST", None)  # the notebook is no test, and shows its progress
-    return subprocess.run(command, cwd=cwd or root, env=environment, capture_output=True, text=True, timeout=400)
+    environment = os.environ | {"LDMLAB_ROOT": str(root), "OMP_NUM_THREADS": "1"}
+    for name_of_a_test in ("PYTEST_CURRENT_TEST", "MPLBACKEND"):  # a notebook shows progress and pictures
+        environment.pop(name_of_a_test, None)
+    return subprocess.run(command, cwd=cwd or root, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,7 +63,7 @@ def test_the_study_runs_without_a_first_stage(root):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["00_tour", "04_tradeoff"])
 def test_wrong_parameters_stop_before_any_work(name, root, tmp_path):
     """papermill only warns of a name it does not know; the notebook says no, and what it accepts."""
     done = run(name, tmp_path, "-p", "f", "3", "-p", "fs", "8")
