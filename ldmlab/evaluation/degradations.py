@@ -22,7 +22,7 @@ LADDERS: dict[str, tuple[float, ...]] = {
 }
 UNITS = {
     "blur": "standard deviation [px]",
-    "noise": "standard deviation",
+    "noise": "standard deviation in [-1, 1]",
     "jpeg": "quality",
     "shuffle": "blocks a side",
 }

@@ -188,7 +188,7 @@ def kid(
     return stacked.mean().item(), stacked.std(correction=0).item()
 
 
-def moments_of(batches: Iterable[Float[Tensor, "n 3 h w"]], net: FeatureNet, *, keep: int = KEEP) -> FeatureMoments:
+def moments_of(batches: Iterable[Float[Tensor, "_ 3 h w"]], net: FeatureNet, *, keep: int = KEEP) -> FeatureMoments:
     """Moments of the embeddings of pictures in [-1, 1], which may lie on any device; they are moved to the network."""
     moments = FeatureMoments(net.dim, keep=keep, extractor=net.name, weights_hash=net.weights_hash)
     with torch.inference_mode():
