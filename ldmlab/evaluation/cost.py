@@ -1,16 +1,10 @@
-"""What a model costs: parameters, floating-point operations, pictures per second [LDM v2, Tab. 18]."""
+"""What a model costs: floating-point operations, pictures per second [LDM v2, Tab. 18]."""
 
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
-from torch import nn
-
-
-def count_params(model: nn.Module, *, trainable_only: bool = False) -> int:
-    """Number of parameters, each counted once however often it is shared."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
 def count_flops(model: Callable, *inputs, **keywords) -> int:

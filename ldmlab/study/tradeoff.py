@@ -1,6 +1,6 @@
 """The compression trade-off, one f at a time: train or load both stages, score them, time them [LDM v2, Sec. 4.1]."""
 
-from ldmlab.evaluation.cost import count_params
+from ldmlab.diffusion.denoiser import count_params
 from ldmlab.study.records import Record
 from ldmlab.study.session import Run
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ldmlab.atomic import atomic_write
 from ldmlab.data.images import to_float
-from ldmlab.data.scenes import CLASSES, LABELS, render_scene
+from ldmlab.data.scenes import CLASSES, LABELS, VERSION, render_scene
 from ldmlab.evaluation.degradations import degrade
 from ldmlab.perception import ARCHITECTURES, WEIGHTS, FeatureNet, file_hash, fold_batchnorm, freeze
 
@@ -264,6 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
         "name": args.name,
         "task": recipe.task,
         "data": {f"scenes {size}px": num for size, (num, _) in SIZES.items()},
+        "scenes_version": VERSION,
         "num_params": sum(p.numel() for p in net.parameters()),
         "dim": net.dim,
         "seed": recipe.seed,
