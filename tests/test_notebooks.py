@@ -57,9 +57,10 @@ def test_it_runs_at_the_smallest_tier_and_leaves_a_record(name, root):
     assert record.params["tier"] == "smoke" and record.metrics and record.wall_s > 0
 
 
-def test_the_study_runs_without_a_first_stage(root):
-    """f = 1 is part of the sweep: nothing to train first, no PSNR, and the figure still stands."""
-    done = run("04_tradeoff", root, "-p", "tier", "smoke", "-p", "f", "1")
+@pytest.mark.parametrize("name", ["01_autoencoders", "04_tradeoff"])
+def test_it_runs_without_a_first_stage(name, root):
+    """f = 1 is part of the sweep: nothing to train first, no PSNR, and the figures still stand."""
+    done = run(name, root, "-p", "tier", "smoke", "-p", "f", "1")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
