@@ -73,7 +73,8 @@ class _Lines(Progress):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._show(time.monotonic())
+            if self.n > self.initial:  # what was there already is not worth a line
+                self._show(time.monotonic())
 
     def _show(self, now: float) -> None:
         width = len(str(self.total))

@@ -55,8 +55,16 @@ def test_a_resumed_run_counts_from_where_it_stood(clock, capsys):
 def test_close_twice_says_it_once(clock, capsys):
     """Trainers close from a hook and from the context."""
     with progress(1, "run", mode="lines") as bar:
+        bar.update()
         bar.close()
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_work_that_was_done_already_is_not_told_of(capsys):
+    """A cache that is only opened leaves no line in a log."""
+    with progress(5, "run", mode="lines"):
+        pass
+    assert capsys.readouterr().out == ""
 
 
 def test_nothing_is_shown_under_pytest_unless_asked(capsys):
