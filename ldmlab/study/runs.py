@@ -24,7 +24,7 @@ from ldmlab.study.paths import runs_dir
 from ldmlab.study.presets import DiffusionSpec, StudySpec, content_key
 from ldmlab.study.progress import progress
 
-FLAT_DB = 0.1  # a first stage is called flat if the last fifth of its training gained less validation PSNR than this
+FLAT_DB = 0.3  # a first stage is called flat if the second half of its training gained less validation PSNR
 
 
 @dataclass
@@ -109,10 +109,10 @@ def train_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device 
     tensors, meta = load_model(path)
     model = build_autoencoder(plan.autoencoder)
     model.load_state_dict(tensors)
+    curve = Curve(meta["curve"], meta["events"])
     return TrainedFirstStage(
-        model.eval().requires_grad_(False).to(device), LatentStats.from_json(meta["latent_stats"]),
-        Curve(meta["curve"], meta["events"]), plan.name, meta["hash"], count_params(model), meta["flat"], path,
-        meta["perceptual"])
+        model.eval().requires_grad_(False).to(device), LatentStats.from_json(meta["latent_stats"]), curve, plan.name,
+        meta["hash"], count_params(model), is_flat(curve), path, meta["perceptual"])
 
 
 def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, folder: Path, path: Path) -> None:
@@ -151,7 +151,7 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
     meta = {
         "kind": "first_stage", "name": plan.name, "autoencoder": asdict(plan.autoencoder),
         "latent_stats": stats.to_json(), "curve": curve.values, "events": curve.events, "hash": weights_hash(model),
-        "flat": is_flat(curve), "perceptual": perceptual.name, "seed": spec.seed,
+        "perceptual": perceptual.name, "seed": spec.seed,
         "data": {"name": spec.data.name, "fingerprint": pictures.train.fingerprint},
     }
     save_model(path, model.state_dict(), meta)
@@ -159,12 +159,13 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
 
 
 def is_flat(curve: Curve) -> bool:
-    """Whether validation PSNR rose by less than FLAT_DB over the last fifth of training.
+    """Whether validation PSNR rose by less than FLAT_DB over the second half of training.
 
-    Where the learning rate decays, flat means that this schedule is used up, not that a longer one would gain nothing.
+    The half, because a learning rate that decays to nothing flattens the end of any curve: what counts is whether
+    doubling the training was still worth it.
     """
     steps, psnr = curve.steps("val_psnr"), curve["val_psnr"]
-    before = psnr[steps <= 0.8 * steps[-1]]
+    before = psnr[steps <= 0.5 * steps[-1]]
     return bool(len(before) and psnr[-1] - before[-1] < FLAT_DB)
 
 

@@ -36,7 +36,8 @@ def both(spec):
     pictures = runs.open_pictures(spec)
     first_stage = runs.train_first_stage(spec, pictures, "cpu")
     latents = runs.encode(spec, first_stage, pictures, "cpu")
-    return pictures, first_stage, latents, runs.train_diffusion(spec, pictures, first_stage, latents, "cpu", score_nothing)
+    trained = runs.train_diffusion(spec, pictures, first_stage, latents, "cpu", score_nothing)
+    return pictures, first_stage, latents, trained
 
 
 def test_second_run_loads_what_the_first_trained(spec, root, monkeypatch):
@@ -78,10 +79,10 @@ def test_pixels_are_their_own_latents(spec):
     assert -1 <= batch["moments"].min() < batch["moments"].max() <= 1
 
 
-def test_flatness_is_judged_over_the_last_fifth():
-    """A curve that still climbs is not flat; one that stopped is."""
-    climbing = runs.Curve({"val_psnr": [[step, step / 10] for step in range(10, 110, 10)]})
-    stopped = runs.Curve({"val_psnr": [[step, min(step, 70) / 10] for step in range(10, 110, 10)]})
+def test_flatness_is_judged_over_the_second_half():
+    """What the last doubling of training improved is not flat, though its very end may be; what stopped is."""
+    climbing = runs.Curve({"val_psnr": [[step, min(step, 70) / 10] for step in range(10, 110, 10)]})
+    stopped = runs.Curve({"val_psnr": [[step, min(step, 50) / 10] for step in range(10, 110, 10)]})
     assert not runs.is_flat(climbing) and runs.is_flat(stopped)
 
 
