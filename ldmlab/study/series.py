@@ -147,7 +147,8 @@ def device_of(record: Record) -> str:
     """Where a record was timed: seconds compare on one device only."""
     env = record.env
     where = env.get("device_name") or env.get("device") or "an unknown device"
-    return f"{where}, {env.get('threads')} threads" if str(env.get("device")) == "cpu" else str(where)
+    threads = env.get("threads")
+    return f"{where}, {threads} thread{'' if threads == 1 else 's'}" if env.get("device") == "cpu" else str(where)
 
 
 def throughput(record: Record) -> float | None:
