@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ldmlab.atomic import atomic_write
-from ldmlab.study.paths import project_root, results_dir
+from ldmlab.study.paths import results_dir
 
 SCHEMA = 1
+PACKAGE = Path(__file__).parents[1]  # the code that runs, wherever its results go
+IN_NAME = ("f", "reg", "data", "size", "tier", "seed")
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Record:
         """From the parameters that tell runs of one notebook apart; parallel runs never meet."""
         p = self.params
         parts = [f"f{p['f']}", p["reg"], str(p["data"]), f"{p['size']}px", p["tier"], f"s{p['seed']}"]
+        parts += [f"{name}-{p[name]}" for name in sorted(p) if name not in IN_NAME]
         return "_".join(parts) + ".json"
 
     def save(self, folder: Path | None = None) -> Path:
@@ -82,10 +85,10 @@ def environment(device: Any) -> dict[str, Any]:
 
 def _git_state() -> dict[str, Any]:
     def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=project_root(), capture_output=True, text=True, check=True).stdout
+        return subprocess.run(["git", *args], cwd=PACKAGE, capture_output=True, text=True, check=True).stdout
 
     try:
-        dirty = [line for line in git("status", "--porcelain", "--", "ldmlab", "notebooks").splitlines() if line]
+        dirty = [line for line in git("status", "--porcelain", "--", ".", "../notebooks").splitlines() if line]
         return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(dirty)}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}

@@ -109,10 +109,12 @@ def train_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device 
     tensors, meta = load_model(path)
     model = build_autoencoder(plan.autoencoder)
     model.load_state_dict(tensors)
-    curve = Curve(meta["curve"], meta["events"])
-    return TrainedFirstStage(
-        model.eval().requires_grad_(False).to(device), LatentStats.from_json(meta["latent_stats"]), curve, plan.name,
-        meta["hash"], count_params(model), is_flat(curve), path, meta["perceptual"])
+    model.eval().requires_grad_(False).to(device)
+    curve, stats = Curve(meta["curve"], meta["events"]), LatentStats.from_json(meta["latent_stats"])
+    if stats.mode != spec.diffusion.scale_mode:  # the file keeps those of the run that trained it
+        stats = _measure(model, pictures, spec.diffusion.scale_mode, device)
+    return TrainedFirstStage(model, stats, curve, plan.name, meta["hash"], count_params(model), is_flat(curve), path,
+                             meta["perceptual"])
 
 
 def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, folder: Path, path: Path) -> None:

@@ -23,7 +23,8 @@ def test_a_record_comes_back_as_it_was(tmp_path):
 
 def test_runs_that_differ_never_share_a_file(tmp_path):
     """Each of the parameters that tell runs apart changes the name; the same run replaces its own record."""
-    others = [{}, {"f": 4}, {"reg": "vq"}, {"data": "cifar10"}, {"size": 64}, {"tier": "laptop"}, {"seed": 1}, {}]
+    others = [{}, {"f": 4}, {"reg": "vq"}, {"data": "cifar10"}, {"size": 64}, {"tier": "laptop"}, {"seed": 1},
+              {"num_steps": 20}, {"num_steps": 50}, {}]
     for change in others:
         Record("n", "x", PARAMS | change).save(tmp_path)
     assert len(list(tmp_path.iterdir())) == len(others) - 1

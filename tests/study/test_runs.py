@@ -52,6 +52,15 @@ def test_second_run_loads_what_the_first_trained(spec, root, monkeypatch):
     assert not list(root.glob("results/runs/*/state.pt")), "training states are removed once a model is there"
 
 
+def test_another_scale_mode_finds_the_same_first_stage_and_its_own_statistics(spec):
+    """How latents are scaled is the diffusion model's affair: nothing is trained again, and nothing old is used."""
+    pictures, first_stage, *_ = both(spec)
+    other = replace(spec, diffusion=replace(spec.diffusion, scale_mode="channel"))
+    again = runs.train_first_stage(other, pictures, "cpu")
+    assert again.hash == first_stage.hash
+    assert len(first_stage.stats.std) == 1 and len(again.stats.std) == again.model.z_channels
+
+
 def test_samples_do_not_depend_on_the_batch_size(spec):
     """All starting noise is drawn before the first batch."""
     *_, trained = both(spec)
