@@ -46,6 +46,15 @@ class Record:
         parts += [f"{name}-{p[name]}" for name in sorted(p) if name not in IN_NAME]
         return "_".join(parts) + ".json"
 
+    def stored(self, folder: Path | None = None) -> "Record | None":
+        """The record saved under this name, if it was measured with the same parameters on the same inputs."""
+        try:
+            other = Record(**json.loads(((folder or results_dir() / self.notebook) / self.file_name).read_text()))
+        except (OSError, TypeError, ValueError):  # none, or none that can be read: measure again
+            return None
+        same = (other.schema, other.params, other.inputs) == (self.schema, self.params, self.inputs)
+        return other if same and other.metrics else None
+
     def save(self, folder: Path | None = None) -> Path:
         """Write to results/<notebook>/, sorted, one metric a line, atomically."""
         path = (folder or results_dir() / self.notebook) / self.file_name

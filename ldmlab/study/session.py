@@ -72,8 +72,8 @@ class Run:
         return record
 
     def finish(self, record: Record):
-        """Save the record with the run's wall time; returns its path."""
-        record.wall_s = round(time.monotonic() - self._clock, 1)
+        """Save the record with the wall time of the run that measured it; returns its path."""
+        record.wall_s = record.wall_s or round(time.monotonic() - self._clock, 1)
         path = record.save()
         print(f"record: {path}", flush=True)
         return path

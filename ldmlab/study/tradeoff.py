@@ -6,10 +6,16 @@ from ldmlab.study.session import Run
 
 
 def record_tradeoff(run: Run) -> Record:
-    """All that one point of the study measures: quality over training, the first stage's floor, speed, cost."""
+    """All that one point of the study measures: quality over training, the first stage's floor, speed, cost.
+
+    What was measured before, on the same models and by the same judge, is loaded.
+    """
     first_stage, diffusion, scorer = run.first_stage, run.diffusion, run.scorer
     record = run.new_record()
-    record.inputs["denoiser"] = diffusion.hash
+    record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
+    if (known := record.stored()) is not None:
+        print(f"{diffusion.name}: measured {known.started}, loaded", flush=True)
+        return known
     record.protocol.update(scorer.protocol)
 
     scores = scorer.reconstruction(first_stage)

@@ -31,6 +31,18 @@ def test_runs_that_differ_never_share_a_file(tmp_path):
     assert [r.params["f"] for r in load_records("n", tmp_path, f=4)] == [4]
 
 
+def test_only_a_record_of_the_same_inputs_is_taken_for_this_run(tmp_path):
+    """A repeated run loads what it measured; other weights, an empty or a damaged record are measured again."""
+    record = Record("n", "x", PARAMS, metrics={"psnr": {"value": 1.0}}, inputs={"denoiser": "a"})
+    assert record.stored(tmp_path) is None
+    path = record.save(tmp_path)
+    fresh = Record("n", "x", PARAMS, inputs={"denoiser": "a"})
+    assert fresh.stored(tmp_path) == record
+    assert Record("n", "x", PARAMS, inputs={"denoiser": "b"}).stored(tmp_path) is None
+    path.write_text("{")
+    assert fresh.stored(tmp_path) is None
+
+
 def test_a_file_that_is_no_record_is_named(tmp_path):
     """A damaged or foreign file in the folder is an error that says which."""
     (tmp_path / "odd.json").write_text('{"schema": 1, "colour": "red"}')
