@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ldmlab.study.figures_snr import fig_scales
 from ldmlab.study.looks import Path
 from ldmlab.study.progress import has_front_end
+from ldmlab.study.snr import ScaleView
 from ldmlab.study.views import fig_path, picture_grid
 
 if TYPE_CHECKING:
@@ -115,3 +117,16 @@ def shrink(x: Float[Tensor, "n 3 h w"], f: int) -> Float[Tensor, "n 3 h w"]:
     """Pictures of 1/f the size, enlarged again: what f costs without a first stage."""
     small = torch.nn.functional.interpolate(x, scale_factor=1 / f, mode="bicubic", antialias=True)
     return torch.nn.functional.interpolate(small, size=x.shape[2:], mode="bicubic").clamp(-1, 1)
+
+
+def try_scale(
+    view: ScaleView, stds: Sequence[float] = (0.3, 0.5, 2.0, 3.0, 5.49, 10.0), caption: str = ""
+) -> "Widget | Figure":
+    """Log SNR and one step of denoising at several t, with a slider over the latent's standard deviation.
+
+    Where it is 1 the latent is rescaled; the latent's own one is always among the choices.
+    """
+    values = {f"{std:.3g}": float(std) for std in sorted({*stds, 1.0, view.std})}
+    still = sorted({stds[0], 1.0, view.std, stds[-1]})
+    return slider(lambda name: fig_scales(view, [values[name]], caption=caption), list(values), "std of z",
+                  start=f"{view.std:.3g}", still=lambda: fig_scales(view, still, caption=caption))

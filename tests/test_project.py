@@ -68,7 +68,7 @@ def test_parameters_are_those_the_notebook_accepts(path):
     namespace: dict = {}
     cell = next(c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
     exec("".join(cell["source"]), namespace)
-    assert read_parameters(path.stem, namespace).f == namespace["f"]
+    assert read_parameters(path.stem, namespace).as_dict().items() <= namespace.items()
 
 
 def test_an_executed_notebook_that_is_committed_is_a_reference():
@@ -82,8 +82,9 @@ def test_an_executed_notebook_that_is_committed_is_a_reference():
 
 
 def test_tracked_files_are_small():
-    """Nobody clones checkpoints: weights of the lab's own networks are the largest files."""
-    assert [path for path in tracked() if path.stat().st_size > 2 * 2**20] == []
+    """Nobody clones checkpoints; the tour's denoiser, in half precision, is the one file that needs more than 2 MB."""
+    needed = {"tour-diffusion.safetensors": 2.5}
+    assert [path for path in tracked() if path.stat().st_size > needed.get(path.name, 2) * 2**20] == []
 
 
 def test_no_file_names_a_registry_or_a_machine():

@@ -4,6 +4,12 @@ import pytest
 import torch
 
 from ldmlab import widgets
+from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.diffusion.schedules import scaled_linear
+from ldmlab.first_stage.autoencoder import build_autoencoder
+from ldmlab.first_stage.latents import LatentStats
+from ldmlab.first_stage.networks import AutoencoderConfig
+from ldmlab.study.snr import ScaleView
 from ldmlab.study.views import picture_grid
 
 
@@ -62,3 +68,37 @@ def test_a_slider_without_values_is_an_error():
     """An empty slider would be a widget that cannot be moved."""
     with pytest.raises(ValueError, match="no values"):
         widgets.slider(lambda value: None, [], "f", still=lambda: None)
+
+
+class NoNoise(torch.nn.Module):
+    """A denoiser that sees no noise anywhere."""
+
+    def forward(self, z_t, t):
+        return 0 * z_t
+
+
+@pytest.fixture
+def scales():
+    """Two pictures as their own latents, of standard deviation 4 as they come."""
+    stage = build_autoencoder(AutoencoderConfig(f=1, z_channels=3, reg="none", resolution=16))
+    stats = LatentStats("none", (0.0,), (1.0,), (0.01,), 8)
+    model = LatentDiffusion(stage, stats, NoNoise(), scaled_linear(), None, 16, torch.device("cpu"))
+    z0 = 0.3 * torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    share = {band: [[0, 1.0], [999, 0.0]] for band in ("layout", "texture")}
+    return ScaleView(model, z0, torch.zeros(2, dtype=torch.long), 4.0, share)
+
+
+def test_the_scale_slider_starts_at_the_latent_s_own_scale_and_offers_the_rescaled_one(scales, front_end):
+    """1 and the first stage's own standard deviation are always among the choices; moving changes the picture."""
+    control, picture = widgets.try_scale(scales, stds=(10.0,)).children
+    assert control.value == "4" and [name for name, _ in control.options] == ["1", "4", "10"]
+    before = bytes(picture.value)
+    control.value = "1"
+    assert picture.value != before and bytes(picture.value).startswith(b"\x89PNG")
+
+
+def test_without_a_front_end_all_scales_stand_in_one_picture(scales):
+    """A row of guesses for each scale, named."""
+    still = widgets.try_scale(scales, stds=(10.0,))
+    texts = {text.get_text() for part in still.subfigs for ax in part.axes for text in ax.texts}
+    assert {"std 1", "std 4", "std 10"} <= texts

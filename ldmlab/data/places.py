@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmlab.data.canvas import Canvas, Field, Stream, bands, mix, rgb, step
-from ldmlab.data.things import tint
+from ldmlab.data.styles import tint
 
 STUFF: tuple[str, ...] = ("sky", "hill", "grass", "sand", "snow", "water", "wall", "floor")
 SKY, HILL, GRASS, SAND, SNOW, WATER, WALL, FLOOR = range(len(STUFF))

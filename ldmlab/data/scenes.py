@@ -13,9 +13,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ldmlab.data.canvas import Canvas, Stream, mix, rgb
+from ldmlab.data.companions import COMPANIONS
 from ldmlab.data.names import SPLITS
 from ldmlab.data.places import HOURS, PLACES, STUFF, Place
-from ldmlab.data.things import BRIGHT, COMPANIONS, PATTERNS, Style, style
+from ldmlab.data.styles import BRIGHT, PATTERNS, Style, style
 from ldmlab.data.things import CLASSES as DRAWINGS
 
 VERSION = 2  # of the world: any change that moves a pixel takes the next number

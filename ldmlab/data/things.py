@@ -1,91 +1,15 @@
-"""What stands in the scenes: twelve kinds of main thing, which are the classes, and the small things around them.
+"""The twelve main things of the scenes, which are its classes.
 
 Each drawing is a function of a frame (the thing's own coordinates, about -1 to 1, y down), a style and the stream.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from ldmlab.data.canvas import Field, Frame, Number, Stream, mix, rgb, step
-
-COLOURS: dict[str, tuple[float, float, float]] = {
-    "red": (0.83, 0.16, 0.15),
-    "orange": (0.95, 0.50, 0.12),
-    "yellow": (0.98, 0.82, 0.22),
-    "green": (0.25, 0.62, 0.27),
-    "teal": (0.08, 0.60, 0.60),
-    "blue": (0.16, 0.38, 0.82),
-    "purple": (0.50, 0.26, 0.70),
-    "pink": (0.96, 0.52, 0.70),
-    "white": (0.95, 0.94, 0.91),
-    "black": (0.15, 0.15, 0.18),
-    "brown": (0.50, 0.31, 0.18),
-    "grey": (0.55, 0.56, 0.58),
-}
-BRIGHT = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
-PATTERNS = ("plain", "striped", "banded", "checked", "dotted", "wavy")
-INK, CREAM, WOOD, METAL = rgb(0.10, 0.09, 0.11), rgb(0.97, 0.94, 0.86), rgb(0.46, 0.29, 0.16), rgb(0.60, 0.63, 0.67)
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a thing is painted: its named colour, a second one, the pattern they make, and where the light comes from."""
-
-    colour: str
-    second: str
-    pattern: str
-    main: np.ndarray
-    other: np.ndarray
-    light: float  # -1 from the left, 1 from the right
-
-
-def tint(stream: Stream, name: str, spread: Number = 0.05) -> np.ndarray:
-    """A named colour, varied a little, (3, 1, 1)."""
-    return np.clip(rgb(*COLOURS[name]) + (stream.take(3).reshape(3, 1, 1) - 0.5) * np.float32(2 * spread), 0, 1)
-
-
-def style(
-    stream: Stream, light: Number, colours: tuple[str, ...] = BRIGHT, patterns: tuple[str, ...] = PATTERNS
-) -> Style:
-    """A random style; the second colour is white, cream yellow or another bright one, never the first."""
-    colour = stream.choice(colours)
-    second = stream.choice([c for c in ("white", "white", "yellow", *BRIGHT) if c != colour])
-    return Style(colour, second, stream.choice(patterns), tint(stream, colour), tint(stream, second), light)
-
-
-def fill(f: Frame, s: Style, period: Number, u: Field | None = None, v: Field | None = None) -> Field:
-    """The style's pattern as a colour field; the period is in the thing's units."""
-    u, v = f.u if u is None else u, f.v if v is None else v
-    if s.pattern == "plain":
-        return s.main
-    if s.pattern == "striped":
-        t = f.stripes(u, period)
-    elif s.pattern == "banded":
-        t = f.stripes(v, period)
-    elif s.pattern == "checked":
-        t = f.checks(period, u, v)
-    elif s.pattern == "dotted":
-        t = f.dots(0.8 * period, 0.25 * period, u, v)
-    else:
-        t = f.stripes(v + 0.2 * period * np.sin(u * (6.0 / period)), period, slope=1.3)
-    return mix(s.main, s.other, t)
-
-
-def shade(f: Frame, s: Style, depth: Number = 0.3) -> Field:
-    """Soft light from one side and above, with the picture's grain on it."""
-    return 1 + depth * (s.light * f.u - 0.6 * f.v) + (0.35 * depth) * f.grain
-
-
-def ball_shade(f: Frame, s: Style, cx: Number, cy: Number, r: Number) -> Field:
-    """The light on a ball: bright towards the light, dark around the far edge, with a highlight."""
-    du, dv = (f.u - cx) * (1 / r), (f.v - cy) * (1 / r)
-    lit = 0.45 * s.light * du - 0.45 * dv
-    far = np.minimum(du * du + dv * dv, 1.0)
-    shine = np.exp(((du - 0.4 * s.light) ** 2 + (dv + 0.4) ** 2) * -14)
-    return 0.95 + 0.45 * lit - 0.22 * far + 0.45 * shine + 0.06 * f.grain
+from ldmlab.data.canvas import Field, Frame, Stream, mix, rgb, step
+from ldmlab.data.styles import CREAM, INK, METAL, WOOD, Style, ball_shade, fill, shade, tint
 
 
 def draw_balloon(f: Frame, s: Style, r: Stream) -> None:
@@ -348,59 +272,6 @@ def draw_tree(f: Frame, s: Style, r: Stream) -> None:
         f.paint(fruit, s.other, claim=False)
 
 
-def draw_ball(f: Frame, s: Style, r: Stream) -> None:
-    """A ball with its pattern wrapped around it."""
-    wrapped = np.arcsin(np.clip(f.u, -1, 1)) * 0.8
-    f.paint(f.inside(f.ellipse(0, 0, 0.98, 0.98)), fill(f, s, 0.7, wrapped, f.v) * ball_shade(f, s, 0, 0, 1))
-
-
-def draw_crate(f: Frame, s: Style, r: Stream) -> None:
-    """A wooden crate painted in its colour: planks, a frame, a brace."""
-    planks = 1 - 0.35 * f.stripes(f.v, 0.36, 0.14)
-    box = f.box(0, 0.02, 0.95, 0.95)
-    f.paint(f.inside(box), s.main * (planks * shade(f, s, 0.2)))
-    brace = np.maximum(f.stroke(f.line(-0.9, 0.9, 0.9, -0.9), 0.24), f.inside(-0.24 - box)) * f.inside(box)
-    f.paint(brace, s.main * (0.72 * shade(f, s, 0.3)))
-
-
-def draw_bush(f: Frame, s: Style, r: Stream) -> None:
-    """A low bush, some with berries."""
-    leaf, edge = 0.16 * f.grain, 0.16 * f.drift
-    for cx, cy, size in ((-0.5, 0.5, 0.46), (0.5, 0.52, 0.44), (0.0, 0.28, 0.56)):
-        crown = np.maximum(f.ellipse(cx, cy, size, size) - 0.6 * edge, f.v - 0.95)
-        f.paint(f.inside(crown), s.main * (0.85 + 2.0 * leaf + 0.5 * (s.light * (f.u - cx) - (f.v - cy))))
-    if s.pattern != "plain":
-        f.paint(f.dots(0.5, 0.09) * f.inside(f.ellipse(0, 0.4, 0.7, 0.5)), s.other, claim=False)
-
-
-def draw_rock(f: Frame, s: Style, r: Stream) -> None:
-    """A boulder with facets and cracks."""
-    crag = f.polygon((-0.35, -0.45), (0.30, -0.62), (0.85, 0.1), (0.95, 0.9), (-0.95, 0.9), (-0.85, 0.2))
-    facet = step(f.u * 0.7 + f.v - 0.2 * f.grain, -0.12, 0.12)
-    f.paint(f.inside(crag - 0.12 * f.drift), s.main * (1.12 - 0.3 * facet + 0.25 * f.grain + 0.2 * s.light * f.u))
-
-
-def draw_post(f: Frame, s: Style, r: Stream) -> None:
-    """A signpost with a coloured board."""
-    f.paint(f.inside(f.box(0, 0.1, 0.10, 0.88)), WOOD * shade(f, s, 0.4))
-    board = f.inside(f.polygon((-0.85, -0.80), (0.55, -0.80), (0.95, -0.42), (0.55, -0.04), (-0.85, -0.04)))
-    lines = f.stripes(f.v, 0.25, 0.3) * f.inside(np.abs(f.u + 0.15) - 0.5)
-    f.paint(board, mix(s.main, s.other, lines) * shade(f, s, 0.2))
-
-
-def draw_cloud(f: Frame, s: Style, r: Stream) -> None:
-    """A heap cloud with a flat, shaded base."""
-    cover: Field = 0.0
-    for cx, cy, size in ((-0.55, 0.12, 0.30), (-0.15, -0.08, 0.42), (0.32, 0.02, 0.36), (0.68, 0.16, 0.24)):
-        cover = np.maximum(cover, f.inside(f.ellipse(cx, cy, size, size) - 0.10 * f.drift))
-    f.paint(cover * f.inside(np.maximum(f.v - 0.30, np.abs(f.u) - 0.97)), s.main * (0.96 - 0.35 * f.v + 0.07 * f.grain))
-
-
-def draw_sun(f: Frame, s: Style, r: Stream) -> None:
-    """The disc of the sun (or the full moon), with its own soft shade."""
-    f.paint(f.inside(f.ellipse(0, 0, 0.95, 0.95)), s.main * (1.02 + 0.06 * f.grain))
-
-
 CLASSES: dict[str, Callable[[Frame, Style, Stream], None]] = {
     "balloon": draw_balloon,
     "boat": draw_boat,
@@ -414,14 +285,4 @@ CLASSES: dict[str, Callable[[Frame, Style, Stream], None]] = {
     "mushroom": draw_mushroom,
     "rocket": draw_rocket,
     "tree": draw_tree,
-}
-COMPANIONS: dict[str, Callable[[Frame, Style, Stream], None]] = {
-    "ball": draw_ball,
-    "bush": draw_bush,
-    "cloud": draw_cloud,
-    "crate": draw_crate,
-    "moon": draw_sun,
-    "post": draw_post,
-    "rock": draw_rock,
-    "sun": draw_sun,
 }

@@ -5,8 +5,11 @@ Noise comes from `generator`, a torch.Generator or, for a recorded tape, a funct
 """
 
 import math
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,7 +18,8 @@ from .schedules import Schedule
 
 EpsModel = Callable[[Tensor, Tensor], Tensor]
 Noise = torch.Generator | Callable[[Tensor], Tensor] | None
-OnStep = Callable[[int, int, Tensor, Tensor], None]
+OnStep = Callable[[int, int | float, Tensor, Tensor], None]
+Sampler = Callable[..., Tensor]  # (eps_model, z_T, schedule, num_steps, *, generator, on_step) -> z_0
 
 DDIM_RULES = ("uniform", "compvis", "compvis-quad")
 
@@ -128,13 +132,84 @@ def ddpm(
     return z
 
 
+# Weights of eps_hat at this step and at those before it, the newest first: orders 1 to 4.
+ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+@torch.no_grad()
+def plms(
+    eps_model: EpsModel, z_T: Float[Tensor, "b *dims"], schedule: Schedule, num_steps: int, *,
+    generator: Noise = None, rule: str = "uniform", on_step: OnStep | None = None,
+) -> Float[Tensor, "b *dims"]:
+    """Pseudo linear multistep sampling in `num_steps` + 1 calls of the model, as released [PNDM, Alg. 2].
+
+    Deterministic DDIM steps, each with a mean of eps_hat over up to four steps (Adams-Bashforth of order 2, 3, 4). The
+    first has nothing to look back on and takes the mean of both its ends. Deviation: [PNDM] starts with three steps of
+    four calls each. `on_step(i, t, z, z0_hat)` is called after each step.
+    """
+    timesteps, z, recent = ddim_timesteps(num_steps, schedule.T, rule), z_T, deque(maxlen=len(ADAMS_BASHFORTH))
+    for i, (t, (ab_t, ab_s)) in enumerate(zip(timesteps, ddim_alpha_bars(schedule, timesteps), strict=True)):
+        recent.appendleft(_eps_hat(eps_model, z, t))
+        if i == 0:
+            s = timesteps[min(1, num_steps - 1)]  # as released: a first step that is the last asks for t twice
+            eps_hat = (recent[0] + _eps_hat(eps_model, ddim_step(z, recent[0], ab_t, ab_s), s)) / 2
+        else:
+            weights = ADAMS_BASHFORTH[len(recent) - 1]
+            eps_hat = sum(weight * past for weight, past in zip(weights, recent, strict=True))
+        z_t, z = z, ddim_step(z, eps_hat, ab_t, ab_s)
+        if on_step is not None:
+            on_step(i, t, z, _z0_hat(z_t, eps_hat, ab_t))
+    return z
+
+
+@torch.no_grad()
+def dpm_solver_pp(
+    eps_model: EpsModel, z_T: Float[Tensor, "b *dims"], schedule: Schedule, num_steps: int, *,
+    generator: Noise = None, on_step: OnStep | None = None,
+) -> Float[Tensor, "b *dims"]:
+    """DPM-Solver++(2M): second order in `num_steps` calls of the model, predicting z_0 [DPM-Solver++, Alg. 2].
+
+    The steps are equal in lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), half the log SNR, from t = T - 1 to 0.
+    In between the model is asked at fractional t, at which log SNR is interpolated linearly: a denoiser embeds any t.
+    `on_step(i, t, z, z0_hat)` is called after each step, with that fractional t.
+    """
+    if not 1 <= num_steps <= schedule.T:
+        raise ValueError(f"num_steps must be in [1, {schedule.T}], got {num_steps}")
+    table = 0.5 * schedule.log_snr.cpu().numpy()  # falls with t
+    lambdas = np.linspace(table[-1], table[0], num_steps + 1)
+    times = np.interp(lambdas, table[::-1], np.arange(schedule.T)[::-1]).tolist()
+    alphas, sigmas = ((1 / np.sqrt(1 + np.exp(sign * lambdas))).tolist() for sign in (-2, 2))
+    h, z, z0_before = float(lambdas[1] - lambdas[0]), z_T, None
+    for i, t in enumerate(times[:-1]):
+        z0_hat = _z0_hat(z, _eps_hat(eps_model, z, t), alphas[i] ** 2)
+        # With equal steps r = 1, so D = (1 + 1/2) z0_hat - 1/2 z0_before; the first step is one of first order.
+        D = z0_hat if z0_before is None else 1.5 * z0_hat - 0.5 * z0_before
+        z = sigmas[i + 1] / sigmas[i] * z - alphas[i + 1] * math.expm1(-h) * D
+        z0_before = z0_hat
+        if on_step is not None:
+            on_step(i, t, z, z0_hat)
+    return z
+
+
+# All are called alike, and the deterministic ones leave `generator` alone.
+# Fewer steps of DDPM than T are DDIM at eta = 1: the posterior's variance between the steps that remain. At T steps the
+# two are the same, noise for noise.
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": partial(ddim, eta=1.0),
+    "ddim": ddim,
+    "plms": plms,
+    "dpm-solver++": dpm_solver_pp,
+}
+
+
 def _z0_hat(z_t: Tensor, eps_hat: Tensor, ab_t: float) -> Tensor:
     return (z_t - math.sqrt(1 - ab_t) * eps_hat) / math.sqrt(ab_t)
 
 
-def _eps_hat(eps_model: EpsModel, z: Tensor, t: int) -> Tensor:
+def _eps_hat(eps_model: EpsModel, z: Tensor, t: int | float) -> Tensor:
     """The model's answer in the dtype of `z`: autocast hands out bf16, in which a step would round."""
-    return eps_model(z, torch.full((len(z),), t, dtype=torch.long, device=z.device)).to(z.dtype)
+    dtype = torch.long if isinstance(t, int) else torch.promote_types(z.dtype, torch.float32)
+    return eps_model(z, torch.full((len(z),), t, dtype=dtype, device=z.device)).to(z.dtype)
 
 
 def _noise(z: Tensor, generator: Noise) -> Tensor:

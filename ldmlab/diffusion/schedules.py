@@ -46,6 +46,19 @@ class Schedule:
         """log SNR(t) = log alpha_bar_t / (1 - alpha_bar_t) [LDM v2, App. B]."""
         return self.alpha_bar.log() - (-self.alpha_bar).log1p()
 
+    def crossing(self, std: float | int = 1.0, log_snr: float | int = 0.0) -> int:
+        """The first t at which latents of standard deviation `std` have less than `log_snr`; T if there is none.
+
+        SNR(t) = std^2 alpha_bar_t / (1 - alpha_bar_t): the default is where noise outweighs a rescaled latent.
+        """
+        if not std > 0:
+            raise ValueError(f"a standard deviation is positive, got {std}")
+        return int((self.log_snr + 2 * math.log(std) >= log_snr).sum())
+
+    def step_at(self, log_snr: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The steps whose log SNR is nearest to the given ones; the first or last step beyond either end."""
+        return (self.log_snr - log_snr.to(self.alpha_bar)[:, None]).abs().argmin(1)
+
     @property
     def posterior_variance(self) -> Float[Tensor, " T"]:
         """beta_tilde_t, the variance of q(z_{t-1} | z_t, z_0); 0 at t = 0 [DDPM, Eq. 7]."""

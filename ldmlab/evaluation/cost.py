@@ -1,10 +1,17 @@
-"""What a model costs: floating-point operations, pictures per second [LDM v2, Tab. 18]."""
+"""What a model costs: floating-point operations, memory, pictures per second, V100-days [LDM v2, Tab. 18, Fig. 17]."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+
+# "we convert the A100 days to V100 days by assuming a speedup of A100 vs V100" [LDM v2, App. F]: 2.2 times.
+V100_PER_A100 = 2.2
 
 
 def count_flops(model: Callable, *inputs, **keywords) -> int:
@@ -43,3 +50,68 @@ def throughput(fn: Callable[[], object], n: int, *, warmup: int = 1, repeats: in
         synchronize()
         seconds.append(time.perf_counter() - start)
     return n / statistics.median(seconds)
+
+
+def training_throughput(
+    loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, n: int, *, warmup: int = 3, repeats: int = 10
+) -> float:
+    """Images per second of whole training steps on batches of `n`: `loss()`, its gradient, the update.
+
+    The steps are real: they change the optimizer's parameters, so give those of a copy.
+    """
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    return throughput(step, n, warmup=warmup, repeats=repeats)
+
+
+def peak_memory(fn: Callable[[], object]) -> tuple[int, str] | None:
+    """(bytes, what they count) at the peak of `fn()`; None where the system does not say.
+
+    On CUDA they are what tensors took. On a CPU they are the memory of the whole process, libraries included: of this
+    call on Linux, the most since the process began elsewhere. The two do not compare.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        fn()
+        synchronize()
+        return torch.cuda.max_memory_allocated(), "tensors on the accelerator"
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew at what is resident now
+    except OSError:
+        fn()
+        return _peak_since_start()
+    fn()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return peak, "resident memory of the process"
+
+
+def _peak_since_start() -> tuple[int, str] | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak, "resident memory of the process since its start"
+
+
+def v100_days(seconds: float | int, device_name: str, factor: float | int | None = None) -> dict[str, Any]:
+    """Wall time as the V100-days of Fig. 17 and Tab. 18, for a record: marked as converted, with the factor used.
+
+    The paper states a factor for the A100 only; time of any other device needs one of yours: its speed in V100s.
+    """
+    if factor is None:
+        known = {"V100": 1.0, "A100": V100_PER_A100}
+        factor = next((value for name, value in known.items() if name in device_name), None)
+    if factor is None or factor <= 0 or seconds < 0:
+        raise ValueError(
+            f"no conversion of {seconds} s on {device_name!r} with factor {factor}: the paper states {V100_PER_A100} "
+            "for an A100 and none for other devices; give factor > 0, the device's speed in V100s"
+        )
+    return {"value": seconds / 86_400 * factor, "unit": "V100-days", "converted": factor != 1.0,
+            "converted_from": device_name, "factor": factor}

@@ -1,7 +1,8 @@
 """Distances between two sets of pictures, taken on feature vectors: Fréchet [FID, Eq. 6] and kernel [KID, Sec. 4].
 
-They are called FID and KID only on the features of Inception. On the lab's own networks they are `FD-lab`, `KID-lab`
-and so on: numbers to compare with each other, not with published ones.
+They are called FID and KID only on the features of Inception (see `inception`). On the lab's own networks they are
+`FD-lab`, `KID-lab` and so on: numbers to compare with each other, not with published ones. How far they may be off says
+`uncertainty`.
 """
 
 import math
@@ -22,8 +23,20 @@ from ldmlab.atomic import atomic_write
 from ldmlab.perception import FeatureNet
 
 # Extractors that may score, and how their scores are called; one that trains models is not among them.
-SCORING = {"fd-lab": "lab", "referee": "referee"}
+INCEPTION = "inception-v3-compat"  # torch-fidelity's name for the network of FID
+UNVERIFIED = "inception-unverified"  # the same layout with other weights
+SCORING = {"fd-lab": "{}-lab", "referee": "{}-referee", INCEPTION: "{}", UNVERIFIED: "{}-unverified"}
 KEEP = 2048  # vectors a set keeps for the kernel distance
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a number lies with probability `level`, and by which method that was found."""
+
+    low: float
+    high: float
+    level: float
+    method: str
 
 
 @dataclass(frozen=True)
@@ -38,14 +51,16 @@ class Score:
     extractor: str = ""  # the feature network's name; empty where there is none
     weights_hash: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    interval: Interval | None = None
 
     def __post_init__(self):
         if math.isnan(self.value):
             raise ValueError(f"{self.name} is not a number (n_real={self.n_real}, n_fake={self.n_fake})")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which knows no infinity: PSNR of equal pictures becomes None."""
-        return asdict(self) | {"value": self.value if math.isfinite(self.value) else None}
+        """For JSON, which knows no infinity: PSNR of equal pictures becomes None. No `interval` where there is none."""
+        entries = asdict(self) | {"value": self.value if math.isfinite(self.value) else None}
+        return {key: value for key, value in entries.items() if key != "interval" or value is not None}
 
 
 def frechet_distance(
@@ -57,20 +72,24 @@ def frechet_distance(
     problem in float64, exact where cov1 cov2 is near singular and an iterated matrix root is not.
     """
     mu1, cov1, mu2, cov2 = (m.detach().cpu().double() for m in (mu1, cov1, mu2, cov2))
-    root = _root(cov1)
-    cross = torch.linalg.eigvalsh(root @ cov2 @ root.T).clamp(min=0).sqrt().sum()
-    return _assemble(mu1, cov1.trace(), mu2, cov2.trace(), cross)
+    return frechet_from_root(mu1, covariance_root(cov1), mu2, cov2).item()
 
 
-def _root(cov: Tensor) -> Tensor:
+def covariance_root(cov: Float[Tensor, "*b d d"]) -> Float[Tensor, "*b d d"]:
     """Some A with A^T A = cov."""
     values, vectors = torch.linalg.eigh(cov)
-    return values.clamp(min=0).sqrt()[:, None] * vectors.T
+    return values.clamp(min=0).sqrt()[..., None] * vectors.mT
 
 
-def _assemble(mu1: Tensor, trace1: Tensor, mu2: Tensor, trace2: Tensor, cross: Tensor) -> float:
+def frechet_from_root(mu1: Tensor, root1: Tensor, mu2: Float[Tensor, "*b d"], cov2: Float[Tensor, "*b d d"]) -> Tensor:
+    """`frechet_distance` where `covariance_root(cov1)` is known; of many sets at once."""
+    cross = torch.linalg.eigvalsh(root1 @ cov2 @ root1.mT).clamp(min=0).sqrt().sum(-1)
+    return _assemble(mu1, root1.square().sum((-2, -1)), mu2, cov2.diagonal(dim1=-2, dim2=-1).sum(-1), cross)
+
+
+def _assemble(mu1: Tensor, trace1: Tensor, mu2: Tensor, trace2: Tensor, cross: Tensor) -> Tensor:
     # Equal inputs leave a rounding error of either sign; a distance is not negative.
-    return max(0.0, ((mu1 - mu2).square().sum() + trace1 + trace2 - 2 * cross).item())
+    return ((mu1 - mu2).square().sum(-1) + trace1 + trace2 - 2 * cross).clamp(min=0)
 
 
 class FeatureMoments:
@@ -154,9 +173,14 @@ def frechet(real: FeatureMoments, fake: FeatureMoments) -> float:
     x1, x2 = real.factor(), fake.factor()
     if x1 is None and x2 is None:
         return frechet_distance(real.mean, real.cov, fake.mean, fake.cov)
-    x1, x2 = (_root(m.cov) if x is None else x for m, x in ((real, x1), (fake, x2)))
+    x1, x2 = (covariance_root(m.cov) if x is None else x for m, x in ((real, x1), (fake, x2)))
     cross = torch.linalg.svdvals(x1 @ x2.T).sum()
-    return _assemble(real.mean, x1.square().sum(), fake.mean, x2.square().sum(), cross)
+    return _assemble(real.mean, x1.square().sum(), fake.mean, x2.square().sum(), cross).item()
+
+
+def cubic_kernel(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """(a.b / d + 1)^3 for all pairs [KID, Sec. 4]."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
 
 
 def kid(
@@ -181,7 +205,7 @@ def kid(
     values = []
     for _ in range(num_subsets):
         a, b = (s[torch.randperm(len(s), generator=generator)[:size]].detach().cpu().double() for s in (real, fake))
-        k_aa, k_bb, k_ab = ((u @ v.T / a.shape[1] + 1) ** 3 for u, v in ((a, a), (b, b), (a, b)))
+        k_aa, k_bb, k_ab = (cubic_kernel(u, v) for u, v in ((a, a), (b, b), (a, b)))
         off_diagonal = k_aa.sum() - k_aa.trace() + k_bb.sum() - k_bb.trace()
         values.append(off_diagonal / (size * (size - 1)) - 2 * k_ab.mean())
     stacked = torch.stack(values)
@@ -197,7 +221,9 @@ def moments_of(batches: Iterable[Float[Tensor, "_ 3 h w"]], net: FeatureNet, *, 
     return moments
 
 
-def reference_moments(dataset, net: FeatureNet, cache_dir: Path | str, *, batch_size: int = 128) -> FeatureMoments:
+def reference_moments(
+    dataset, net: FeatureNet, cache_dir: Path | str, *, batch_size: int = 128, keep: int = KEEP
+) -> FeatureMoments:
     """Moments of a whole `ImageSet`, kept on disk under its fingerprint and the network's hash.
 
     A file that cannot be read is made anew; several processes may ask for it at once.
@@ -205,7 +231,7 @@ def reference_moments(dataset, net: FeatureNet, cache_dir: Path | str, *, batch_
     from ldmlab.data.images import to_float
 
     # The version changes when what a file holds, or how it is computed, does.
-    key = sha256(f"moments-1|{dataset.fingerprint}|{net.name}|{net.weights_hash}|{KEEP}".encode()).hexdigest()[:24]
+    key = sha256(f"moments-1|{dataset.fingerprint}|{net.name}|{net.weights_hash}|{keep}".encode()).hexdigest()[:24]
     path = Path(cache_dir) / f"moments-{key}.safetensors"
     if path.exists():
         try:
@@ -214,12 +240,13 @@ def reference_moments(dataset, net: FeatureNet, cache_dir: Path | str, *, batch_
             pass
     starts = range(0, len(dataset), batch_size)
     batches = (to_float(dataset.images(range(i, min(i + batch_size, len(dataset))))) for i in starts)
-    moments = moments_of(batches, net)
+    moments = moments_of(batches, net, keep=keep)
     moments.save(path)
     return moments
 
 
-def _check_comparable(real: FeatureMoments, fake: FeatureMoments) -> None:
+def score_name(kind: str, real: FeatureMoments, fake: FeatureMoments) -> str:
+    """FD-lab, FD-referee or FID, by the network; refuses vectors of two networks, or of one that trains models."""
     if real.extractor not in SCORING:
         raise ValueError(f"{real.extractor!r} gives no scores; those that do are {', '.join(SCORING)}")
     if (real.extractor, real.weights_hash) != (fake.extractor, fake.weights_hash):
@@ -227,24 +254,40 @@ def _check_comparable(real: FeatureMoments, fake: FeatureMoments) -> None:
             f"the two sets were looked at by different networks: {real.extractor} {real.weights_hash[:8]} and "
             f"{fake.extractor} {fake.weights_hash[:8]}"
         )
+    kind = kind.replace("FD", "FID") if real.extractor == INCEPTION else kind
+    return SCORING[real.extractor].format(kind)
 
 
-def frechet_score(real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any] | None = None) -> Score:
-    """Fréchet distance as `FD-lab` or `FD-referee`; refuses moments of two networks, or of one that trains models."""
-    _check_comparable(real, fake)
-    name, about = f"FD-{SCORING[real.extractor]}", (real.extractor, real.weights_hash)
+def check_enough(dim: int, allow_few: bool = False, **counts: int) -> None:
+    """Refuse a Fréchet distance of n <= d vectors: their covariance is singular, and the score mostly counts n.
+
+    The bias goes on above that, as 1/n: compare scores at equal n, or extrapolate (`uncertainty.frechet_infinity`).
+    """
+    if min(counts.values()) <= dim and not allow_few:
+        given = " and ".join(f"{n} {what}" for what, n in counts.items())
+        raise ValueError(
+            f"{given} pictures are too few for {dim} features: a Fréchet distance needs {dim + 1} or more of each; "
+            "take more, use the kernel distance (unbiased at any n), or, for a rehearsal, allow_few=True"
+        )
+
+
+def frechet_score(
+    real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any] | None = None, *, allow_few: bool = False
+) -> Score:
+    """Fréchet distance as `FD-lab`, `FD-referee` or `FID`; refuses n <= d vectors unless `allow_few`."""
+    name, about = score_name("FD", real, fake), (real.extractor, real.weights_hash)
+    check_enough(real.dim, allow_few, real=real.n, generated=fake.n)
     return Score(frechet(real, fake), name, "1", real.n, fake.n, *about, dict(protocol or {}))
 
 
 def kid_score(
     real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any] | None = None, **options: int
 ) -> Score:
-    """Kernel distance of the kept samples as `KID-lab` or `KID-referee`; n are the sizes of the samples.
+    """Kernel distance of the kept samples as `KID-lab`, `KID-referee` or `KID`; n are the sizes of the samples.
 
     `options` go to `kid`; subsets and spread join the protocol.
     """
-    _check_comparable(real, fake)
+    name, about = score_name("KID", real, fake), (real.extractor, real.weights_hash)
     value, std = kid(real.sample, fake.sample, **options)
-    name, about = f"KID-{SCORING[real.extractor]}", (real.extractor, real.weights_hash)
     protocol = {**(protocol or {}), **options, "std_over_subsets": std}
     return Score(value, name, "1", len(real.sample), len(fake.sample), *about, protocol)

@@ -1,6 +1,7 @@
 """How well a first stage gives back its pictures: PSNR, SSIM, perceptual distance, rFD [LDM v2, Tab. 8]."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldmlab.data.images import to_float, to_uint8
-from ldmlab.evaluation.distances import FeatureMoments, Score, frechet_score
+from ldmlab.evaluation.distances import FeatureMoments, Score, check_enough, frechet_score
+from ldmlab.evaluation.uncertainty import frechet_interval, mean_interval
 from ldmlab.perception import FeatureNet
 
 
@@ -39,8 +41,13 @@ def reconstruction_scores(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     protocol: Mapping[str, Any] | None = None,
+    num_resamples: int = 0,
+    allow_few: bool = False,
 ) -> dict[str, Score]:
     """`psnr`, `ssim`, `perceptual` (means over pictures) and `rfd` of `reconstruct(x) -> x_rec` on an `ImageSet`.
+
+    The means carry their intervals; that of rFD is drawn from `num_resamples` resamples of pairs, and left out at 0.
+    `rfd` of no more pictures than `net` has features is refused unless `allow_few`.
 
     Batches are streamed; the scores do not depend on their size. Reconstructions are scored as they would be saved:
     clamped and rounded to 8 bits. rFD compares the reconstructed pictures with the very same real ones (validation
@@ -48,8 +55,10 @@ def reconstruction_scores(
     """
     if len(dataset) < 2:
         raise ValueError(f"scores need at least 2 pictures, got {len(dataset)}")
+    check_enough(net.dim, allow_few, validation=len(dataset))
     net, perceptual = net.to(device), perceptual.to(device)
-    moments = [FeatureMoments(net.dim, extractor=net.name, weights_hash=net.weights_hash) for _ in range(2)]
+    about = {"keep": len(dataset), "extractor": net.name, "weights_hash": net.weights_hash}
+    moments = [FeatureMoments(net.dim, **about) for _ in range(2)]
     per_picture: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "perceptual": []}
     for start in range(0, len(dataset), batch_size):
         x = to_float(dataset.images(range(start, min(start + batch_size, len(dataset))))).to(device)
@@ -69,10 +78,11 @@ def reconstruction_scores(
     }
     extractors = {"perceptual": (perceptual.name, perceptual.weights_hash)}
     names = {"psnr": ("PSNR", "dB"), "ssim": ("SSIM", "1"), "perceptual": (perceptual.name, "1")}
-    scores = {
-        key: Score(torch.cat(values).mean().item(), *names[key], n, n, *extractors.get(key, ("", "")), protocol)
-        for key, values in per_picture.items()
-    }
-    fd = frechet_score(*moments, protocol)
-    scores["rfd"] = Score(fd.value, f"r{fd.name}", "1", n, n, fd.extractor, fd.weights_hash, protocol)
-    return scores
+    scores = {}
+    for key, batches in per_picture.items():
+        values = torch.cat(batches)
+        by = extractors.get(key, ("", ""))
+        scores[key] = Score(values.mean().item(), *names[key], n, n, *by, protocol, mean_interval(values))
+    fd = frechet_score(*moments, protocol, allow_few=allow_few)
+    interval = frechet_interval(*moments, over="pairs", num_resamples=num_resamples) if num_resamples else None
+    return scores | {"rfd": replace(fd, name=f"r{fd.name}", interval=interval)}

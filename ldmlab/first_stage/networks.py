@@ -17,7 +17,8 @@ class AutoencoderConfig:
 
     `ch` times `ch_mult[i]` channels at level i, which works at 1/(patch * 2**i) of the picture's size. Attention
     follows each residual block of a level whose side is in `attn_resolutions` for pictures of `resolution` pixels.
-    `z_channels` leave the encoder; z itself has `embed_dim` (default: as many).
+    `z_channels` leave the encoder; z itself has `embed_dim` (default: as many). `patch` and `linear_shortcut` are for
+    small machines, see `Encoder`.
     """
 
     f: int
@@ -31,6 +32,7 @@ class AutoencoderConfig:
     embed_dim: int | None = None
     in_channels: int = 3
     patch: int = 1
+    linear_shortcut: bool = False
     norm_groups: int = 32
     dropout: float = 0.0
     mid_attn: bool = True
@@ -208,13 +210,21 @@ class Encoder(_Pyramid):
             self.levels.append(self.level(i, widths[i - 1] if i else config.ch, config.num_res_blocks, resample))
         self.mid = self.middle()
         self.norm_out = _norm(widths[-1], config.norm_groups)
-        self.conv_out = nn.Conv2d(widths[-1], config.z_channels * (2 if config.reg == "kl" else 1), 3, padding=1)
+        c_out = config.z_channels * (2 if config.reg == "kl" else 1)
+        self.conv_out = nn.Conv2d(widths[-1], c_out, 3, padding=1)
+        # Deviation: a linear map of each f x f block beside the network. Training starts near a PCA of blocks and the
+        # network learns the rest, which saves a small machine most of its steps (cf. DC-AE, arXiv 2410.10733).
+        self.shortcut = None
+        if config.linear_shortcut:
+            linear = nn.Conv2d(config.in_channels * config.f**2, c_out, 1)
+            self.shortcut = nn.Sequential(nn.PixelUnshuffle(config.f), linear)
 
     def forward(self, x: Float[Tensor, "b c_x H W"]) -> Float[Tensor, "b c_h h w"]:
         h = self.conv_in(self.to_depth(x))
         for level in self.levels:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        h = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return h if self.shortcut is None else h + self.shortcut(x)
 
 
 class Decoder(_Pyramid):
@@ -232,6 +242,10 @@ class Decoder(_Pyramid):
         self.norm_out = _norm(widths[0], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], config.in_channels * config.patch**2, 3, padding=1)
         self.to_space = nn.PixelShuffle(config.patch) if config.patch > 1 else nn.Identity()
+        self.shortcut = None
+        if config.linear_shortcut:  # as in the encoder
+            linear = nn.Conv2d(config.z_channels, config.in_channels * config.f**2, 1)
+            self.shortcut = nn.Sequential(linear, nn.PixelShuffle(config.f))
 
     def features(self, z: Float[Tensor, "b c_h h w"]) -> Float[Tensor, "b c H W"]:
         """All but the head: the maps before the last norm."""
@@ -242,4 +256,5 @@ class Decoder(_Pyramid):
 
     def forward(self, z: Float[Tensor, "b c_h h w"]) -> Float[Tensor, "b c_x H W"]:
         x_rec = self.to_space(self.conv_out(F.silu(self.norm_out(self.features(z)))))
+        x_rec = x_rec if self.shortcut is None else x_rec + self.shortcut(z)
         return x_rec.tanh() if self.options.tanh_out else x_rec

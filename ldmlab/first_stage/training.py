@@ -14,8 +14,8 @@ WATCHDOG_MARGIN_DB = 1.0
 class FirstStageModule(pl.LightningModule):
     """Autoencoder and discriminator, each with its optimizer [LDM v2, Eq. 25, App. G].
 
-    Deviation: the learning rate may be warmed up and, from `decay_from` of the run on, decay to `final_lr` of its
-    value; the released models keep it constant (`warmup_steps=0, final_lr=1`).
+    Deviation: the learning rate may be warmed up and, from `decay_from` of the run on, fall linearly to `final_lr` of
+    its value; the released models keep it constant (`warmup_steps=0, final_lr=1`).
     """
 
     automatic_optimization = False
@@ -75,7 +75,7 @@ class FirstStageModule(pl.LightningModule):
         """The learning rate as a function of our own step count: nothing to restore on resume."""
         factor = min(1.0, (self.step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         past = (self.step / self.num_steps - self.decay_from) / (1 - self.decay_from)
-        factor *= self.final_lr ** max(0.0, past)
+        factor *= 1 - (1 - self.final_lr) * max(0.0, past)
         for group in optimizer.param_groups:
             group["lr"] = lr * factor
 

@@ -3,18 +3,23 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ldmlab.study.report import Report
     from ldmlab.study.session import Run
 
 
-def start_run(notebook: str, namespace: dict[str, Any]) -> "Run":
+def start_run(notebook: str, namespace: dict[str, Any]) -> "Run | Report":
     """Check the notebook's parameters, before anything slow is imported; then say what will run, and where.
 
-    `namespace` is the notebook's `globals()`. ParameterError names every wrong or unknown parameter and what is
-    accepted.
+    `namespace` is the notebook's `globals()`. A notebook without an f trains nothing and gets a `Report`.
+    ParameterError names every wrong or unknown parameter and what is accepted.
     """
     from ldmlab.study.parameters import read_parameters
 
     params = read_parameters(notebook, namespace)
+    if "f" not in params.values:
+        from ldmlab.study.report import Report
+
+        return Report(notebook, params.as_dict())
     from ldmlab.study.session import Run
 
     return Run(notebook, params.as_dict())

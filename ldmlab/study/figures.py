@@ -4,7 +4,6 @@
 """
 
 import argparse
-from collections import Counter
 from collections.abc import Callable, Sequence
 from math import log2
 from pathlib import Path
@@ -25,13 +24,13 @@ from ldmlab.study.series import (
     check_comparable,
     commits,
     data_name,
-    device_of,
     grouped,
     ranged,
     rehearsal,
     spread,
     study_records,
     throughput,
+    timed_alike,
 )
 from ldmlab.study.style import (
     GREY,
@@ -50,7 +49,7 @@ from ldmlab.study.style import (
 )
 from ldmlab.study.tables import fig_guidance, fig_reconstruction
 
-__all__ = ["draw_tradeoff", "fig_guidance", "fig_reconstruction", "fig_tradeoff"]
+__all__ = ["draw_tradeoff", "protocol_of", "quality_lines", "fig_guidance", "fig_reconstruction", "fig_tradeoff"]
 
 
 @styled
@@ -61,14 +60,14 @@ def fig_tradeoff(records: Sequence[Record]) -> Figure:
     """
     check_comparable(records)
     series = grouped(records)
-    here = Counter(map(device_of, records)).most_common(1)[0][0]
-    timed = [Series(s.f, s.reg, runs) for s in series if (runs := [r for r in s.runs if device_of(r) == here])]
+    here, alike = timed_alike(records)
+    timed = grouped(alike)
     fig, axes = plt.subplots(2, 2, figsize=(9.6, 6.9), layout="constrained")
     fig.get_layout_engine().set(w_pad=0.09, h_pad=0.06, wspace=0.05, hspace=0.05)
     (by_step, by_time), (by_speed, by_f) = axes
 
-    step_ends = _quality_lines(by_step, series, lambda s, steps: steps)
-    time_ends = _quality_lines(by_time, timed, _seconds_at)
+    step_ends = quality_lines(by_step, series, lambda s, steps: steps)
+    time_ends = quality_lines(by_time, timed, _seconds_at)
     _quality_by_speed(by_speed, timed)
     _quality_by_f(by_f, series)
 
@@ -87,7 +86,7 @@ def fig_tradeoff(records: Sequence[Record]) -> Figure:
     return fig
 
 
-def _quality_lines(ax: Axes, series: list[Series], x_of: Callable) -> list[tuple]:
+def quality_lines(ax: Axes, series: list[Series], x_of: Callable) -> list[tuple]:
     """FD-lab along training, a line per f, the range of the seeds around it; returns where to name the lines."""
     ends = []
     for s in series:
@@ -156,7 +155,7 @@ def _tradeoff_print(fig: Figure, records: Sequence[Record], series: list[Series]
                     here: str) -> None:
     seeds = sorted({len(s.runs) for s in series})
     how = ": means, with their range" if seeds[-1] > 1 else ", so the noise of training is not shown"
-    said = [f"{_protocol(records)} {ranged(seeds)} seed{'s' if seeds[-1] > 1 else ''} an f{how}. {_sizes(records)} "
+    said = [f"{protocol_of(records)} {ranged(seeds)} seed{'s' if seeds[-1] > 1 else ''} an f{how}. {_sizes(records)} "
             f"Timed on {here}. git {commits(records)}."]
     first = sorted(v for s in timed for v in s.values("first_stage_train_s") if v)
     if first:
@@ -177,7 +176,7 @@ def _tradeoff_print(fig: Figure, records: Sequence[Record], series: list[Series]
                 "LDM-8 after 2M steps.")
 
 
-def _protocol(records: Sequence[Record]) -> str:
+def protocol_of(records: Sequence[Record]) -> str:
     """What all records of a figure share, in one sentence."""
     record = records[0]
     score, params = record.metrics["fd_lab"], record.params
@@ -193,8 +192,6 @@ def _sizes(records: Sequence[Record]) -> str:
         return ""
     shown = sorted({f"{size / 1e6:.2f}" for size in (sizes[0], sizes[-1])})
     return f"Denoisers of {' to '.join(shown)} M parameters."
-
-
 
 
 def draw_tradeoff(data: str, tier: str, size: int = 0) -> tuple[Path, list[str]]:

@@ -1,7 +1,10 @@
 """The paper's published numbers, as data: arXiv 2112.10752v2, each with its table, row, mark and source.
 
-`paper.csv` has Tab. 1, 8, 12-15 and 18, a number a line. Marks: S stands in the paper's text, R in the authors'
-released configurations or README, D is derived from those by arithmetic. Notes name contradictions.
+`paper.csv` has every number of Tab. 1-18, a number a line, and those that captions and text add. The points of Fig. 6,
+7 and 17 are drawn there, not tabulated, so they are absent here. Marks: S stands in the paper's plain text; W stands in
+the paper too, where that text loses captions and mathematics, and was read in the ar5iv rendering of the same version
+(or in the source named); R stands in the authors' released configurations, weights or README; D is derived by
+arithmetic. `paper_linter` finds where they contradict.
 """
 
 import csv
@@ -83,13 +86,6 @@ def first_stages(reg: str) -> list[FirstStageRow]:
             for f in sorted({row.f for row in own})]
 
 
-# Fig. 6, 7 and 17 are drawn, not tabulated, so their points are absent here; this is what the text says of them
-# [LDM v2, Sec. 4.1].
-FID_GAP_LDM1_LDM8 = 38.0  # after 2M steps, class-conditional ImageNet at 256 px, 5k samples
-BEST_F = (4, 8)  # "offer the best conditions"
-BALANCED_F = (4, 8, 16)  # "strike a good balance", two sentences earlier
-
-
 def _parse(text: str) -> Value:
     """A whole number, a decimal, whole numbers with spaces between, or words."""
     words = text.split()
@@ -102,5 +98,17 @@ def _parse(text: str) -> Value:
             pass
     return text
 
-# Tab. 10, LDM-4 on class-conditional ImageNet, 250 DDIM steps: guidance scale, FID, Inception score.
-TAB10_GUIDANCE = ((1.0, 10.56, 103.49), (1.25, 3.95, 178.22), (1.5, 3.60, 247.67))
+
+def _guidance() -> tuple[tuple[float, float, float], ...]:
+    """Guidance scale, FID and Inception score of LDM-4 on ImageNet, 250 DDIM steps [LDM v2, Tab. 10]."""
+    rows = {row.get("guidance_scale", 1.0): row for name, row in table("Tab. 10").items()
+            if name.startswith("ImageNet / LDM-4")}
+    return tuple((float(scale), row["fid"], row["is"]) for scale, row in sorted(rows.items()))
+
+
+TAB10_GUIDANCE = _guidance()
+# What the text says of the points that Fig. 6 and 7 draw [LDM v2, Sec. 4.1].
+_SAID = table("Sec. 4.1")
+FID_GAP_LDM1_LDM8 = float(_SAID["LDM-1 and LDM-8"]["fid_gap"])
+BEST_F = _SAID["the best conditions"]["f"]
+BALANCED_F = _SAID["a good balance"]["f"]

@@ -146,6 +146,11 @@ NOTEBOOKS: dict[str, tuple[str, ...]] = {
     "02_latents": ("f", "reg", "data", "size", "tier", "seed", "scale_mode"),
     "03_diffusion": ("f", "reg", "data", "size", "tier", "seed", "num_steps", "eta", "guidance_scale"),
     "04_tradeoff": ("f", "reg", "data", "size", "tier", "seed"),
+    "05_rate_distortion": ("f", "reg", "data", "size", "tier", "seed"),
+    "06_snr_rescaling": ("f", "data", "size", "tier", "seed"),
+    "07_sampling": ("f", "reg", "data", "size", "tier", "seed"),
+    "16_evaluation": ("f", "data", "size", "tier", "seed"),
+    "20_report": ("data", "size", "tier"),
 }
 
 

@@ -41,8 +41,8 @@ class Record:
     @property
     def file_name(self) -> str:
         """From the parameters that tell runs of one notebook apart; parallel runs never meet."""
-        p = self.params
-        parts = [f"f{p['f']}", p["reg"], str(p["data"]), f"{p['size']}px", p["tier"], f"s{p['seed']}"]
+        p, written = self.params, {"f": "f{}", "size": "{}px", "seed": "s{}"}
+        parts = [written.get(name, "{}").format(p[name]) for name in IN_NAME if name in p]
         parts += [f"{name}-{p[name]}" for name in sorted(p) if name not in IN_NAME]
         return "_".join(parts) + ".json"
 

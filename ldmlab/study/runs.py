@@ -106,15 +106,20 @@ def train_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device 
     with locked(folder, plan.name):
         if not path.exists():
             _fit_first_stage(spec, pictures, device, folder, path)
+    return load_first_stage(spec, pictures, path, device)
+
+
+def load_first_stage(spec: StudySpec, pictures: Pictures, path: Path, device: torch.device) -> TrainedFirstStage:
+    """The first stage of `spec` from a file that `train_first_stage` wrote."""
     tensors, meta = load_model(path)
-    model = build_autoencoder(plan.autoencoder)
+    model = build_autoencoder(spec.first_stage.autoencoder)
     model.load_state_dict(tensors)
     model.eval().requires_grad_(False).to(device)
     curve, stats = Curve(meta["curve"], meta["events"]), LatentStats.from_json(meta["latent_stats"])
     if stats.mode != spec.diffusion.scale_mode:  # the file keeps those of the run that trained it
         stats = _measure(model, pictures, spec.diffusion.scale_mode, device)
-    return TrainedFirstStage(model, stats, curve, plan.name, meta["hash"], count_params(model), is_flat(curve), path,
-                             meta["perceptual"])
+    return TrainedFirstStage(model, stats, curve, spec.first_stage.name, meta["hash"], count_params(model),
+                             is_flat(curve), path, meta["perceptual"])
 
 
 def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, folder: Path, path: Path) -> None:
@@ -234,25 +239,40 @@ def train_diffusion(
     if latents.first_stage != first_stage.hash:
         raise ValueError(f"these latents were encoded by first stage {latents.first_stage[:12]}, not by "
                          f"{first_stage.name} {first_stage.hash[:12]}: encode the pictures with this one")
-    device, plan, num_classes = _device(device), spec.diffusion, pictures.train.num_classes
-    config = denoiser_config(plan, num_classes)
+    device = _device(device)
     folder = diffusion_folder(spec, pictures.train, first_stage)
     path = folder / "diffusion.safetensors"
+    with locked(folder, spec.name):
+        if not path.exists():
+            model = _new_diffusion(spec, pictures, first_stage, device)
+            _fit_diffusion(spec, pictures, first_stage, latents, model, device, folder, path, on_milestone)
+    return load_diffusion(spec, pictures, first_stage, path, device)
+
+
+def load_diffusion(
+    spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage, path: Path, device: torch.device
+) -> TrainedDiffusion:
+    """The diffusion model of `spec` from a file that `train_diffusion` wrote; ValueError if of another first stage."""
+    tensors, meta = load_model(path)
+    if meta["first_stage"] != first_stage.hash:
+        raise ValueError(f"{path} was trained on first stage {meta['first_stage'][:12]}, not on {first_stage.name} "
+                         f"{first_stage.hash[:12]}")
+    model = _new_diffusion(spec, pictures, first_stage, device)
+    model.trained.load_state_dict(tensors)
+    model.trained.eval().requires_grad_(False).to(device)
+    model.schedule = model.schedule.to(device)
+    return TrainedDiffusion(model, Curve(meta["curve"], meta["events"]), spec.name, meta["hash"],
+                            count_params(model.trained), path, first_stage)
+
+
+def _new_diffusion(spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage, device) -> LatentDiffusion:
+    plan, num_classes = spec.diffusion, pictures.train.num_classes
+    config = denoiser_config(plan, num_classes)
     torch.manual_seed(spec.seed)
     denoiser = UNet(config)
     embedder = ClassEmbedder(num_classes, config.context_dim, plan.p_uncond) if num_classes else None
-    model = LatentDiffusion(first_stage.model, first_stage.stats, denoiser, scaled_linear(plan.T, *plan.beta), embedder,
-                            spec.data.size, device)
-    with locked(folder, spec.name):
-        if not path.exists():
-            _fit_diffusion(spec, pictures, first_stage, latents, model, device, folder, path, on_milestone)
-    tensors, meta = load_model(path)
-    parts = nn.ModuleDict({"denoiser": denoiser} | ({"tau": embedder} if embedder else {}))
-    parts.load_state_dict(tensors)
-    parts.eval().requires_grad_(False).to(device)
-    model.schedule = model.schedule.to(device)
-    return TrainedDiffusion(model, Curve(meta["curve"], meta["events"]), spec.name, meta["hash"], count_params(parts),
-                            path, first_stage)
+    return LatentDiffusion(first_stage.model, first_stage.stats, denoiser, scaled_linear(plan.T, *plan.beta), embedder,
+                           spec.data.size, device)
 
 
 def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion, device, folder, path, on_milestone):

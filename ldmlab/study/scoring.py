@@ -1,5 +1,7 @@
 """Scores of one run: reconstructions against validation pictures, samples against training pictures, speed."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.evaluation.cost import count_flops, throughput
 from ldmlab.evaluation.distances import FeatureMoments, Score, frechet_score, kid_score, moments_of, reference_moments
 from ldmlab.evaluation.reconstruction import reconstruction_scores
+from ldmlab.evaluation.uncertainty import frechet_infinity, frechet_interval, kid_interval
 from ldmlab.perception import feature_net, perceptual_loss
 from ldmlab.study.paths import runs_dir
 from ldmlab.study.presets import StudySpec
@@ -25,6 +28,8 @@ class Scorer:
         self.spec, self.pictures, self.device, self.plan = spec, pictures, device, spec.evaluation
         self.nets = {name: feature_net(name).to(device) for name in ("fd-lab", "referee")}
         self._reference: dict[str, FeatureMoments] = {}
+        self.rehearsal = spec.tier == "smoke"
+        self.num_resamples = 20 if self.rehearsal else 200
 
     def reference(self, name: str) -> FeatureMoments:
         """Moments of the training pictures that samples are compared with."""
@@ -45,16 +50,28 @@ class Scorer:
             "quantization": "8 bits", "labels": "equal shares" if self.pictures.train.num_classes else "none",
         }
 
-    def score(self, samples: Tensor, names: tuple[str, ...] = ("fd-lab", "referee")) -> dict[str, Score]:
-        """FD and KID of samples in [-1, 1] under each extractor: fd_lab, kid_lab, fd_referee, ..."""
+    def score(
+        self, samples: Tensor, names: tuple[str, ...] = ("fd-lab", "referee"), intervals: bool = True
+    ) -> dict[str, Score]:
+        """FD and KID of samples in [-1, 1] under each extractor: fd_lab, kid_lab, fd_referee, ...
+
+        With `intervals`, over the samples at this reference; and FD∞ where the samples suffice, as fd_lab_infinity.
+        """
         samples = to_float(to_uint8(samples))  # as they would be saved
         scores = {}
         for name in names:
             fake, real = moments_of(samples.split(256), self.nets[name]), self.reference(name)
             short = name.removeprefix("fd-")
-            scores[f"fd_{short}"] = frechet_score(real, fake, self.protocol)
+            scores[f"fd_{short}"] = frechet_score(real, fake, self.protocol, allow_few=self.rehearsal)
             if short == "lab":
                 scores["kid_lab"] = kid_score(real, fake, self.protocol, subset_size=min(500, fake.n))
+            if intervals:
+                options = {"num_resamples": self.num_resamples, "seed": self.spec.seed}
+                for key, interval in (("fd_" + short, frechet_interval), ("kid_" + short, kid_interval)):
+                    if key in scores:
+                        scores[key] = replace(scores[key], interval=interval(real, fake, **options))
+                if len(fake.sample) >= 4 * fake.dim:
+                    scores[f"fd_{short}_infinity"] = frechet_infinity(real, fake, self.protocol)
         return scores
 
     def sample(self, model: LatentDiffusion, num: int | None = None, label: str = "samples") -> Tensor:
@@ -67,22 +84,31 @@ class Scorer:
 
     def score_milestone(self, model: LatentDiffusion, step: int) -> dict[str, float]:
         """FD-lab and KID-lab at one step of training."""
-        scores = self.score(self.sample(model, label=f"samples at step {step}"), ("fd-lab",))
+        scores = self.score(self.sample(model, label=f"samples at step {step}"), ("fd-lab",), intervals=False)
         return {name: score.value for name, score in scores.items()}
 
     def reconstruction(self, first_stage: TrainedFirstStage) -> dict[str, Score]:
-        """psnr, ssim, perceptual distance and rFD-lab of the validation pictures; also rFD by the referee."""
+        """psnr, ssim, perceptual distance and rFD-lab of the validation pictures; also rFD by the referee.
+
+        Outside the smoke tier an rFD of no more pictures than features is left out.
+        """
         model = first_stage.model
 
         def reconstruct(x: Tensor) -> Tensor:
             latent = model.encode(x)
             return model.decode(latent.mode() if model.reg == "kl" else latent).clamp(-1, 1)
 
-        perceptual, options = perceptual_loss(self.spec.first_stage.perceptual), {"device": self.device}
-        scores = reconstruction_scores(reconstruct, self.pictures.val, self.nets["fd-lab"], perceptual, **options)
-        judged = reconstruction_scores(reconstruct, self.pictures.val, self.nets["referee"], perceptual, **options)
-        return {"psnr": scores["psnr"], "ssim": scores["ssim"], "perceptual": scores["perceptual"],
-                "rfd_lab": scores["rfd"], "rfd_referee": judged["rfd"]}
+        perceptual, scores = perceptual_loss(self.spec.first_stage.perceptual), {}
+        for name, net in self.nets.items():
+            judged = reconstruction_scores(reconstruct, self.pictures.val, net, perceptual, device=self.device,
+                                           num_resamples=self.num_resamples, allow_few=True)
+            scores |= {key: judged[key] for key in ("psnr", "ssim", "perceptual")}
+            if self.rehearsal or len(self.pictures.val) > net.dim:
+                scores[f"rfd_{name.removeprefix('fd-')}"] = judged["rfd"]
+            else:
+                few = f"{len(self.pictures.val)} validation pictures for {net.dim} features"
+                print(f"{judged['rfd'].name} left out: {few}", flush=True)
+        return scores
 
     def speed(self, model: LatentDiffusion) -> list[list[float | int]]:
         """[DDIM steps, images per second, decode included] for each number of steps: median after a warm-up."""

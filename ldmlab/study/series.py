@@ -10,12 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ldmlab.evaluation.distances import Score
+from ldmlab.evaluation.protocol import SAMPLING, Protocol, refuse_differences
 from ldmlab.study.records import Record, load_records
 from ldmlab.study.style import LINES, MARKS, colour
 
 # What has to be equal in the making of samples, by metric; reconstructions need no sampler.
 SAMPLED_BY = {
-    "fd_lab": ("sampler", "num_steps", "eta", "guidance_scale"),
+    "fd_lab": SAMPLING,
     "fd_lab_by_guidance": ("sampler", "num_steps", "eta", "guidance_n"),
 }
 
@@ -66,15 +67,17 @@ def grouped(records: Sequence[Record]) -> list[Series]:
 
 def comparison_key(record: Record, metric: str = "fd_lab") -> dict[str, str]:
     """What two records must share for their values of a metric to stand in one figure, in words."""
-    score = record.metrics.get(metric, {})
+    named = SAMPLED_BY.get(metric, ())
+    protocol = Protocol.of(record.metrics.get(metric, {}), record.protocol)
+    # A record's own protocol is that of its samples.
+    others = () if named else ("split", "quantization", "dtype")
     key = {
         "data": f"{data_name(record)} {record.inputs.get('data', '')[:8]}",
         "size": f"{record.params['size']} px",
         "tier": record.params["tier"],
-        "pictures scored": f"{score.get('n_fake')} against {score.get('n_real')}",
-        "extractor": f"{score.get('extractor')} {score.get('weights_hash', '')[:8]}",
+        **protocol.compared(without=("data", "size", *SAMPLING, *others)),
     }
-    return key | {name: str(record.protocol.get(name)) for name in SAMPLED_BY.get(metric, ())}
+    return {name: str(value) for name, value in key.items()} | {n: str(record.protocol.get(n)) for n in named}
 
 
 def load_comparable(record: Record, metric: str = "fd_lab", notebooks: Sequence[str] = ()) -> list[Record]:
@@ -134,13 +137,7 @@ def check_comparable(records: Sequence[Record], metric: str = "fd_lab") -> None:
     """ValueError that says how two of the records differ, or that there are none."""
     if not records:
         raise ValueError("a figure needs at least one record; results/ holds none that fit")
-    first = comparison_key(records[0], metric)
-    for record in records[1:]:
-        differs = [f"{name}: {first[name]} / {value}" for name, value in comparison_key(record, metric).items()
-                   if first[name] != value]
-        if differs:
-            raise ValueError(f"{records[0].file_name} and {record.file_name} cannot stand in one figure; they differ "
-                             f"in {'; '.join(differs)}")
+    refuse_differences([(record.file_name, comparison_key(record, metric)) for record in records])
 
 
 def device_of(record: Record) -> str:
@@ -149,6 +146,12 @@ def device_of(record: Record) -> str:
     where = env.get("device_name") or env.get("device") or "an unknown device"
     threads = env.get("threads")
     return f"{where}, {threads} thread{'' if threads == 1 else 's'}" if env.get("device") == "cpu" else str(where)
+
+
+def timed_alike(records: Sequence[Record]) -> tuple[str, list[Record]]:
+    """The device that most records were timed on, and those records."""
+    here = Counter(map(device_of, records)).most_common(1)[0][0]
+    return here, [record for record in records if device_of(record) == here]
 
 
 def throughput(record: Record) -> float | None:

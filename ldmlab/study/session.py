@@ -71,6 +71,13 @@ class Run:
         record.events += self.first_stage.curve.events
         return record
 
+    def measured_before(self, record: Record) -> Record | None:
+        """The record on disk with the same parameters and inputs, if there is one; says so."""
+        known = record.stored()
+        if known is not None:
+            print(f"{record.name}: measured {known.started}, loaded", flush=True)
+        return known
+
     def finish(self, record: Record):
         """Save the record with the wall time of the run that measured it; returns its path."""
         record.wall_s = record.wall_s or round(time.monotonic() - self._clock, 1)

@@ -13,8 +13,7 @@ def record_tradeoff(run: Run) -> Record:
     first_stage, diffusion, scorer = run.first_stage, run.diffusion, run.scorer
     record = run.new_record()
     record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
-    if (known := record.stored()) is not None:
-        print(f"{diffusion.name}: measured {known.started}, loaded", flush=True)
+    if (known := run.measured_before(record)) is not None:
         return known
     record.protocol.update(scorer.protocol)
 

@@ -14,6 +14,7 @@ Nothing else is needed and nothing is downloaded. A run takes about five minutes
 import argparse
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -82,20 +83,20 @@ def batches(data: dict[int, Pictures], steps: int, generator: torch.Generator) -
         yield both[:, :3].contiguous(), pictures.label[chosen], both[:, 3].long()
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """Further questions about a picture: what to show, and how wrong the answers are."""
 
+    @abstractmethod
     def prepare(self, x: Tensor, regions: Tensor, generator: torch.Generator) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The pictures to show the network, and the right answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, net: FeatureNet, maps: list[Tensor], answers: tuple[Tensor, ...]) -> Tensor:
         """To be minimised together with that of the class."""
-        raise NotImplementedError
 
+    @abstractmethod
     def skill(self, net: FeatureNet, maps: list[Tensor], answers: tuple[Tensor, ...]) -> Tensor:
         """Share of right answers, in [0, 1]."""
-        raise NotImplementedError
 
 
 class Regions(Task):

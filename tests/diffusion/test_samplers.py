@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldmlab.diffusion import schedules
-from ldmlab.diffusion.samplers import ddim, ddim_step, ddim_timesteps, ddpm
+from ldmlab.diffusion.samplers import SAMPLERS, ddim, ddim_step, ddim_timesteps, ddpm, dpm_solver_pp, plms
 
 SCHEDULE = schedules.scaled_linear()
 
@@ -132,3 +132,74 @@ def test_bfloat16_answers_are_taken_up_in_float32():
     """A denoiser under autocast answers in bf16; the latent between steps stays float32."""
     z = ddim(lambda z, t: (z / 2).bfloat16(), torch.randn(1, 2), SCHEDULE, 5)
     assert z.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["ddim", "plms", "dpm-solver++"])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 7, 37, 333, 501, 999, 1000])
+def test_constant_noise_is_followed_exactly(name, num_steps):
+    """If the model always answers the true eps, any number of steps lands on the forward process at the last level."""
+    z0, eps = torch.randn(2, 3, 4, dtype=torch.float64)
+    asked = []
+
+    def eps_model(z_t, t):
+        asked.append(t[0].item())
+        return eps
+
+    def alpha_bar(t):
+        lower = min(int(t), 998)
+        log_snr = SCHEDULE.log_snr[lower].lerp(SCHEDULE.log_snr[lower + 1], t - lower)
+        return log_snr.sigmoid()
+
+    ab_T = alpha_bar(999.0 if name == "dpm-solver++" else ddim_timesteps(num_steps)[0])
+    z = SAMPLERS[name](eps_model, ab_T.sqrt() * z0 + (1 - ab_T).sqrt() * eps, SCHEDULE, num_steps)
+    to_the_end = num_steps == 1000 and name != "dpm-solver++"
+    ab_0 = torch.ones(()) if to_the_end else SCHEDULE.alpha_bar[0]
+    torch.testing.assert_close(z, ab_0.sqrt() * z0 + (1 - ab_0).sqrt() * eps)
+    assert len(asked) == num_steps + (name == "plms") and all(0 <= t <= 999 for t in asked)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_are_called_alike(name):
+    """One signature for all: float32 in and out, a callback per step, the number of steps checked before any call."""
+    seen, z_T = [], torch.randn(2, 3)
+    z = SAMPLERS[name](lambda z, t: z / 2, z_T, SCHEDULE, 7, generator=torch.Generator().manual_seed(0),
+                       on_step=lambda i, t, z, z0_hat: seen.append((i, t, z)))
+    assert [i for i, _, _ in seen] == list(range(7)) and torch.equal(seen[-1][2], z)
+    assert all(t > s for (_, t, _), (_, s, _) in zip(seen, seen[1:], strict=False))
+    assert z.dtype == torch.float32 and z.isfinite().all()
+    with pytest.raises(ValueError, match=r"\[1, 1000\], got 0"):
+        SAMPLERS[name](lambda z, t: z, z_T, SCHEDULE, 0)
+
+
+def test_dpm_solver_steps_are_even_in_log_snr():
+    """The times asked for are those at which lambda, half the log SNR, has made equal steps from T - 1 to 0."""
+    asked = []
+    dpm_solver_pp(lambda z, t: asked.append(t[0].item()) or z / 2, torch.randn(1, 2, dtype=torch.float64), SCHEDULE, 4)
+    lower = torch.tensor(asked).long().clamp(max=998)
+    weight = torch.tensor(asked, dtype=torch.float64) - lower
+    log_snr = SCHEDULE.log_snr[lower].lerp(SCHEDULE.log_snr[lower + 1], weight)
+    torch.testing.assert_close(log_snr.diff(), ((SCHEDULE.log_snr[0] - SCHEDULE.log_snr[-1]) / 4).expand(3))
+    assert asked[0] == 999
+
+
+def test_plms_weighs_what_it_remembers():
+    """Noise that grows by steps of one shows the weights of Adams-Bashforth in each step's answer: 1/2, then +1/2."""
+    calls = []
+
+    def eps_model(z_t, t):
+        calls.append(float(len(calls)))
+        return torch.full_like(z_t, calls[-1])
+
+    answers = []
+
+    def on_step(i, t, z, z0_hat):
+        ab = SCHEDULE.alpha_bar[t]
+        answers.append(((before[0] - ab.sqrt() * z0_hat) / (1 - ab).sqrt()).item())
+        before[0] = z
+
+    before = [torch.zeros(1, 1, dtype=torch.float64)]
+    plms(eps_model, before[0], SCHEDULE, 5, on_step=on_step)
+    # Asked for 0 and 1 in the first step, 2, 3, 4, 5 in the others; the first step keeps the 0 and not the mean.
+    expected = [0.5, 1.5 * 2 - 0.5 * 0, (23 * 3 - 16 * 2) / 12, (55 * 4 - 59 * 3 + 37 * 2) / 24,
+                (55 * 5 - 59 * 4 + 37 * 3 - 9 * 2) / 24]
+    assert answers == pytest.approx(expected)

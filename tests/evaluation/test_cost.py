@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ldmlab.evaluation.cost import count_flops, throughput
+from ldmlab.evaluation.cost import count_flops, peak_memory, throughput, training_throughput, v100_days
 
 
 def test_flops_are_two_per_multiply_accumulate():
@@ -30,3 +30,40 @@ def test_throughput_is_the_median(monkeypatch):
     assert len(calls) == 5
     with pytest.raises(ValueError, match="repeats=0"):
         throughput(lambda: None, 1, repeats=0)
+
+
+def test_training_throughput_takes_whole_steps(monkeypatch):
+    """Warm-up and timed steps all update the parameters, each from a fresh gradient; the median counts."""
+    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 70.0])
+    monkeypatch.setattr("ldmlab.evaluation.cost.time.perf_counter", lambda: next(clock))
+    w = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.5)
+    assert training_throughput(lambda: -w, optimizer, 8, warmup=1, repeats=3) == 4.0
+    assert w.item() == 4 * 0.5
+
+
+def test_peak_memory_sees_what_is_given_back():
+    """A call that takes 200 MB and frees them shows; the same call with 1 MB does not, after it."""
+
+    def take(megabytes: int):
+        return lambda: bytearray(megabytes * 2**20).count(b"x")
+
+    found = peak_memory(take(200))
+    if found is None:
+        pytest.skip("the system says nothing of memory")
+    large, what = found
+    assert large > 200 * 2**20
+    if what == "resident memory of the process":
+        assert large - peak_memory(take(1))[0] > 150 * 2**20
+
+
+def test_wall_time_becomes_v100_days_and_says_so():
+    """The paper's factor for an A100, none for a V100; another device needs one, and the error says what is stated."""
+    day = 86_400
+    a100 = v100_days(day, "NVIDIA A100-SXM4-80GB")
+    assert (a100["value"], a100["unit"], a100["converted"], a100["factor"]) == (2.2, "V100-days", True, 2.2)
+    v100 = v100_days(2 * day, "Tesla V100-SXM2-32GB")
+    assert (v100["value"], v100["converted"]) == (2.0, False)
+    assert v100_days(day, "Intel Xeon", 0.01)["value"] == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="2.2 for an A100"):
+        v100_days(day, "Intel Xeon")

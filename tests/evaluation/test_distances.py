@@ -163,11 +163,23 @@ def test_scores_carry_their_names():
     x = FakeSet().pictures.float() / 127.5 - 1
     for net, end in ((feature_net("fd-lab"), "lab"), (feature_net("referee"), "referee")):
         real, fake = moments_of([x[:15]], net), moments_of([x[15:]], net)
-        fd, mmd = frechet_score(real, fake, {"steps": 50}), kid_score(real, fake, {"steps": 50}, seed=3)
+        fd = frechet_score(real, fake, {"steps": 50}, allow_few=True)
+        mmd = kid_score(real, fake, {"steps": 50}, seed=3)
         assert (fd.name, mmd.name) == (f"FD-{end}", f"KID-{end}")
         assert (fd.n_real, fd.n_fake, fd.extractor, fd.weights_hash) == (15, 15, net.name, net.weights_hash)
         assert fd.protocol == {"steps": 50} and mmd.protocol["seed"] == 3
-        assert fd.as_dict()["value"] == fd.value > 0
+        assert fd.as_dict()["value"] == fd.value > 0 and "interval" not in fd.as_dict()
+
+
+def test_too_few_pictures_are_refused():
+    """As many vectors as features leave a singular covariance; the message says how many it takes; a flag allows it."""
+    enough, few = (moments(vectors(n, 16), extractor="fd-lab") for n in (17, 16))
+    for pair in ((enough, few), (few, enough)):
+        with pytest.raises(ValueError, match="17 or more of each.*allow_few"):
+            frechet_score(*pair)
+        assert frechet_score(*pair, allow_few=True).value >= 0
+    assert frechet_score(enough, enough).n_fake == 17
+    assert kid_score(few, enough).n_real == 16
 
 
 def test_scores_refuse_what_cannot_be_compared():

@@ -33,7 +33,7 @@ def scenes():
 
 def scores(reconstruct, data, batch_size=64):
     return reconstruction_scores(
-        reconstruct, data, feature_net("fd-lab"), perceptual_loss("psim-lab"), batch_size=batch_size
+        reconstruct, data, feature_net("fd-lab"), perceptual_loss("psim-lab"), batch_size=batch_size, allow_few=True
     )
 
 
@@ -74,10 +74,30 @@ def test_worse_reconstructions_score_worse(scenes):
     assert mild["rfd"].extractor == "fd-lab" and mild["rfd"].protocol["resize"] == "none"
 
 
+def test_scores_carry_their_intervals(scenes):
+    """Means by their standard error; rFD by drawing pairs again, when asked for."""
+    result = scores(lambda x: x * 0.9, scenes)
+    for key in ("psnr", "ssim", "perceptual"):
+        low, high = result[key].interval.low, result[key].interval.high
+        assert low < result[key].value < high and math.isclose(low + high, 2 * result[key].value)
+    assert result["rfd"].interval is None
+    options = {"num_resamples": 20, "allow_few": True}
+    networks = feature_net("fd-lab"), perceptual_loss("psim-lab")
+    rfd = reconstruction_scores(lambda x: x * 0.9, scenes, *networks, **options)
+    assert rfd["rfd"].interval.low < rfd["rfd"].value < rfd["rfd"].interval.high
+
+
+def test_too_few_pictures_are_refused_before_any_work(scenes):
+    """50 pictures for 128 features: no rFD, and nothing is reconstructed first."""
+    with pytest.raises(ValueError, match="129"):
+        reconstruction_scores(pytest.fail, scenes, feature_net("fd-lab"), perceptual_loss("psim-lab"))
+
+
 def test_identity_is_perfect(scenes):
     """Pixel space, f = 1: infinite PSNR, which JSON cannot say, and no distance."""
     result = scores(lambda x: x, scenes)
     assert result["psnr"].value == math.inf and result["psnr"].as_dict()["value"] is None
+    assert result["psnr"].interval is None
     assert result["perceptual"].value == 0 and result["rfd"].value < 1e-6
 
 

@@ -1,12 +1,13 @@
 """Figures say what they rest on, and put nothing side by side that does not compare."""
 
+import numpy as np
 import pytest
 
-from ldmlab.study import figures, paper
+from ldmlab.study import clocks, figures, paper
 from ldmlab.study.figures import draw_tradeoff, fig_reconstruction, fig_tradeoff
 from ldmlab.study.paths import results_dir
 from ldmlab.study.records import Record
-from ldmlab.study.series import Series, load_comparable
+from ldmlab.study.series import Series, grouped, load_comparable
 
 SIX = (1, 2, 4, 8, 16, 32)
 FINAL = {1: 30.0, 2: 8.0, 4: 3.3, 8: 5.2, 16: 9.7, 32: 23.6}
@@ -25,6 +26,7 @@ def a_record(f: int = 8, seed: int = 0, reg: str = "kl", *, flat: bool = True, t
         "psnr": {"value": PSNR[f], "unit": "dB"}, "num_params": {"value": 1_200_000 + 900 * f, "unit": "1"},
         "first_stage_train_s": {"value": 0.0 if f == 1 else 80.0 + f, "unit": "s"},
         "first_stage_flat": {"value": None if f == 1 else flat},
+        "flops": {"value": 1e8 / f, "unit": "FLOP per picture and denoiser call"},
     }
     curves = {"fd_lab": fd, "train_s": [[step, step / f] for step in (100.0, 800.0)],
               "images_per_s": [[steps, 400 * f / steps] for steps in (10.0, 20.0, 50.0)]}
@@ -141,3 +143,38 @@ def test_a_notebook_finds_the_records_that_compare_with_its_own(tmp_path, monkey
         record.save()
     found = load_comparable(a_record(8))
     assert sorted((r.params["f"], r.params["seed"]) for r in found) == [(4, 0), (8, 0), (8, 1)]
+
+
+# Four clocks
+STEPS = np.array([100.0, 800.0])
+
+
+def test_paper_steps_undo_the_paper_s_batches():
+    """Equal pictures are 16 times as many of the paper's steps at f = 1 as at f = 16 [LDM v2, Tab. 13]."""
+    one, sixteen = (clocks.paper_steps(grouped([a_record(f)])[0], STEPS) for f in (1, 16))
+    assert one / sixteen == pytest.approx(112 / 7)
+
+
+def test_time_includes_the_first_stage():
+    """LDM-1 has none; the others start late."""
+    one, eight = (clocks.all_seconds(grouped([a_record(f)])[0], STEPS) for f in (1, 8))
+    assert one == pytest.approx([100, 800]) and eight == pytest.approx([12.5 + 88, 100 + 88])
+
+
+def test_training_costs_three_forward_passes():
+    """For every picture seen."""
+    series = grouped([a_record(8)])[0]
+    assert clocks.training_gflop(series, STEPS) == pytest.approx(
+        3 * 1e8 / 8 * clocks.pictures_seen(series, STEPS) / 1e9)
+
+
+def test_clocks_name_every_model_and_the_batches():
+    """Four panels, a line per f each, the paper's batch sizes in the small print."""
+    fig = clocks.fig_clocks([a_record(f) for f in SIX])
+    assert len(fig.axes) == 4 and all(len(ax.lines) == 6 for ax in fig.axes)
+    assert "7, 9, 40, 64, 112, 112" in words(fig)
+
+
+def test_clocks_refuse_records_that_do_not_compare():
+    with pytest.raises(ValueError, match="tier"):
+        clocks.fig_clocks([a_record(8), a_record(8, tier="gpu")])

@@ -22,7 +22,7 @@ def test_every_notebook_takes_its_defaults(notebook):
     """Types kept, order kept, nothing added."""
     params = read(notebook)
     assert params.as_dict() == {name: GOOD[name] for name in NOTEBOOKS[notebook]}
-    assert params.f == 8 and isinstance(params, Parameters)
+    assert params.tier == "auto" and isinstance(params, Parameters)
 
 
 def test_strings_are_parsed():

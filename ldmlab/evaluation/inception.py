@@ -1,0 +1,145 @@
+"""FID, IS, KID, precision and recall: Inception's features through torch-fidelity, as the paper has them [App. E.3].
+
+The weights are a file of the manifest (`ldmlab/weights/manifest.json`): found where torch keeps its downloads, given by
+path, or fetched when asked for (`python -m ldmlab.evaluation.inception`). Nothing is downloaded otherwise.
+"""
+
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ldmlab.data.images import to_uint8
+from ldmlab.evaluation.distances import (
+    INCEPTION,
+    UNVERIFIED,
+    FeatureMoments,
+    Score,
+    check_enough,
+    frechet_score,
+    kid_score,
+    score_name,
+)
+from ldmlab.evaluation.precision_recall import precision_recall_scores
+from ldmlab.evaluation.uncertainty import frechet_interval, kid_interval
+from ldmlab.perception import WEIGHTS, FeatureNet, check_pictures, file_hash, freeze
+
+KEEP = 50_000  # vectors kept for the kernel distance, precision and recall: as many as the paper samples
+
+
+def manifest(name: str = "inception") -> dict[str, Any]:
+    """What is known of a file of weights: `file`, `other_names`, `url`, `size` in bytes, `sha256`."""
+    return json.loads((WEIGHTS / "manifest.json").read_text())[name]
+
+
+def _hub_folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def find_inception() -> Path:
+    """The file of Inception's weights in torch's hub folder ($TORCH_HOME), under either of its names.
+
+    Raises FileNotFoundError that says which file is missing, its size and how to get it.
+    """
+    entry = manifest()
+    for name in (entry["file"], *entry["other_names"]):
+        if (_hub_folder() / name).exists():
+            return _hub_folder() / name
+    raise FileNotFoundError(
+        f"Inception's weights are missing: {entry['file']} ({entry['size'] / 1e6:.1f} MB, sha256 {entry['sha256']}). "
+        f"With a network, `python -m ldmlab.evaluation.inception` fetches them; or get {entry['url']} elsewhere and "
+        f"put the file into {_hub_folder()}, or name it: InceptionNet(path). Without them, FD-lab and KID-lab score by "
+        "the lab's own network"
+    )
+
+
+def fetch_inception() -> Path:
+    """Download the weights into torch's hub folder, on this request only; refuses a file of another sha256."""
+    entry, path = manifest(), _hub_folder() / manifest()["file"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.hub.download_url_to_file(entry["url"], str(path), hash_prefix=entry["sha256"])
+    return path
+
+
+class InceptionNet(FeatureNet):
+    """torch-fidelity's Inception v3, frozen: 2048 pooled features and 1008 logits of pictures in [-1, 1].
+
+    It resizes to 299 px itself, bilinear as TensorFlow 1 did, without antialiasing. A file of other bytes than the
+    manifest's runs as well, but its scores are called FD-unverified, never FID.
+    """
+
+    def __init__(self, path: Path | str | None = None):
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        path = Path(path) if path is not None else find_inception()
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is no file; it should hold Inception's weights, {manifest()['file']}")
+        try:
+            # torch-fidelity opens the file without looking whether it could run code; what passes here cannot.
+            torch.load(path, map_location="meta", weights_only=True)
+            layers = ["2048", "logits_unbiased"]
+            extractor = FeatureExtractorInceptionV3(INCEPTION, layers, feature_extractor_weights_path=str(path))
+        except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError) as error:
+            raise ValueError(f"{path} does not hold weights of torch-fidelity's Inception: {error}") from error
+        super().__init__((2048,), [extractor])
+        self.dim, self.weights_hash = 2048, file_hash(path)
+        self.name = INCEPTION if self.weights_hash == manifest()["sha256"] else UNVERIFIED
+        freeze(self)
+
+    def features(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n 2048"], Float[Tensor, "n 1008"]]:
+        """Pooled features and logits (without bias) of pictures in [-1, 1], rounded to 8 bits as if saved."""
+        check_pictures(x)
+        return self.stages[0](to_uint8(x).to(self.embed_mean.device))
+
+    def embed(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 2048"]:
+        """The features of FID; every other function of the lab that takes a feature network takes this one."""
+        return self.features(x)[0]
+
+
+def inception_scores(
+    real: FeatureMoments,
+    samples: Iterable[Float[Tensor, "_ 3 h w"]],
+    net: InceptionNet,
+    protocol: Mapping[str, Any] | None = None,
+    *,
+    splits: int = 10,
+    num_resamples: int = 0,
+    allow_few: bool = False,
+) -> dict[str, Score]:
+    """`fid`, `inception_score`, `kid`, `precision` and `recall` of batches of samples in [-1, 1].
+
+    `real` are the reference's moments under `net`: `reference_moments(..., keep=inception.KEEP)`. Fewer than 2049
+    pictures of either are refused unless `allow_few`; before any sample is looked at where the reference is short.
+    Intervals of FID and KID take `num_resamples` (0: none) eigenvalue problems of 2048 features, seconds each.
+    """
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
+    check_enough(net.dim, allow_few, real=real.n)
+    fake = FeatureMoments(net.dim, keep=KEEP, extractor=net.name, weights_hash=net.weights_hash)
+    name, logits = score_name("IS", real, fake), []
+    with torch.inference_mode():
+        for x in samples:
+            features, batch_logits = net.features(x)
+            fake.update(features)
+            logits.append(batch_logits.cpu())
+    if fake.n < splits:
+        raise ValueError(f"the Inception score of {splits} parts needs as many samples, got {fake.n}")
+    protocol = {"input_resize": "299 px, TensorFlow 1 bilinear, not antialiased", **(protocol or {})}
+    fid, kid = frechet_score(real, fake, protocol, allow_few=allow_few), kid_score(real, fake, protocol)
+    if num_resamples:
+        fid = replace(fid, interval=frechet_interval(real, fake, num_resamples=num_resamples))
+        kid = replace(kid, interval=kid_interval(real, fake, num_resamples=num_resamples))
+    isc = isc_features_to_metric(torch.cat(logits), splits)
+    about = {**protocol, "splits": splits, "std_over_splits": isc[KEY_METRIC_ISC_STD]}
+    score = Score(isc[KEY_METRIC_ISC_MEAN], name, "1", 0, fake.n, net.name, net.weights_hash, about)
+    return {"fid": fid, "kid": kid, "inception_score": score, **precision_recall_scores(real, fake, protocol)}
+
+
+if __name__ == "__main__":
+    print(fetch_inception())

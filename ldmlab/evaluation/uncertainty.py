@@ -1,0 +1,204 @@
+"""How far a distance may be off: bootstrap intervals, and the distance that infinitely many samples would have.
+
+Two errors, two tools. Another draw of samples would score a little differently: that spread is the bootstrap interval.
+And a Fréchet distance of n samples is too large by about b/n, whatever the draw: that bias FD∞ takes away
+[Chong and Forsyth 2020, Sec. 3]. Between scores at equal n it mostly cancels.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import t as student
+from torch import Tensor
+
+from ldmlab.evaluation.distances import (
+    FeatureMoments,
+    Interval,
+    Score,
+    covariance_root,
+    cubic_kernel,
+    frechet,
+    frechet_from_root,
+    frechet_score,
+    score_name,
+)
+
+Over = Literal["fake", "both", "pairs"]
+_RESAMPLED = {"fake": "generated pictures", "both": "both sets of pictures", "pairs": "pairs of pictures"}
+MOST_ROWS = 2048  # vectors a bootstrap draws from; of more, an even part
+
+
+def _rows(moments: FeatureMoments) -> Tensor:
+    kept = moments.sample.double()
+    return kept[torch.linspace(0, len(kept) - 1, min(len(kept), MOST_ROWS)).round().long()]
+
+
+def _draw(n: int, rows: Tensor, num_resamples: int, rng: np.random.Generator) -> Float[Tensor, "b m"]:
+    """How often each of the rows is drawn in n draws with replacement, for each resample."""
+    return torch.from_numpy(rng.multinomial(n, np.full(len(rows), 1 / len(rows)), num_resamples)).double()
+
+
+def _weighted(rows: Float[Tensor, "m d"], counts: Float[Tensor, "b m"]) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the rows, each counted as often as each line of `counts` says."""
+    n, centre = counts.sum(1, keepdim=True), rows.mean(0)
+    rows = rows - centre
+    mean = counts @ rows / n
+    cov = torch.einsum("bm,mi,mj->bij", counts, rows, rows) / n[..., None] - mean[:, :, None] * mean[:, None]
+    return mean + centre, cov * (n / (n - 1))[..., None]
+
+
+def _chunk(rows: Tensor) -> int:
+    return max(1, 2**22 // rows.numel())  # lines of counts at a time, at 32 MB
+
+
+def _check(level: float, num_resamples: int) -> None:
+    if not 0 < level < 1 or num_resamples < 2:
+        raise ValueError(f"need 0 < level < 1 and 2 resamples or more, got level={level}, {num_resamples} resamples")
+
+
+def _around(
+    value: float, std_error: float, level: float, method: str, *, floor: float = -math.inf, dof: float | int = math.inf
+) -> Interval:
+    reach = float(student.ppf((1 + level) / 2, dof)) * std_error
+    return Interval(max(floor, value - reach), value + reach, level, method)
+
+
+def mean_interval(values: Tensor, level: float = 0.95) -> Interval | None:
+    """Where the mean over further pictures lies; None where the values are not finite, or fewer than two."""
+    if len(values) < 2 or not values.isfinite().all():
+        return None
+    std_error = (values.std() / math.sqrt(len(values))).item()
+    return _around(values.mean().item(), std_error, level, "standard error of the mean")
+
+
+def frechet_interval(
+    real: FeatureMoments,
+    fake: FeatureMoments,
+    *,
+    over: Over = "fake",
+    level: float = 0.95,
+    num_resamples: int = 200,
+    seed: int = 0,
+) -> Interval:
+    """Where the Fréchet distance of another draw of as many pictures lies; its bias at this n is not part of it.
+
+    `over` says what is drawn again: "fake" takes the reference as given, as scores that share one are compared;
+    "both" does not, and needs all of its vectors; "pairs" draws pictures with their reconstructions. The width comes
+    from the bootstrap's standard deviation, the place from the score: a resample holds vectors twice, which adds the
+    bias a second time, so its quantiles would lie too high.
+    """
+    _check(level, num_resamples)
+    if over != "fake" and real.n > len(real.sample):
+        raise ValueError(
+            f"{over!r} needs all vectors of the reference, but of {real.n} only {len(real.sample)} were kept"
+        )
+    if over == "pairs" and real.n != fake.n:
+        raise ValueError(f"pairs need two sets of one size, got {real.n} and {fake.n} pictures")
+    rng, rows, real_rows = np.random.default_rng(seed), _rows(fake), _rows(real)
+    counts = _draw(fake.n, rows, num_resamples, rng)
+    again = _draw(real.n, real_rows, num_resamples, rng) if over == "both" else counts
+    mean, root, values = real.mean, covariance_root(real.cov), []
+    chunk = _chunk(max(rows, real_rows, key=len))
+    for part, real_part in zip(counts.split(chunk), again.split(chunk), strict=True):
+        if over != "fake":
+            mean, cov = _weighted(real_rows, real_part)
+            root = covariance_root(cov)
+        values.append(frechet_from_root(mean, root, *_weighted(rows, part)))
+    method = f"bootstrap of the {_RESAMPLED[over]}, {num_resamples} resamples"
+    return _around(frechet(real, fake), torch.cat(values).std().item(), level, method, floor=0.0)
+
+
+def frechet_estimate(
+    real: FeatureMoments,
+    fake: FeatureMoments,
+    protocol: Mapping[str, Any] | None = None,
+    *,
+    allow_few: bool = False,
+    **options: Any,
+) -> Score:
+    """`frechet_score` with its interval; `options` go to `frechet_interval`."""
+    score = frechet_score(real, fake, protocol, allow_few=allow_few)
+    return replace(score, interval=frechet_interval(real, fake, **options))
+
+
+def kid_interval(
+    real: FeatureMoments,
+    fake: FeatureMoments,
+    *,
+    over: Literal["fake", "both"] = "fake",
+    level: float = 0.95,
+    num_resamples: int = 200,
+    seed: int = 0,
+) -> Interval:
+    """Where the kernel distance of another draw of as many pictures lies; around that of all vectors kept.
+
+    A resample leaves out the pairs of a vector with its own copies, which would raise its distance.
+    """
+    _check(level, num_resamples)
+    rng, a, b = np.random.default_rng(seed), _rows(real), _rows(fake)
+    k_aa, k_bb, k_ab = cubic_kernel(a, a), cubic_kernel(b, b), cubic_kernel(a, b)
+
+    def within(kernel: Tensor, counts: Tensor) -> Tensor:
+        squares = counts.square()
+        pairs = (counts @ kernel * counts).sum(1) - squares @ kernel.diagonal()
+        return pairs / (counts.sum(1).square() - squares.sum(1))
+
+    def distance(u: Tensor, v: Tensor) -> Tensor:
+        return within(k_aa, u) + within(k_bb, v) - 2 * (u @ k_ab * v).sum(1) / (u.sum(1) * v.sum(1))
+
+    once = [torch.ones(1, len(rows), dtype=torch.float64) for rows in (a, b)]
+    u = _draw(len(real.sample), a, num_resamples, rng) if over == "both" else once[0]
+    values = distance(u, _draw(len(fake.sample), b, num_resamples, rng))
+    method = f"bootstrap of the {_RESAMPLED[over]}, {num_resamples} resamples"
+    return _around(distance(*once).item(), values.std().item(), level, method)
+
+
+def frechet_infinity(
+    real: FeatureMoments,
+    fake: FeatureMoments,
+    protocol: Mapping[str, Any] | None = None,
+    *,
+    level: float = 0.95,
+    max_parts: int = 4,
+    num_groups: int = 20,
+    seed: int = 0,
+) -> Score:
+    """FD∞ of the generated side: a line through FD at N, N/2, N/3 ..., read at 1/N = 0 [Chong and Forsyth 2020].
+
+    The reference counts as given. The standard error, a jackknife over groups of pictures, joins the protocol with
+    the points of the line. No part is smaller than twice the dimension, where the line would bend: so it needs 4 d
+    vectors. It may be negative where the distance is near 0.
+    Deviation: each N is the mean over disjoint parts that together hold every vector once, where Chong and Forsyth draw
+    15 overlapping subsets of quasi-random samples: the same line with less noise.
+    """
+    _check(level, num_groups)
+    name, rows = score_name("FD∞", real, fake), fake.sample.double()
+    parts = min(max_parts, len(rows) // (2 * fake.dim))
+    if parts < 2:
+        raise ValueError(
+            f"{name} extrapolates from parts of at least {2 * fake.dim} pictures (twice the features), so it needs "
+            f"{4 * fake.dim} generated ones, and {len(rows)} were kept"
+        )
+    # Samples often come sorted by class: parts must not.
+    rows = rows[torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))]
+    index, ks = torch.arange(len(rows)), range(1, parts + 1)
+    group = index * num_groups // len(rows)
+    # Part j of k, of all vectors and of those without each group.
+    kept = torch.stack([group != g for g in range(-1, num_groups)])
+    members = torch.cat([kept & (index % k == j) for k in ks for j in range(k)]).double()
+    root, chunks = covariance_root(real.cov), members.split(_chunk(rows))
+    values = torch.cat([frechet_from_root(real.mean, root, *_weighted(rows, m)) for m in chunks])
+    curves = np.stack([part.mean(0) for part in values.view(-1, num_groups + 1).split(list(ks))])
+    at_zero = np.polyfit(ks, curves, 1)[1]
+    value, std_error = float(at_zero[0]), math.sqrt((num_groups - 1) * at_zero[1:].var())
+    points = [[len(rows) / k, float(fd)] for k, fd in zip(ks, curves[:, 0], strict=True)]
+    return Score(
+        value, name, "1", real.n, len(rows), real.extractor, real.weights_hash,
+        {**(protocol or {}), "extrapolated_from": points, "std_error": std_error},
+        _around(value, std_error, level, f"jackknife over {num_groups} groups", dof=num_groups - 1),
+    )
