@@ -22,6 +22,7 @@ MINUTES = {"smoke": 10, "laptop": 60, "gpu": 120, "paper": 10080}[TIER]
 
 rule all:
     input:
+        expand(RUN + "_f{f}.ipynb", f=FS),  # named, since the figure alone is there in a fresh clone
         f"results/figures/tradeoff_{NAME}_{TIER}.png",
 
 
