@@ -14,9 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ldmlab.atomic import atomic_write
 from ldmlab.study import paper
-from ldmlab.study.paths import results_dir
 from ldmlab.study.presets import TIERS
 from ldmlab.study.records import Record
 from ldmlab.study.series import (
@@ -43,6 +41,7 @@ from ldmlab.study.style import (
     label_ends,
     log_axis,
     rounded,
+    save_figure,
     small_print,
     span,
     styled,
@@ -204,8 +203,7 @@ def draw_tradeoff(data: str, tier: str, size: int = 0) -> tuple[Path, list[str]]
         at = f" at {size} px" if size else ""
         raise ValueError(f"results/04_tradeoff holds no record of data {data}, tier {tier}{at}")
     fig = fig_tradeoff(records)
-    name = f"tradeoff_{Path(data).stem}_{tier}" + (f"_{size}px" if size else "")
-    path = atomic_write(results_dir() / "figures" / f"{name}.png", lambda part: fig.savefig(part, format="png"))
+    path = save_figure(fig, "tradeoff", Path(data).stem, tier, records[0].params["size"])
     return path, [record.file_name for record in others]
 
 

@@ -84,12 +84,24 @@ def environment(device: Any) -> dict[str, Any]:
     """Versions, device and git state of this run."""
     import torch
 
-    name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else platform.processor() or "cpu"
+    name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else _processor()
     return {
         "python": platform.python_version(), "torch": torch.__version__, "platform": platform.system(),
         "device": str(device), "device_name": name, "threads": torch.get_num_threads(), "cpus": os.cpu_count(),
         "git": _git_state(),
     }
+
+
+def _processor() -> str:
+    """The processor's name and the instructions torch uses on it: seconds of two processors do not compare."""
+    import torch
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [platform.processor() or 'cpu'])[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _git_state() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ldmlab.study.parameters import NOTEBOOKS
 from ldmlab.study.presets import FS, study_spec
 from ldmlab.study.records import PACKAGE, Record, environment, load_records, now
 from ldmlab.study.series import commits, comparison_key, data_name, device_of, grouped, throughput
+from ldmlab.study.style import save_figure
 
 KL, VQ = tuple((f, "none" if f == 1 else "kl") for f in FS), ((4, "vq"), (8, "vq"), (16, "vq"))
 # What the claims rest on: f and regularizer by notebook.
@@ -109,6 +110,11 @@ class Report:
         except (ValueError, KeyError) as error:
             print(f"no figure for {drawing.shows} from {len(records)} records of {drawing.notebook}: {error}")
             return None
+
+    def keep(self, name: str, fig: Figure) -> Figure:
+        """A figure for the cell to show, written to results/figures/ as well."""
+        save_figure(fig, name, *(self.params[key] for key in ("data", "tier", "size")))
+        return fig
 
     def command(self, notebook: str, f: int = 8, reg: str = "kl", seed: int = 0) -> str:
         """What makes a record that is missing."""

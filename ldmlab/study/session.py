@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from ldmlab.study import runs
 from ldmlab.study.fit import choose_device
 from ldmlab.study.presets import StudySpec, study_spec
 from ldmlab.study.records import Record, environment, now
+from ldmlab.study.style import save_figure
 
 
 class Run:
@@ -77,6 +79,11 @@ class Run:
         if known is not None:
             print(f"{record.name}: measured {known.started}, loaded", flush=True)
         return known
+
+    def keep(self, name: str, fig: Figure) -> Figure:
+        """A figure for the cell to show, written to results/figures/ as well."""
+        save_figure(fig, name, *(self.params[key] for key in ("data", "tier", "size")))
+        return fig
 
     def finish(self, record: Record):
         """Save the record with the wall time of the run that measured it; returns its path."""

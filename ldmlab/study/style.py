@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from functools import wraps
 from math import floor, log2, log10
+from pathlib import Path
 
 from matplotlib import colormaps, rc_context
 from matplotlib import pyplot as plt
@@ -11,6 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from ldmlab.atomic import atomic_write
+from ldmlab.study.paths import results_dir
+from ldmlab.study.presets import study_spec
 
 INK, GREY, PALE = "#22262b", "#6b7280", "#e7e8ea"
 ACCENT, SECOND = "#2f6f8f", "#b5543c"  # where colour does not stand for f
@@ -44,6 +49,13 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         return fig
 
     return drawn
+
+
+def save_figure(fig: Figure, name: str, data: str, tier: str, size: int) -> Path:
+    """Write results/figures/<name>_<data>_<tier>.png, atomically; a size that is not the tier's own is in the name."""
+    other = f"_{size}px" if size != study_spec(1, tier=tier).data.size else ""
+    path = results_dir() / "figures" / f"{name}_{data}_{tier}{other}.png"
+    return atomic_write(path, lambda part: fig.savefig(part, format="png"))
 
 
 def colour(f: int) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ from ldmlab.study.figures import draw_tradeoff, fig_reconstruction, fig_tradeoff
 from ldmlab.study.paths import results_dir
 from ldmlab.study.records import Record
 from ldmlab.study.series import Series, grouped, load_comparable
+from ldmlab.study.session import Run
 
 SIX = (1, 2, 4, 8, 16, 32)
 FINAL = {1: 30.0, 2: 8.0, 4: 3.3, 8: 5.2, 16: 9.7, 32: 23.6}
@@ -134,6 +135,16 @@ def test_the_command_draws_the_largest_group_and_names_the_rest(tmp_path, monkey
     for record in (a_record(4), a_record(8), a_record(16, n=1024)):
         record.save()
     assert draw_tradeoff("scenes", "laptop")[1] == ["f16_kl_scenes_32px_laptop_s0.json"]
+
+
+@pytest.mark.parametrize("size, name", [(0, "one_scenes_smoke.png"), (64, "one_scenes_smoke_64px.png")])
+def test_a_kept_figure_is_shown_and_written(size, name, tmp_path, monkeypatch):
+    """What a cell shows lies in results/figures/ too; a size that is not the tier's own is in its name."""
+    monkeypatch.setenv("LDMLAB_ROOT", str(tmp_path))
+    run = Run("04_tradeoff", {"f": 8, "data": "scenes", "tier": "smoke", "seed": 0, "size": size}, "cpu", quiet=True)
+    fig = fig_tradeoff([a_record(8)])
+    assert run.keep("one", fig) is fig
+    assert (results_dir() / "figures" / name).stat().st_size > 10_000
 
 
 def test_a_notebook_finds_the_records_that_compare_with_its_own(tmp_path, monkeypatch):

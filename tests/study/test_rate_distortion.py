@@ -1,6 +1,6 @@
 """One run's rates and distortions, and the figure over all: nothing free, nothing compared that does not compare."""
 
-from dataclasses import replace
+from functools import partial
 from math import isfinite, log2
 
 import pytest
@@ -10,7 +10,6 @@ from ldmlab.data.images import to_float
 from ldmlab.study import rate_distortion as rd
 from ldmlab.study.figures_rate import equal_rate_table, fig_rate_distortion, tab8_rates
 from ldmlab.study.records import Record
-from ldmlab.study.session import Run
 
 BPP = {"latent": [2.0, 1.0, 0.5], "jpeg": [0.4, 1.6, 6.4], "webp": [0.6, 1.2, 2.4]}
 PSNR = {"latent": [24.0, 23.95, 20.0], "jpeg": [18.0, 22.0, 26.0], "webp": [19.0, 23.0, 25.0]}
@@ -117,33 +116,16 @@ def test_the_free_step_is_the_coarsest_that_costs_nothing_to_see():
 
 
 # A run
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("lab")
-
-
-@pytest.fixture(autouse=True)
-def small(root, monkeypatch):
-    """Few settings and pictures: what is tested is what is counted, not how good it is."""
-    monkeypatch.setenv("LDMLAB_ROOT", str(root))
+@pytest.fixture
+def a_run(tiny_run, monkeypatch):
+    """Few settings, too: what is tested is what is counted, not how good it is."""
     monkeypatch.setattr(rd, "STEPS", (0.001, 0.02))  # of a posterior that has not been trained, and so is wide
     monkeypatch.setattr(rd, "QUALITIES", {"jpeg": (5, 90), "webp": (5, 90)})
-
-
-def a_run(f: int, reg: str) -> Run:
-    params = {"f": f, "reg": reg, "data": "scenes", "size": 0, "tier": "smoke", "seed": 0}
-    run = Run("05_rate_distortion", params, "cpu", quiet=True)
-    spec = run.spec
-    run.spec = replace(
-        spec, data=replace(spec.data, num_train=64, num_val=12),
-        first_stage=replace(spec.first_stage, num_steps=min(3, spec.first_stage.num_steps), batch_size=4, val_every=2),
-        diffusion=replace(spec.diffusion, num_steps=2, batch_size=4, milestones=()),
-        evaluation=replace(spec.evaluation, num_samples=8, num_reference=16))
-    return run
+    return partial(tiny_run, "05_rate_distortion")
 
 
 @pytest.mark.parametrize(("f", "reg"), [(8, "kl"), (8, "vq"), (1, "kl")])
-def test_a_run_measures_bits_for_everything_it_draws(f, reg, monkeypatch):
+def test_a_run_measures_bits_for_everything_it_draws(f, reg, a_run, monkeypatch):
     """Rates in order of the dials, entropies below the alphabet's, a repeated run loads."""
     run = a_run(f, reg)
     record = rd.record_rate_distortion(run)
@@ -171,7 +153,7 @@ def test_a_run_measures_bits_for_everything_it_draws(f, reg, monkeypatch):
     assert rd.record_rate_distortion(a_run(f, reg)).curves == record.curves
 
 
-def test_pictures_come_back_at_the_rates_their_names_say():
+def test_pictures_come_back_at_the_rates_their_names_say(a_run):
     """Files and the run's own first stage, each beside the picture; completions begin where z_t is."""
     run = a_run(8, "kl")
     record = rd.record_rate_distortion(run)

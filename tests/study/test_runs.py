@@ -8,23 +8,12 @@ import torch
 from ldmlab.study import runs
 from ldmlab.study.presets import study_spec
 
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("lab")
-
-
-@pytest.fixture(autouse=True)
-def in_root(root, monkeypatch):
-    monkeypatch.setenv("LDMLAB_ROOT", str(root))
+pytestmark = pytest.mark.usefixtures("in_root")
 
 
 @pytest.fixture(scope="module")
-def spec():
-    spec = study_spec(8, tier="smoke")
-    return replace(spec, data=replace(spec.data, num_train=32, num_val=8),
-                   first_stage=replace(spec.first_stage, num_steps=3, batch_size=4, val_every=2),
-                   diffusion=replace(spec.diffusion, num_steps=3, batch_size=4))
+def spec(tiny_spec):
+    return tiny_spec
 
 
 def score_nothing(model, step):

@@ -1,6 +1,6 @@
 """Sampling measured: samplers from equal noise, budgets that say what they leave out, fronts and orders that are so."""
 
-from dataclasses import replace
+from functools import partial
 from math import exp, log
 
 import numpy as np
@@ -14,7 +14,6 @@ from ldmlab.study.presets import EvaluationSpec, study_spec
 from ldmlab.study.quantities import FEW_STEPS, by_steps
 from ldmlab.study.records import Record
 from ldmlab.study.sampling import FD, VARIANTS, curve_name, enough_steps, order, pareto_front, plan_jobs
-from ldmlab.study.session import Run
 
 STEPS, FEW = (10, 20, 50, 100, 200), (5, 10, 20, 50)
 
@@ -144,29 +143,12 @@ def test_convergence_shows_the_orders_of_the_samplers():
 
 
 # A run
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("lab")
+@pytest.fixture
+def a_run(tiny_run):
+    return partial(tiny_run, "07_sampling", 16)
 
 
-@pytest.fixture(autouse=True)
-def lab(root, monkeypatch):
-    monkeypatch.setenv("LDMLAB_ROOT", str(root))
-
-
-def a_run() -> Run:
-    params = {"f": 16, "reg": "kl", "data": "scenes", "size": 0, "tier": "smoke", "seed": 0}
-    run = Run("07_sampling", params, "cpu", quiet=True)
-    spec = run.spec
-    run.spec = replace(
-        spec, data=replace(spec.data, num_train=64, num_val=8),
-        first_stage=replace(spec.first_stage, num_steps=2, batch_size=4, val_every=2),
-        diffusion=replace(spec.diffusion, num_steps=2, batch_size=4, milestones=()),
-        evaluation=replace(spec.evaluation, num_samples=12, num_reference=24, batch_size=8))
-    return run
-
-
-def test_the_sampler_of_a_model_is_chosen_by_name():
+def test_the_sampler_of_a_model_is_chosen_by_name(a_run):
     """The default is DDIM as before; DDPM on few steps is DDIM at eta = 1; no other sampler takes an eta."""
     model, y = a_run().diffusion.model, torch.arange(3)
     default = model.sample(y, num_steps=3, seed=4)
@@ -183,7 +165,7 @@ def test_the_sampler_of_a_model_is_chosen_by_name():
         model.sample(y, num_steps=3, sampler="plms", eta=0.5)
 
 
-def test_a_run_measures_all_samplers_and_is_found_again(monkeypatch, capsys):
+def test_a_run_measures_all_samplers_and_is_found_again(a_run, monkeypatch, capsys):
     """Curves for every variant under the names that the ledger reads, within their intervals; a second run loads."""
     run = a_run()
     record = sampling.record_sampling(run)
@@ -214,7 +196,7 @@ def test_a_run_measures_all_samplers_and_is_found_again(monkeypatch, capsys):
     assert "loaded" in capsys.readouterr().out
 
 
-def test_pictures_of_all_samplers_start_from_one_noise():
+def test_pictures_of_all_samplers_start_from_one_noise(a_run):
     """In many steps the deterministic samplers meet, so a column holds the same picture."""
     run = a_run()
     rows = sampling.side_by_side(run, torch.arange(2), 60)
