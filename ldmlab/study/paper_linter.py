@@ -175,6 +175,18 @@ def steps_are_those_executed(facts: Facts) -> Iterator[Finding]:
 
 
 @rule
+def steps_stay_below_T(facts: Facts) -> Iterator[Finding]:
+    """All numbers of DDIM steps that the released script accepts visit time steps below T, the first being 0."""
+    found = facts.several(("Released", "DDIM script", "most_sampling_steps"), ("Released", "DDIM script", "T"))
+    if found:
+        most, T = (n.value for n in found)
+        last = range(0, T, T // most)[-1] + 1  # the rule adds 1 to each, to end on a step it can start from
+        if last >= T:
+            detail = f"{most} steps end at t = {last}, and the last of {T} is {T - 1}: an index out of range"
+            yield _finding(steps_stay_below_T, "DDIM script", "most_sampling_steps", detail, found)
+
+
+@rule
 def batches_fit_their_gpu(facts: Facts) -> Iterator[Finding]:
     """A batch fits on the GPUs it is trained on; no gradient accumulation is stated."""
     found = facts.several(("Tab. 15", "text LAION", "batch_size"), ("Tab. 15", "text LAION", "num_gpus"),

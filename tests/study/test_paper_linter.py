@@ -31,6 +31,7 @@ KNOWN = {
     ("Tab. 15, semantic Landscapes", "num_heads"),
     ("text LAION", "batch_size"),  # 680 on one A100
     ("LSUN-Churches / LDM-8", "sampling_steps"),  # 400 asked for, 500 executed: a second finding of this name
+    ("DDIM script", "most_sampling_steps"),  # 1000 steps visit t = 1000
     ("the recommended f", "f"),  # 4 to 16, and two sentences later 4 and 8
     ("VQ-f4 Z8192, VQ-f4 Z256", "r_fid"),  # lower R-FID at lower PSNR
     # Beyond those, found by the rules:
@@ -58,7 +59,7 @@ def edited(table, row, metric, value):
 def test_the_known_contradictions_are_found_and_no_other():
     """Every one of the list, by name; a new one would have to be looked at and added."""
     findings = lint()
-    assert keys(findings) == KNOWN and len(findings) == 30
+    assert keys(findings) == KNOWN and len(findings) == 31
 
 
 def test_every_finding_cites_what_it_sets_side_by_side():
