@@ -180,7 +180,8 @@ def fig_scales(view: ScaleView, stds: Sequence[float], *, num_t: int = 8, captio
     snr, share = left.subplots(2, 1, sharex=True)
     base = view.schedule.log_snr.numpy()
     tints = [ACCENT] if len(stds) == 1 else colormaps["viridis"](np.linspace(0, 0.85, len(stds)))
-    snr.plot(base, color=GREY, lw=1, ls=DASHED)
+    if 1.0 not in stds:
+        snr.plot(base, color=GREY, lw=1, ls=DASHED)
     for tint, std in zip(tints, stds, strict=True):
         snr.plot(base + 2 * np.log(std), color=tint, label=f"std {std:.3g}")
         for band in BANDS:
@@ -204,6 +205,6 @@ def fig_scales(view: ScaleView, stds: Sequence[float], *, num_t: int = 8, captio
         ax.set_title(f"t = {t}", loc="center", fontsize=7.8, pad=3)
     small_print(fig, caption, "Right: one step of denoising, the model's guess at the picture from z_t. Explained: "
                 "share of the variance over validation pictures, in waves of at least half a picture (layout) and of "
-                "less than a quarter (texture). Dashed in log SNR: standard deviation 1. Every scale is seen through "
-                "the model of rescaled latents, at the step of equal noise.")
+                "less than a quarter (texture). Every scale is seen through the model of rescaled latents, at the step "
+                "of equal noise.", "" if 1.0 in stds else "Dashed in log SNR: standard deviation 1.")
     return fig
