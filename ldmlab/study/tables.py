@@ -1,8 +1,9 @@
-"""The paper's tables as figures, with our values beside them: reconstruction (Tab. 8) and guidance (Tab. 10)."""
+"""Tables: the paper's as figures, ours beside them, reconstruction (Tab. 8) and guidance (Tab. 10); and as text."""
 
 from collections.abc import Sequence
 from math import log2
 
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,6 +25,11 @@ from ldmlab.study.style import (
     span,
     styled,
 )
+
+
+def blanks(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same table, to look at: empty where it has no value."""
+    return frame.astype(object).where(frame.notna(), "")
 
 
 @styled
