@@ -36,7 +36,7 @@ from ldmlab.evaluation.uncertainty import frechet_estimate, frechet_infinity, fr
 from ldmlab.perception import FeatureNet, PsimLoss, feature_net
 from ldmlab.study.paths import runs_dir
 from ldmlab.study.records import Record
-from ldmlab.study.series import as_metrics, study_records
+from ldmlab.study.series import Series, as_metrics, grouped, study_records
 from ldmlab.study.session import Run
 
 NETS = ("fd-lab", "referee")
@@ -207,12 +207,10 @@ def measure_extractors(run: Run, record: Record) -> None:
                                           "n": len(orders[0]), "name": "Spearman, FD-lab and FD-referee"}
 
 
-def scores_by_f(data: str, tier: str, size: int = 0) -> dict[str, tuple[float, float]]:
-    """FD-lab and FD-referee of the runs of 04_tradeoff that compare: {"LDM-8 s0": (67, 52)}."""
+def scored_by_both(data: str, tier: str, size: int = 0) -> list[Series]:
+    """The runs of 04_tradeoff that compare and that both scoring networks have judged."""
     records, _ = study_records(data, tier, size)
-    kept = [r for r in records if {"fd_lab", "fd_referee"} <= set(r.metrics)]
-    return {f"{r.name}{' VQ' if r.params['reg'] == 'vq' else ''} s{r.params['seed']}":
-            (r.value("fd_lab"), r.value("fd_referee")) for r in kept}
+    return grouped([r for r in records if {"fd_lab", "fd_referee"} <= set(r.metrics)])
 
 
 def measure_game(run: Run, record: Record) -> None:
@@ -297,14 +295,15 @@ def measure_world(record: Record) -> None:
     """Sampler, model and first stage, each wrong in a known way, and the Fréchet distance of the exact laws.
 
     The model is the best one could be after `DRAWS` pictures: it believes their mean and covariance. The first stage
-    keeps the `CODE` strongest of the model's waves.
+    keeps the `CODE` strongest of the model's waves: what is sampled of the others does not reach the picture.
     """
     world, schedule = random_field(FIELD), scaled_linear()
     rows = world.sample(DRAWS, torch.Generator().manual_seed(0))
     learned = Gaussian.from_covariance(rows.mean(0), torch.cov(rows.flatten(1).T))
-    laws = {"sampler": world, "model": learned, "first_stage": learned.principal(CODE)}
-    for name, law in laws.items():
+    laws = {"sampler": (world, FIELD**2), "model": (learned, FIELD**2), "first_stage": (learned, CODE)}
+    for name, (law, kept) in laws.items():
         record.curves[f"world_{name}"] = [
-            [steps, gaussian_distance(sampled_law(ddim, law, schedule, steps), world)] for steps in WORLD_STEPS]
-        record.metrics[f"world_{name}"] = {"value": gaussian_distance(law, world), "unit": "1",
+            [steps, gaussian_distance(sampled_law(ddim, law, schedule, steps).principal(kept), world)]
+            for steps in WORLD_STEPS]
+        record.metrics[f"world_{name}"] = {"value": gaussian_distance(law.principal(kept), world), "unit": "1",
                                            "name": "Fréchet distance of the law without a sampler"}

@@ -1,6 +1,6 @@
 """What scores say and what they do not, as figures; each is drawn from one record of `evaluating`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ldmlab.study.evaluating import CODE, DRAWS, FIELD, JPEG, KERNELS, LARGE
 from ldmlab.study.records import Record
-from ldmlab.study.series import commits, data_name, rehearsal
+from ldmlab.study.series import Series, commits, data_name, rehearsal
 from ldmlab.study.style import ACCENT, GREY, INK, NAME, SECOND, log_axis, plain, small_print, styled
 from ldmlab.study.views import TINTS
 
@@ -108,9 +108,9 @@ def _yardsticks(record: Record, key: str) -> dict[str, float]:
 
 
 @styled
-def fig_extractors(record: Record, by_f: Mapping[str, tuple[float, float]]) -> Figure:
-    """The two scoring networks against each other: spoiled pictures, and models of every f (`scores_by_f`)."""
-    fig, (spoiled, models) = plt.subplots(1, 2, figsize=(9.0, 3.7), layout="constrained")
+def fig_extractors(record: Record, study: Sequence[Series]) -> Figure:
+    """The two scoring networks against each other: spoiled pictures, and the models of the `study`."""
+    fig, (spoiled, models) = plt.subplots(1, 2, figsize=(9.8, 3.7), layout="constrained")
     kinds = [name.removeprefix("fd_referee_") for name in record.curves if name.startswith("fd_referee_")]
     for kind, tint in zip(sorted(kinds), TINTS, strict=False):
         lab, referee = (np.array(record.curves[f"{key}_{kind}"]) for key in ("fd_lab", "fd_referee"))
@@ -121,11 +121,12 @@ def fig_extractors(record: Record, by_f: Mapping[str, tuple[float, float]]) -> F
                  label="left as they are")
     spoiled.set_title(f"(a)  spoiled pictures; rank correlation {record.value('rank_correlation'):.2f}")
     spoiled.legend(loc="lower right")
-    for name, (x, y) in by_f.items():
-        models.plot(x, y, "o", color=ACCENT)
-        models.annotate(name.replace("LDM-", "f = "), (x, y), (5, -2), textcoords="offset points", fontsize=7)
+    for s in study:
+        models.plot(s.values("fd_lab"), s.values("fd_referee"), **s.look | {"ls": "none"}, label=s.name)
     models.set_title("(b)  models of the study")
-    for ax, some in ((spoiled, True), (models, bool(by_f))):
+    if study:
+        models.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for ax, some in ((spoiled, True), (models, bool(study))):
         if some:
             log_axis(ax.xaxis)
             log_axis(ax.yaxis)
@@ -136,7 +137,7 @@ def fig_extractors(record: Record, by_f: Mapping[str, tuple[float, float]]) -> F
     floor = record.metrics["fd_lab_floor"]
     small_print(fig, f"{about(record)} (a): n = {floor['n_fake']} validation pictures against {floor['n_real']} "
                 "training pictures; numbers are strengths: blur and noise in standard deviations, JPEG quality, blocks "
-                "a side. (b): one point a run, s is its seed. Two scales, so only the order can be compared.")
+                "a side. (b): one point a run. Two scales, so only the order can be compared.")
     rehearsal(fig, [record])
     return fig
 
@@ -172,12 +173,12 @@ def fig_copies(record: Record) -> Figure:
         fd, memory = (record.metrics[f"{key}_{name}"] for key in ("planted_fd_lab", "memorisation"))
         scores.errorbar(memory["value"], fd["value"], xerr=_bar(memory), yerr=_bar(fd), color=tint, marker="o",
                         capsize=3)
-        left = memory["value"] > 0.75
-        scores.annotate(label, (memory["value"], fd["value"]), (-6 if left else 6, 6), textcoords="offset points",
+        left = memory["value"] > 0.75  # and higher, for its score is that of unseen pictures
+        scores.annotate(label, (memory["value"], fd["value"]), (-6, 18) if left else (6, 6), textcoords="offset points",
                         color=tint, ha="right" if left else "left", **NAME)
     near.set(title="(a)  how near", ylabel="share of pictures", xlim=(-0.03, 2),
              xlabel="distance to the training set, in that of unseen pictures")
-    near.legend(loc="best", fontsize=7)
+    near.legend(loc="upper left", bbox_to_anchor=(0.03, 1.0), fontsize=7)
     scores.axvline(0.5, color=GREY, lw=0.8)
     scores.set(title="(b)  what two scores say", xlabel="memorisation  (0.5: as new as unseen pictures)",
                ylabel="FD-lab  (lower is better)", xlim=(0, 1.03), ylim=(0, None))

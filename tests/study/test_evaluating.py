@@ -11,6 +11,7 @@ from ldmlab.perception import PsimLoss, feature_net
 from ldmlab.study import evaluating as ev
 from ldmlab.study import figures_evaluation as figures
 from ldmlab.study.records import Record
+from ldmlab.study.series import Series
 from ldmlab.study.session import Run
 
 PARAMS = {"f": 8, "reg": "kl", "data": "blobs", "size": 32, "tier": "smoke", "seed": 0}
@@ -120,7 +121,7 @@ def test_errors_of_the_solvable_world_stack_up():
     assert record.value("world_sampler") == pytest.approx(0, abs=1e-9)
     for name in ("model", "first_stage"):
         assert record.curves[f"world_{name}"][0][1] > last[name]
-        assert last[name] == pytest.approx(record.value(f"world_{name}"), rel=0.5)
+        assert last[name] == pytest.approx(record.value(f"world_{name}"), rel=0.01)
     assert figures.fig_world(record).axes
 
 
@@ -136,5 +137,7 @@ def test_figures_are_drawn_from_a_record_alone(run):
         for kind, ladder in ev.LADDERS.items():
             record.curves[f"{name}_{kind}"] = [[s, scale * (i + 1)] for i, s in enumerate(ladder)]
     record.metrics["rank_correlation"] = {"value": 1.0}
-    assert "no records" in figures.fig_extractors(record, {}).axes[1].texts[0].get_text()
-    assert "no records" not in figures.fig_extractors(record, {"LDM-8 s0": (60.0, 50.0)}).axes[1].texts[0].get_text()
+    assert "no records" in figures.fig_extractors(record, []).axes[1].texts[0].get_text()
+    scored = {"fd_lab": {"value": 60.0}, "fd_referee": {"value": 50.0}}
+    models = figures.fig_extractors(record, [Series(8, "kl", [Record("04_tradeoff", "LDM-8", PARAMS, scored)])]).axes[1]
+    assert not models.texts and [text.get_text() for text in models.get_legend().get_texts()] == ["LDM-8"]
