@@ -55,7 +55,7 @@ def fig_rate_distortion(records: Sequence[Record]) -> Figure:
         ax.set(title=f"({letter})  {TITLES[what]}", xlabel="rate [bits a pixel of the picture]",
                ylabel=label.format(name=name))
         ax.margins(x=0.08, y=0.13)  # room for names under the marks
-    axes.flat[0].legend(loc="lower right", handles=_legend())
+    axes.flat[0].legend(loc="upper left", handles=_legend())
     _progressive(axes.flat[3], series)
     _print(fig, records, series)
     rehearsal(fig, records)
@@ -120,8 +120,9 @@ def _progressive(ax: Axes, series: list[Series]) -> None:
         ends.append((rate[0], rmse[0], s.name, ink(s.f)))  # t = 0: all is sent
     log_axis(ax.xaxis, (1.0,))
     ax.set(title="(d)  the diffusion models as coders  [cf. Fig. 2]", xlabel="rate [bits a pixel of the picture]",
-           ylabel="RMSE of the picture, 0 to 255", ylim=(0, None))
+           ylabel="RMSE of the picture, 0 to 255")
     if ends:
+        log_axis(ax.yaxis)  # where models stop is what differs
         low, high = ax.get_xlim()
         low = max(low, LEAST_RATE)
         ax.set_xlim(low, high * (high / low) ** 0.16)  # room for the names
