@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -190,10 +190,15 @@ def encode(spec: StudySpec, first_stage: TrainedFirstStage, pictures: Pictures, 
     """The training set's latents, encoded once; pixels at f = 1 are their own latents."""
     if spec.f == 1:
         return PixelLatents(pictures.train)
-    with locked(runs_dir() / f"latents-lock-{first_stage.hash[:12]}", f"latents of {first_stage.name}"):
-        with progress(2 * len(pictures.train), f"latents of {first_stage.name}", unit="pictures") as bar:
-            return encode_dataset(first_stage.model, pictures.train, runs_dir(), device=_device(device),
-                                  progress=lambda done, total: bar.update(done - bar.n))
+    name, shown = f"latents of {first_stage.name}", []
+    with locked(runs_dir() / f"latents-lock-{first_stage.hash[:12]}", name), ExitStack() as stack:
+
+        def report(done: int, total: int) -> None:
+            if not shown:  # latents that are loaded show no bar
+                shown.append(stack.enter_context(progress(total, name, unit="pictures")))
+            shown[0].update(done - shown[0].n)
+
+        return encode_dataset(first_stage.model, pictures.train, runs_dir(), device=_device(device), progress=report)
 
 
 class PixelLatents(MirroredImages):
