@@ -150,7 +150,7 @@ def _trainer(device: torch.device, precision: str, callbacks: Sequence[Any], mod
     import pytorch_lightning as pl
 
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
     # One epoch is the whole run: a step count of our own, since Lightning's counts every optimizer.
     return pl.Trainer(
         accelerator=device.type if device.type != "cuda" else "gpu", devices=1, precision=precision, max_epochs=1,
