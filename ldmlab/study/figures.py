@@ -117,8 +117,9 @@ def _quality_by_speed(ax: Axes, series: list[Series]) -> None:
         if len(fd) and len(speed):
             x, y = speed.mean(), fd.mean()
             ax.errorbar(x, y, yerr=spread(fd), xerr=spread(speed), **{**s.look, "ls": "none"}, ms=8, elinewidth=1)
-            ax.annotate(s.name, (x, y), (0, 8 if s.reg != "vq" else -15), textcoords="offset points", color=ink(s.f),
-                        ha="center", **NAME)
+            if s.reg != "vq" or not any(other.f == s.f and other.reg == "kl" for other in series):  # else crowded
+                beside = (0, -15 if log2(s.f) % 2 else 8)  # below and above in turn
+                ax.annotate(s.name, (x, y), beside, textcoords="offset points", color=ink(s.f), ha="center", **NAME)
     log_axis(ax.xaxis)
     log_axis(ax.yaxis)
     ax.margins(x=0.13)

@@ -115,6 +115,10 @@ def label_ends(ax: Axes, labels: list[tuple[float, float, str, tuple]], gap: flo
             if short > 1e-4:
                 heights[i] -= short / 2
                 heights[i + 1] += short / 2
+    least = 0.01  # and none falls below the axes
+    for i, height in enumerate(heights):
+        heights[i] = max(height, least)
+        least = heights[i] + gap
     for (x, _, text, tint), height in zip(placed, heights, strict=True):
         ax.text(x + 0.022, height, text, transform=ax.transAxes, color=tint, va="center", **NAME)
 
@@ -122,7 +126,7 @@ def label_ends(ax: Axes, labels: list[tuple[float, float, str, tuple]], gap: flo
 def small_print(fig: Figure, *sentences: str) -> None:
     """What is needed to judge the figure, in small type below it, inside the figure."""
     width, height = fig.get_size_inches()
-    columns = int(width * 72 / (SMALL * 0.535))
+    columns = int(width * 72 / (SMALL * 0.56))
     lines = [line for sentence in sentences if sentence for line in textwrap.wrap(sentence, columns)]
     room = (len(lines) * SMALL * 1.42 + 9) / 72
     fig.set_size_inches(width, height + room)
