@@ -198,6 +198,8 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
         verdict, level = CONTRADICTED, joint if every else LEVEL
     else:
         verdict, level = UNDERPOWERED, LEVEL
+        if every:  # the part that stands in the way of support
+            part, shown = min(present, key=lambda pair: pair[1].interval(LEVEL)[0])
     return _verdict(claim, verdict, part, shown, level, missing)
 
 
@@ -205,8 +207,11 @@ def _verdict(claim: Claim, verdict: str, part: Part, shown: Estimate, level: flo
     scale = exp if part.quantity.ratio else float
     interval = tuple(map(scale, shown.interval(level)))
     if verdict == UNDERPOWERED:
-        held = shown.interval(level)[0] <= claim.threshold <= shown.interval(level)[1]
-        why = missing + (["the interval holds the threshold"] if held else []) + (
+        low, high = shown.interval(level)
+        held = ["the interval holds the threshold"] if low <= claim.threshold <= high else (
+            [f"the interval lies below the threshold, but not one that allows for all {len(claim.parts)} parts"]
+            if high < claim.threshold else [])
+        why = missing + held + (
             ["a second seed would measure the spread"] if shown.basis.startswith("one seed") else [])
     else:
         why = [f"the interval lies {'above' if verdict == SUPPORTED else 'below'} the threshold"] + missing

@@ -179,6 +179,14 @@ def test_a_claim_is_underpowered_where_seeds_disagree(claim_id):
     assert verdict.verdict == UNDERPOWERED and "holds the threshold" in verdict.why, verdict
 
 
+@pytest.mark.parametrize("wobble", [0.03, 0.1, 0.3, 1.0])
+def test_every_verdict_says_why(wobble):
+    """Also where the interval misses the threshold, but not the wider one that allows for all parts of the claim."""
+    for changes in ({}, {"rfd_lab": {(32, "kl"): WORLD["rfd_lab"][16, "kl"] * 0.9}}):
+        found = verdicts(make(otherwise(changes), wobble=wobble))
+        assert all(v.why for v in found.values()), [v for v in found.values() if not v.why]
+
+
 @pytest.mark.parametrize("claim_id", list(OTHERWISE))
 def test_a_claim_without_records_says_what_is_missing(claim_id):
     """And names the notebook that would measure it."""
