@@ -180,7 +180,7 @@ def test_a_claim_is_underpowered_where_seeds_disagree(claim_id):
 
 
 def test_an_interval_that_only_just_misses_the_threshold_says_so():
-    """Below it at the ledger's level, but not at the one that allows for all parts of the claim: no verdict, a reason."""
+    """Below it at the ledger's level, but not at the one that allows for all parts: a reason, no verdict."""
     world = otherwise({"rfd_lab": {(32, "kl"): 0.98 * WORLD["rfd_lab"][16, "kl"]}})
     verdict = verdicts(make(world))["rfd-rises"]
     assert verdict.verdict == UNDERPOWERED and "allows for all 4 parts" in verdict.why
