@@ -51,10 +51,11 @@ def find_inception() -> Path:
     for name in (entry["file"], *entry["other_names"]):
         if (_hub_folder() / name).exists():
             return _hub_folder() / name
+    folder = str(_hub_folder()).replace(str(Path.home()), "~", 1)  # the message may travel, in a record
     raise FileNotFoundError(
         f"Inception's weights are missing: {entry['file']} ({entry['size'] / 1e6:.1f} MB, sha256 {entry['sha256']}). "
         f"With a network, `python -m ldmlab.evaluation.inception` fetches them; or get {entry['url']} elsewhere and "
-        f"put the file into {_hub_folder()}, or name it: InceptionNet(path). Without them, FD-lab and KID-lab score by "
+        f"put the file into {folder}, or name it: InceptionNet(path). Without them, FD-lab and KID-lab score by "
         "the lab's own network"
     )
 
