@@ -5,8 +5,10 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,12 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldmlab.data.annotate import Progress
+from ldmlab.data.annotations import Annotation, Known, keep_known
 from ldmlab.data.decode import PROTOCOL
 from ldmlab.data.names import SPLITS, check_data_name
 from ldmlab.data.sources import Source, files_source, fraction, scenes_source, torchvision_source
 
-Progress = Callable[[int, int], object]  # told how many of how many are done
 KEEP_BYTES = 1 << 30  # sets up to this size are decoded whole when first used, and kept
 MAX_BYTES = 8 << 30
 SKIP_ALWAYS, SKIP_SHARE = 3, 0.01  # unreadable files that are forgiven: this many, or this share
@@ -63,6 +66,7 @@ class ImageSet(Dataset):
         self._source: Source | None = source
         self._chosen = chosen
         self._pixels: np.ndarray | None = None  # (n, 3, s, s) uint8 once decoded, in memory or mapped from the cache
+        self._known: Known | None = None
         self._labels = source.labels[chosen]
         self._skipped: list[str] = []
         self._surveyed = source.name == "scenes"
@@ -108,6 +112,38 @@ class ImageSet(Dataset):
         return torch.from_numpy(
             self._labels.copy() if indices is None else self._labels[np.asarray(list(indices), np.int64)]
         )
+
+    @property
+    def box_names(self) -> tuple[str, ...]:
+        """What the labels of boxes index; () where the data has no boxes."""
+        assert self._source is not None
+        return self._find_annotations()[1] if self._source.box_names is None else self._source.box_names
+
+    def annotations(self, progress: Progress | None = None, cache_dir: str | Path | None = None) -> list[Annotation]:
+        """What is known of each picture, in the set's order: class, captions, boxes, and the square that is seen.
+
+        Where the data has no captions or boxes these are "" and (). Scenes are rendered for it, which takes as long as
+        the pictures did; with a `cache_dir` they are rendered once, and the result is kept there, keyed by the
+        fingerprint. Other sources are read each time, since captions may change while the pictures do not. A picture
+        of a large set that turns out to be unreadable has its own annotation, not that of the next.
+        """
+        known, _ = self._find_annotations(progress, cache_dir)
+        return [replace(a, label=int(label)) for a, label in zip(known, self._labels, strict=True)]
+
+    def _find_annotations(self, progress: Progress | None = None, cache_dir: str | Path | None = None) -> Known:
+        self._survey()
+        assert self._source is not None
+        if self._known is None or len(self._known[0]) != len(self._labels):
+            find = partial(self._source.annotate, self._chosen, progress)
+            self._known = None
+            if cache_dir is not None and self.name == "scenes":
+                stem = f"{self.name}-{self.split}-{self.size}px-{self.fingerprint[:16]}-annotations.json"
+                try:
+                    self._known = keep_known(Path(cache_dir) / stem, self.fingerprint, find)
+                except OSError as error:
+                    warnings.warn(f"annotations are not cached under {cache_dir}: {error}", stacklevel=3)
+            self._known = self._known or find()
+        return self._known
 
     def in_memory(
         self, max_bytes: int = MAX_BYTES, cache_dir: str | Path | None = None, progress: Progress | None = None

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from ldmlab.data.annotations import Box
 from ldmlab.data.canvas import Canvas, Stream, mix, rgb
 from ldmlab.data.companions import COMPANIONS
 from ldmlab.data.names import SPLITS
@@ -59,18 +60,6 @@ _COLOURS_OF = {
     "crate": ("brown", "red", "blue", "yellow", "green"),
     "mushroom": ("red", "orange", "brown", "purple", "pink", "yellow"),
 }
-
-
-@dataclass(frozen=True)
-class Box:
-    """Where a thing is seen: the tight bound of its visible pixels in fractions of the picture, far ends outside."""
-
-    name: str
-    label: int  # index into LABELS
-    x0: float
-    y0: float
-    x1: float
-    y1: float
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ldmlab.data.annotate import annotate_files, annotate_scenes, annotate_torchvision
+from ldmlab.data.annotations import Known
 from ldmlab.data.decode import decode, square
 from ldmlab.data.names import PICTURES, SPLITS, TORCHVISION, expand_shards
 
@@ -35,6 +37,8 @@ class Source:
     num_classes: int
     identity: str  # sha256 of what the pictures are
     read: Callable[[int], np.ndarray]
+    annotate: Callable[..., Known]  # (numbers, progress) -> what is known of these pictures, but for their classes
+    box_names: tuple[str, ...] | None = None  # None: `annotate` finds them out
 
 
 @dataclass(frozen=True)
@@ -205,10 +209,12 @@ def _folder_class(name: str) -> str | None:
 def files_source(kind: str, path: str, split: str, size: int) -> Source:
     """A folder of pictures, a tar file, or shards."""
     if kind == "folder":
+        roots = [str(Path(path).expanduser())]
         entries = scan_folder(Path(path).expanduser())
     else:
         place = Path(path).expanduser()
         tars = sorted(map(str, place.glob("*.tar"))) if place.is_dir() else expand_shards(str(place))
+        roots = tars
         words = [{_SPLIT_OF[w] for w in re.split(r"[^a-z]+", Path(t).stem.lower()) if w in _SPLIT_OF} for t in tars]
         by_name = len(set().union(*words)) > 1  # shards are named after their split
         entries = []
@@ -221,7 +227,17 @@ def files_source(kind: str, path: str, split: str, size: int) -> Source:
         digest.update(f"{e.name}\0{e.length}\0{e.stamp}\0{label}\n".encode())
     name = Path(path).expanduser().resolve().name.removesuffix(".tar")
     names = [e.name for e in chosen]
-    return Source(name, names, labels, classes, num_classes, digest.hexdigest(), partial(_read_file, chosen, size))
+    places = [(e.path, e.offset, e.length) for e in chosen]
+    return Source(
+        name,
+        names,
+        labels,
+        classes,
+        num_classes,
+        digest.hexdigest(),
+        partial(_read_file, chosen, size),
+        partial(annotate_files, roots, places, size),
+    )
 
 
 def torchvision_source(name: str, split: str, size: int, root: Path, download: bool) -> Source:
@@ -270,6 +286,8 @@ def torchvision_source(name: str, split: str, size: int, root: Path, download: b
         num_classes,
         digest.hexdigest(),
         partial(_read_torchvision, pictures, indices, size),
+        partial(annotate_torchvision, pictures, indices, size),
+        (),
     )
 
 
@@ -284,5 +302,13 @@ def scenes_source(split: str, size: int, num: int | None, seed: int) -> Source:
     names = [f"{split}/{i}" for i in range(num)]
 
     return Source(
-        "scenes", names, labels, scenes.CLASSES, len(scenes.CLASSES), identity, partial(_read_scene, seed, split, size)
+        "scenes",
+        names,
+        labels,
+        scenes.CLASSES,
+        len(scenes.CLASSES),
+        identity,
+        partial(_read_scene, seed, split, size),
+        partial(annotate_scenes, seed, split, size),
+        scenes.LABELS,
     )
