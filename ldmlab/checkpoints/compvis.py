@@ -54,6 +54,24 @@ UNET_RULES: tuple[Rule, ...] = (
     Rule("feed_forward.net.2", "feed_forward.out"),
 )
 
+TRANSFORMER_RULES: tuple[Rule, ...] = (
+    Rule("transformer.attn_layers.layers.{i}.0", "layers.{i}.norm"),
+    Rule("transformer.attn_layers.layers.{i}.1", "layers.{i}.inner"),
+    Rule("inner.net.0.0", "inner.0"),
+    Rule("inner.net.2", "inner.2"),
+    Rule("inner.to_out", "inner.out"),
+    Rule("transformer.token_emb", "token_embedding"),
+    Rule("transformer.pos_emb.emb", "position_embedding"),
+    Rule("transformer.norm", "norm"),
+)
+CLASSIFIER_RULES: tuple[Rule, ...] = (
+    Rule("out.{i}", "head.{i}"),  # before the rules of the UNet, whose `out` is another
+    Rule("head.{i}.positional_embedding", "head.{i}.position"),
+    Rule("head.{i}.qkv_proj", "head.{i}.qkv"),
+    Rule("head.{i}.c_proj", "head.{i}.out"),
+    *UNET_RULES,
+)
+
 
 @cache
 def _pattern(template: str) -> re.Pattern[str]:

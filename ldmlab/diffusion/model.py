@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ldmlab.diffusion.conditioning import ClassEmbedder
+from ldmlab.diffusion.conditioning import Conditioner
 from ldmlab.diffusion.guidance import classifier_free
-from ldmlab.diffusion.samplers import SAMPLERS, ddim
+from ldmlab.diffusion.samplers import SAMPLERS, EpsModel, ddim
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.first_stage.latents import LatentStats
+
+Guided = Callable[[EpsModel, slice], EpsModel]
 
 
 @dataclass
@@ -23,37 +25,45 @@ class LatentDiffusion:
     stats: LatentStats
     denoiser: nn.Module
     schedule: Schedule
-    class_embedder: ClassEmbedder | None
+    conditioner: Conditioner | None
     size: int
     device: torch.device
 
     @property
     def trained(self) -> nn.ModuleDict:
         """What diffusion training trains, and a file of it holds: the denoiser and, if there is one, tau."""
-        tau = {} if self.class_embedder is None else {"tau": self.class_embedder}
+        tau = {} if self.conditioner is None else {"tau": self.conditioner}
         return nn.ModuleDict({"denoiser": self.denoiser} | tau)
 
-    def eps_model(self, y: Int[Tensor, " b"] | None, guidance_scale: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
-        """eps_hat(z_t, t) under labels `y`, guided if `guidance_scale` is not 1."""
-        if self.class_embedder is None:
+    def eps_model(self, y: Int[Tensor, "b ..."] | None, guidance_scale: float | int = 1.0) -> EpsModel:
+        """eps_hat(z_t, t) under conditions `y`, as the conditioner read them, guided if `guidance_scale` is not 1."""
+        if self.conditioner is None:
             return self.denoiser
-        return classifier_free(self.denoiser, self.class_embedder(y), self.class_embedder.null(len(y)), guidance_scale)
+        context = self.conditioner(y)
+        if guidance_scale == 1:
+            return lambda z_t, t: self.denoiser(z_t, t, context)
+        return classifier_free(self.denoiser, context, self.conditioner.null(len(y)), guidance_scale)
+
+    def nothing(self, n: int) -> Int[Tensor, "n ..."]:
+        """`n` conditions that say nothing: with them a conditional model samples unconditionally."""
+        nothing = torch.tensor(0) if self.conditioner is None else self.conditioner.nothing.cpu()
+        return nothing.expand(n, *nothing.shape)
 
     def decode(self, z0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Scaled latents -> pictures, clamped to [-1, 1]."""
         return self.first_stage.decode(self.stats.unscale(z0)).clamp(-1, 1)
 
-    @torch.inference_mode()
     def sample(
-        self, y: Int[Tensor, " n"], *, num_steps: int, sampler: str = "ddim", eta: float = 0.0,
-        guidance_scale: float = 1.0, seed: int = 0, batch_size: int = 128,
+        self, y: Int[Tensor, "n ..."], *, num_steps: int, sampler: str = "ddim", eta: float | int = 0.0,
+        guidance_scale: float | int = 1.0, seed: int = 0, batch_size: int = 128, guided: Guided | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Float[Tensor, "n 3 H W"]:
-        """One picture per label of `y` (ignored without a class condition) by a sampler of `SAMPLERS`, on the CPU.
+        """One picture per condition of `y` (ignored by a model without any) by a sampler of `SAMPLERS`, on the CPU.
 
         All starting noise comes from `seed` before the first batch, so all samplers begin alike, and those that draw no
-        more give pictures that do not depend on `batch_size` but for rounding. `progress` is called with the number of
-        pictures done. ValueError for an unknown sampler, and for an `eta` where there is none to choose.
+        more give pictures that do not depend on `batch_size` but for rounding. `guided(eps_model, rows)` may steer the
+        model further for the pictures of the slice `rows`, by gradients if it wants. `progress` is called with the
+        number of pictures done. ValueError for an unknown sampler, and for an `eta` where there is none to choose.
         """
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler is one of {', '.join(SAMPLERS)}; got {sampler!r}")
@@ -65,10 +75,15 @@ class LatentDiffusion:
         z_T = torch.randn(len(y), c, side, side, generator=generator)
         later = torch.Generator(self.device).manual_seed(seed + 1)
         pictures = []
-        for labels, z in zip(y.split(batch_size), z_T.split(batch_size), strict=True):
-            eps_model = self.eps_model(labels.to(self.device), guidance_scale)
-            z0 = draw(eps_model, z.to(self.device), self.schedule, num_steps, generator=later)
-            pictures.append(self.decode(z0).float().cpu())
-            if progress is not None:
-                progress(sum(map(len, pictures)))
+        # Tensors of inference mode can never be differentiated, not even by a guide that asks for gradients.
+        with torch.no_grad(), torch.inference_mode(guided is None):
+            for start in range(0, len(y), batch_size):
+                rows = slice(start, start + batch_size)
+                eps_model = self.eps_model(y[rows].to(self.device), guidance_scale)
+                if guided is not None:
+                    eps_model = guided(eps_model, rows)
+                z0 = draw(eps_model, z_T[rows].to(self.device), self.schedule, num_steps, generator=later)
+                pictures.append(self.decode(z0).float().cpu())
+                if progress is not None:
+                    progress(sum(map(len, pictures)))
         return torch.cat(pictures)

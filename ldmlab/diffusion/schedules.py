@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -45,6 +45,14 @@ class Schedule:
     def log_snr(self) -> Float[Tensor, " T"]:
         """log SNR(t) = log alpha_bar_t / (1 - alpha_bar_t) [LDM v2, App. B]."""
         return self.alpha_bar.log() - (-self.alpha_bar).log1p()
+
+    def alpha_bar_at(self, t: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """alpha_bar at times in [0, T - 1], whole or not, on their device; log SNR is linear between two steps."""
+        log_snr = self.to(t.device).log_snr
+        t = t.to(log_snr.dtype)
+        below = t.floor().long().clamp(max=self.T - 1)
+        above = (below + 1).clamp(max=self.T - 1)
+        return log_snr[below].lerp(log_snr[above], t - below).sigmoid()
 
     def crossing(self, std: float | int = 1.0, log_snr: float | int = 0.0) -> int:
         """The first t at which latents of standard deviation `std` have less than `log_snr`; T if there is none.

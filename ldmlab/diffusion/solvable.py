@@ -137,7 +137,7 @@ def optimal_eps_model(data: Gaussian | GaussianMixture, schedule: Schedule) -> E
     """The best denoiser eps*(z_t, t) = E[eps | z_t]; between two time steps, log SNR is interpolated linearly."""
 
     def eps_model(z_t: Tensor, t: Tensor) -> Tensor:
-        return data.eps(z_t, _alpha_bar_at(schedule, t)).to(z_t.dtype)
+        return data.eps(z_t, schedule.alpha_bar_at(t)).to(z_t.dtype)
 
     return eps_model
 
@@ -164,7 +164,7 @@ def sampled_law(sampler: Sampler, data: Gaussian, schedule: Schedule, num_steps:
                    generator=silent)[0]
 
     def along_eigenvectors(y: Tensor, t: Tensor) -> Tensor:
-        ab = _alpha_bar_at(schedule, t)[:1, None]
+        ab = schedule.alpha_bar_at(t)[:1, None]
         return (1 - ab).sqrt() / (ab * data.variances + 1 - ab) * y
 
     impulses = iter(torch.eye(len(draws) + 1, dtype=torch.float64).unsqueeze(2))  # (1 + draws, 1) each
@@ -193,17 +193,9 @@ def convergence(
             return optimal_eps_model(data, schedule)(z_t, t)
 
         z = sampler(watched, z_T, schedule, S)
-        exact = data.flow(z_T, _alpha_bar_at(schedule, times[0]).item(), schedule.alpha_bar[0].item())
+        exact = data.flow(z_T, schedule.alpha_bar_at(times[0]).item(), schedule.alpha_bar[0].item())
         curve.append((S, (z - exact).square().mean().sqrt().item()))
     return curve
-
-
-def _alpha_bar_at(schedule: Schedule, t: Tensor) -> Tensor:
-    """alpha_bar at times in [0, T - 1], whole or not, in float64."""
-    log_snr, t = schedule.log_snr.double(), t.double()
-    below = t.floor().long().clamp(max=schedule.T - 1)
-    above = (below + 1).clamp(max=schedule.T - 1)
-    return log_snr[below].lerp(log_snr[above], t - below).sigmoid()
 
 
 def _column(z_t: Tensor, ab: Tensor | float) -> Tensor:

@@ -7,71 +7,52 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ldmlab.diffusion.conditioning import ClassEmbedder
+from ldmlab.diffusion.conditioning import Conditioner
 from ldmlab.diffusion.ema import EMA
 from ldmlab.diffusion.objective import denoising_error, weighted_objective
 from ldmlab.diffusion.schedules import Schedule
 
 
-class DiffusionModule(pl.LightningModule):
-    """L_LDM = E || eps - eps_theta(z_t, t, tau(y)) ||^2 over random z_0, t and eps [LDM v2, Eq. 2, 3].
+class LatentModule(pl.LightningModule):
+    """What all training on cached latents shares: fresh samples of z, scaled; AdamW with warm-up; EMA; resumption.
 
-    `scale_factor` (1,) or (c,) multiplies z; `first_stage` and it belong together, so both are checked and saved.
+    `trained` are the modules that learn, on latents of `latent_channels`; `scale_factor` (1,) or (c,) multiplies z.
     """
 
     clip_norm = 1.0
 
     def __init__(
         self,
-        denoiser: nn.Module,
+        trained: dict[str, nn.Module],
         schedule: Schedule,
-        class_embedder: ClassEmbedder | None = None,
+        latent_channels: int,
         *,
-        scale_factor: Sequence[float] = (1.0,),
-        loss: str = "l2",
-        lr: float = 1e-4,
-        warmup_steps: int = 0,
-        weight_decay: float = 0.01,
-        ema_decay: float = 0.9999,
-        channels_last: bool = False,
+        scale_factor: Sequence[float],
+        lr: float,
+        warmup_steps: int,
+        weight_decay: float,
+        ema_decay: float,
     ):
         super().__init__()
-        self.denoiser, self.class_embedder, self.schedule = denoiser, class_embedder, schedule
-        if channels_last:
-            self.denoiser.to(memory_format=torch.channels_last)
+        self.schedule, self.latent_channels = schedule, latent_channels
         self.register_buffer("scale", torch.tensor(scale_factor, dtype=torch.float32)[:, None, None], persistent=False)
-        self.loss, self.lr, self.warmup_steps, self.weight_decay = loss, lr, warmup_steps, weight_decay
-        self.trained = nn.ModuleDict({"denoiser": denoiser} | ({"tau": class_embedder} if class_embedder else {}))
+        self.lr, self.warmup_steps, self.weight_decay = lr, warmup_steps, weight_decay
+        self.trained = nn.ModuleDict(trained)
         self.ema = EMA(self.trained, decay=ema_decay)
 
     def on_fit_start(self) -> None:
         self.schedule = self.schedule.to(self.device)
         self.ema.to(self.device)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        z0 = self.z0_from_moments(batch["moments"])
-        t = torch.randint(self.schedule.T, (len(z0),), device=z0.device)
-        eps = torch.randn_like(z0)
-        return {"loss": self.eps_loss(z0, batch["label"], t, eps)}
-
     def z0_from_moments(self, moments: Float[Tensor, "b c2 h w"]) -> Float[Tensor, "b c h w"]:
         """A fresh, scaled sample of each cached posterior; moments of c channels are latents already."""
-        c = self.denoiser.config.in_channels
+        c = self.latent_channels
         if moments.shape[1] == 2 * c:
             mean, logvar = moments.chunk(2, 1)
             moments = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         elif moments.shape[1] != c:
-            raise ValueError(f"the denoiser takes {c} channels, so moments have {c} or {2 * c}; got {moments.shape[1]}")
+            raise ValueError(f"this model takes {c} channels, so moments have {c} or {2 * c}; got {moments.shape[1]}")
         return moments * self.scale
-
-    def eps_loss(
-        self, z0: Float[Tensor, "b c h w"], y: Int[Tensor, " b"] | None, t: Int[Tensor, " b"],
-        eps: Float[Tensor, "b c h w"],
-    ) -> Float[Tensor, ""]:
-        """|| eps - eps_hat || of the objective, with the condition dropped at random for guidance."""
-        context = self.class_embedder(y) if self.class_embedder is not None else None
-        eps_hat = self.denoiser(self.schedule.q_sample(z0, t, eps), t, context)
-        return weighted_objective(denoising_error(eps_hat, eps, self.loss), t, self.schedule)
 
     def configure_optimizers(self):
         """AdamW with an absolute learning rate: no hidden factor of batch size or number of GPUs."""
@@ -102,3 +83,46 @@ class DiffusionModule(pl.LightningModule):
         if getattr(self, "_optimizer_state", None) is not None:
             self.optimizers(use_pl_optimizer=False).load_state_dict(self._optimizer_state)
             self._optimizer_state = None
+
+
+class DiffusionModule(LatentModule):
+    """L_LDM = E || eps - eps_theta(z_t, t, tau(y)) ||^2 over random z_0, t and eps [LDM v2, Eq. 2, 3].
+
+    `scale_factor` (1,) or (c,) multiplies z; `first_stage` and it belong together, so both are checked and saved.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        schedule: Schedule,
+        conditioner: Conditioner | None = None,
+        *,
+        scale_factor: Sequence[float] = (1.0,),
+        loss: str = "l2",
+        lr: float = 1e-4,
+        warmup_steps: int = 0,
+        weight_decay: float = 0.01,
+        ema_decay: float = 0.9999,
+        channels_last: bool = False,
+    ):
+        if channels_last:
+            denoiser.to(memory_format=torch.channels_last)  # before the averages are made in its likeness
+        trained = {"denoiser": denoiser} | ({"tau": conditioner} if conditioner else {})
+        super().__init__(trained, schedule, denoiser.config.in_channels, scale_factor=scale_factor, lr=lr,
+                         warmup_steps=warmup_steps, weight_decay=weight_decay, ema_decay=ema_decay)
+        self.denoiser, self.conditioner, self.loss = denoiser, conditioner, loss
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        z0 = self.z0_from_moments(batch["moments"])
+        t = torch.randint(self.schedule.T, (len(z0),), device=z0.device)
+        eps = torch.randn_like(z0)
+        return {"loss": self.eps_loss(z0, batch.get("y", batch["label"]), t, eps)}
+
+    def eps_loss(
+        self, z0: Float[Tensor, "b c h w"], y: Int[Tensor, "b ..."] | None, t: Int[Tensor, " b"],
+        eps: Float[Tensor, "b c h w"],
+    ) -> Float[Tensor, ""]:
+        """|| eps - eps_hat || of the objective, with the condition dropped at random for guidance."""
+        context = self.conditioner(y) if self.conditioner is not None else None
+        eps_hat = self.denoiser(self.schedule.q_sample(z0, t, eps), t, context)
+        return weighted_objective(denoising_error(eps_hat, eps, self.loss), t, self.schedule)

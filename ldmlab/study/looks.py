@@ -14,7 +14,7 @@ from ldmlab.diffusion.samplers import ddim
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.first_stage.latents import LatentStats
 from ldmlab.first_stage.regularizers import codebook_usage
-from ldmlab.study.runs import sample_labels
+from ldmlab.study.conditions import sample_labels
 from ldmlab.study.session import Run
 
 

@@ -117,6 +117,38 @@ def _data(value: str) -> str:
     return value
 
 
+def _text(value: str) -> str:
+    if "\n" in value.strip():
+        raise ValueError("more than one line")
+    return value.strip()
+
+
+def _layout(value: str) -> str:
+    parse_layout(value)
+    return value
+
+
+def parse_layout(value: str) -> list[tuple[str, float, float, float, float]]:
+    """(name, x0, y0, x1, y1) of each box in "car 0.3 0.5 0.7 0.9; sun ..."; ValueError names the one that is wrong."""
+    boxes = []
+    for part in value.split(";"):
+        name, *numbers = part.rsplit(maxsplit=4) or [""]
+        try:
+            x0, y0, x1, y1 = map(float, numbers)
+        except ValueError:
+            raise ValueError(f"no box: {part.strip()!r}") from None
+        if not all(map(math.isfinite, (x0, y0, x1, y1))) or x0 >= x1 or y0 >= y1:
+            raise ValueError(f"left is not below right, or top not below bottom: {part.strip()!r}")
+        boxes.append((name.strip(), x0, y0, x1, y1))
+    return boxes
+
+
+def _shrinking(value: int) -> int:
+    if value not in (2, 4, 8):
+        raise ValueError("")
+    return value
+
+
 _MIN_SIZE = 32
 _Int = Annotated[int, BeforeValidator(_no_bool)]
 _Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_finite)]
@@ -136,6 +168,12 @@ PARAMETERS: dict[str, Parameter] = {
     "num_steps": Parameter(Annotated[_Int, Field(ge=1, le=1000)], "DDIM steps", "a whole number from 1 to 1000"),
     "eta": Parameter(Annotated[_Float, Field(ge=0, le=1)], "noise of a DDIM step",
                      "a number from 0 (deterministic) to 1 (as in DDPM)"),
+    "caption": Parameter(Annotated[str, AfterValidator(_text)], "what to draw, in words", "a line of text, in quotes"),
+    "layout": Parameter(Annotated[str, AfterValidator(_layout)], "what to draw where",
+                        "boxes such as 'car 0.3 0.5 0.7 0.9; sun 0.1 0.1 0.2 0.2': a name, left, top, right and bottom "
+                        "in fractions of the picture"),
+    "factor": Parameter(Annotated[_Int, AfterValidator(_shrinking)], "by how much the target is smaller",
+                        "one of 2 4 8"),
     "guidance_scale": Parameter(Annotated[_Float, Field(ge=0)], "classifier-free guidance",
                                 "a number from 0 on (1 switches guidance off)"),
 }
@@ -149,8 +187,19 @@ NOTEBOOKS: dict[str, tuple[str, ...]] = {
     "05_rate_distortion": ("f", "reg", "data", "size", "tier", "seed"),
     "06_snr_rescaling": ("f", "data", "size", "tier", "seed"),
     "07_sampling": ("f", "reg", "data", "size", "tier", "seed"),
+    "08_class_conditional": ("f", "reg", "data", "size", "tier", "seed"),
+    "09_text_to_image": ("f", "reg", "data", "size", "tier", "seed", "caption", "guidance_scale"),
+    "10_layout_to_image": ("f", "reg", "data", "size", "tier", "seed", "layout", "guidance_scale"),
+    "14_image_guiding": ("f", "reg", "data", "size", "tier", "seed", "factor", "guidance_scale"),
     "16_evaluation": ("f", "data", "size", "tier", "seed"),
     "20_report": ("data", "size", "tier"),
+}
+
+# Parameters that choose pictures to look at, and change nothing that is measured.
+SHOWN_ONLY: dict[str, tuple[str, ...]] = {
+    "09_text_to_image": ("caption", "guidance_scale"),
+    "10_layout_to_image": ("layout", "guidance_scale"),
+    "14_image_guiding": ("guidance_scale",),
 }
 
 

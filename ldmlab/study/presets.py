@@ -57,6 +57,20 @@ class FirstStageSpec:
 
 
 @dataclass(frozen=True)
+class ConditionSpec:
+    """tau_theta over a sequence of tokens: its kind, its transformer, the sequence's length [LDM v2, Tab. 17]."""
+
+    kind: str  # one of diffusion.conditioning.KINDS, other than "class"
+    dim: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    max_length: int = 77  # of a caption, in word pieces
+    num_tokens: int = 8192  # of boxes: the largest square in it is the grid of their corners
+    max_objects: int = 30
+
+
+@dataclass(frozen=True)
 class DiffusionSpec:
     """A latent diffusion model and how it is trained [LDM v2, Tab. 13]."""
 
@@ -75,6 +89,22 @@ class DiffusionSpec:
     precision: str = "32-true"
     target_params: int | None = None  # widths are matched to this number, so that all f are equally large
     milestones: tuple[int, ...] = ()  # steps at which samples are scored; the last step always is
+    condition: ConditionSpec | None = None  # None is the class, where the data has classes
+
+
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """A classifier of noisy latents, by which a sampler is guided, and how it is trained [LDM v2, App. C, D.4]."""
+
+    config: DenoiserConfig  # of the encoder half; out_channels are the classes
+    pool: str
+    num_steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int = 0
+    weight_decay: float = 0.05
+    ema_decay: float = 0.9995
+    precision: str = "32-true"
 
 
 @dataclass(frozen=True)
@@ -112,6 +142,9 @@ class StudySpec:
 def content_key(*parts) -> str:
     """sha256 of the parts' contents, 12 hex digits: what a trained model is filed under."""
     plain = [asdict(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
+    for part in plain:
+        if isinstance(part, dict) and part.get("condition", "") is None:
+            del part["condition"]  # as if it had never come: models of a class keep the names they are filed under
     return hashlib.sha256(json.dumps([VERSION, *plain], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -174,6 +207,23 @@ def _paper(f: int, reg: str, data: DataSpec) -> tuple[FirstStageSpec, DiffusionS
     return first_stage, diffusion, EvaluationSpec(5000, 100, 64, 0, speed_batch=64)
 
 
+# Which notebook's models are told what to show by something else than the class.
+CONDITIONS = {"09_text_to_image": "text", "10_layout_to_image": "layout"}
+# [LDM v2, Tab. 17]; heads as in the released code.
+_CONDITION = {
+    "text": ConditionSpec("text", dim=1280, num_layers=32, num_heads=8, head_dim=64),
+    "layout": ConditionSpec("layout", dim=512, num_layers=16, num_heads=8, head_dim=64),
+}
+# Released configurations: (widths, attention_at, heads, transformer depth, width of tau, training [LDM v2, Tab. 15]).
+_PAPER_CONDITIONAL = {
+    ("text", 8): ((320, 640, 1280, 1280), (1, 2, 4), {"num_heads": 8}, 1, 1280,
+                  {"batch_size": 680, "num_steps": 390_000, "lr": 1e-4, "beta": (0.00085, 0.012)}),
+    ("text", 4): ((192, 384, 576, 960), (2, 4, 8), {"num_heads": None, "num_head_channels": 32}, 1, 640, {}),
+    ("layout", 4): ((128, 256, 384, 512), (2, 4, 8), {"num_heads": None, "num_head_channels": 32}, 3, 512,
+                    {"batch_size": 24, "num_steps": 4_400_000, "lr": 4.8e-5, "beta": (0.0015, 0.0205), "loss": "l1"}),
+}
+
+
 # --- Tiers -----------------------------------------------------------------------------------------------------------
 # f: z_channels (those of Tab. 8), side of the stem's patches, ch_mult, first-stage steps: more at large f
 _LAPTOP_AE = {
@@ -186,6 +236,13 @@ _LAPTOP_LDM = {
     1: ((24, 40, 56, 56), (8,), 400), 2: ((32, 48, 64), (4,), 800), 4: ((32, 72), (2,), 1600),
     8: ((40, 64), (1, 2), 2400), 16: ((40, 64), (1, 2), 2400), 32: ((72,), (1,), 2400),
 }
+# Deviation: short sequences, and corners of boxes on a grid of the pictures' own pixels; the captions of `scenes` have
+# up to 37 word pieces, its layouts up to four boxes.
+_LAPTOP_CONDITION = {
+    "text": ConditionSpec("text", dim=64, num_layers=2, num_heads=4, head_dim=16, max_length=40),
+    "layout": ConditionSpec("layout", dim=64, num_layers=2, num_heads=4, head_dim=16, num_tokens=1025, max_objects=6),
+}
+_LAPTOP_CONDITIONAL_STEPS = {1: 800, 2: 1600, 4: 3200, 8: 4000, 16: 4000, 32: 4000}
 _MILESTONES = (100, 200, 400, 800, 1600)
 
 
@@ -215,13 +272,15 @@ def _laptop(f: int, reg: str, data: DataSpec) -> tuple[FirstStageSpec, Diffusion
 
 
 def study_spec(f: int, reg: str = "kl", data: str = "scenes", tier: str = "laptop", seed: int = 0, size: int = 0,
-               **changes) -> StudySpec:
+               condition: str = "class", **changes) -> StudySpec:
     """The spec of one run; `size` = 0 takes the tier's own. `changes` replace fields of DiffusionSpec.
 
-    Raises ValueError for an unknown tier or a size that f does not divide.
+    Raises ValueError for an unknown tier or condition, or a size that f does not divide.
     """
     if tier not in TIERS:
         raise ValueError(f"tier is one of {', '.join(TIERS)}; got {tier!r}")
+    if condition not in ("class", *_CONDITION):
+        raise ValueError(f"condition is one of class, {', '.join(_CONDITION)}; got {condition!r}")
     size = size or {"smoke": 32, "laptop": 32, "gpu": 64, "paper": 256}[tier]
     if size % f or size < 32:
         raise ValueError(f"size must be at least 32 and divisible by f = {f}; got {size}")
@@ -230,11 +289,44 @@ def study_spec(f: int, reg: str = "kl", data: str = "scenes", tier: str = "lapto
         tier]
     where = DataSpec(data, size, num_train, num_val)
     first_stage, diffusion, evaluation = (_paper if tier == "paper" else _laptop)(f, reg, where)
+    if condition != "class":
+        diffusion = _conditioned(diffusion, condition, tier, f, reg)
     if tier == "gpu":
         first_stage, diffusion, evaluation = _gpu(first_stage, diffusion, evaluation)
     if tier == "smoke":
         first_stage, diffusion, evaluation = _smoke(first_stage, diffusion, evaluation)
     return StudySpec(f, reg, tier, seed, where, first_stage, replace(diffusion, **changes), evaluation)
+
+
+def _conditioned(diffusion: DiffusionSpec, kind: str, tier: str, f: int, reg: str) -> DiffusionSpec:
+    """The same model, told by a sequence of tokens what to show."""
+    if tier == "paper":
+        condition, rows = _CONDITION[kind], _PAPER_CONDITIONAL
+        if (kind, f) in rows:
+            widths, attention_at, heads, depth, dim, changes = rows[kind, f]
+            denoiser = replace(diffusion.denoiser, widths=widths, attention_at=attention_at, transformer_depth=depth,
+                               **heads)
+            diffusion, condition = replace(diffusion, denoiser=denoiser, **changes), replace(condition, dim=dim)
+    else:
+        condition = _LAPTOP_CONDITION[kind]
+        if tier == "gpu":
+            condition = replace(condition, dim=2 * condition.dim, num_layers=4)
+        diffusion = replace(diffusion, num_steps=_LAPTOP_CONDITIONAL_STEPS[f])
+    return replace(diffusion, condition=condition, denoiser=replace(diffusion.denoiser, context_dim=condition.dim))
+
+
+def classifier_spec(spec: StudySpec, num_classes: int) -> ClassifierSpec:
+    """The classifier that guides the model of `spec`; the paper gives neither its shape nor its training.
+
+    From Tab. 10 follow 506M - 395M = 111M parameters for LDM-8-G: about the encoder half of its denoiser.
+    """
+    denoiser = spec.diffusion.denoiser
+    config = replace(denoiser, out_channels=num_classes, context_dim=None, num_classes=None)
+    if spec.tier == "paper":
+        return ClassifierSpec(config, "adaptive", 300_000, 256, lr=3e-4, precision="bf16-mixed")
+    steps, batch = {"smoke": (8, 16), "laptop": (1200, 64), "gpu": (10_000, 128)}[spec.tier]
+    return ClassifierSpec(config, "adaptive", steps, batch, lr=1e-3, warmup_steps=50,
+                          precision=spec.diffusion.precision)
 
 
 def _gpu(first_stage, diffusion, evaluation):

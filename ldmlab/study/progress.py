@@ -3,6 +3,8 @@
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 _LINE_S, _LINE_PART, _LATEST_S = 10.0, 0.1, 60.0  # a line a tenth of the work, 10 s to 60 s after the last
@@ -109,6 +111,20 @@ class _Widget(Progress):
 
     def close(self) -> None:
         self._bar.close()
+
+
+@contextmanager
+def reports(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A function of (done, total) whose first call opens a bar: what is loaded, and never reports, shows none."""
+    with ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def report(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(progress(total, label, unit=unit)))
+            bars[0].update(done - bars[0].n)
+
+        yield report
 
 
 def duration(seconds: float | int) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor
 from ldmlab.data.images import open_dataset, to_float, to_uint8
 from ldmlab.evaluation.distances import Interval, moments_of
 from ldmlab.evaluation.uncertainty import frechet_estimate
+from ldmlab.study.conditions import sample_labels
 from ldmlab.study.progress import progress
 from ldmlab.study.records import Record, load_records
-from ldmlab.study.runs import sample_labels
 from ldmlab.study.series import as_metrics, comparison_key
 from ldmlab.study.session import Run
 from ldmlab.study.snr import BANDS, cosines, settled

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -11,36 +11,22 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from ldmlab.checkpoints.files import load_model, save_model
-from ldmlab.data.images import ImageSet, open_dataset, to_float
-from ldmlab.diffusion.conditioning import ClassEmbedder
+from ldmlab.data.images import ImageSet, to_float
+from ldmlab.diffusion.conditioning import Conditioned
 from ldmlab.diffusion.denoiser import DenoiserConfig, UNet, count_params, match_widths
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.latents import Latents, LatentStats, MirroredImages, encode_dataset, latent_stats, weights_hash
 from ldmlab.perception import feature_net, perceptual_loss
+from ldmlab.study.conditions import build_conditioner, read_conditions
 from ldmlab.study.fit import Curve, choose_device, fit
 from ldmlab.study.paths import runs_dir
+from ldmlab.study.pictures import Pictures
 from ldmlab.study.presets import DiffusionSpec, StudySpec, content_key
-from ldmlab.study.progress import progress
+from ldmlab.study.progress import reports
 
 FLAT_DB = 0.3  # a first stage is called flat if the second half of its training gained less validation PSNR
-
-
-@dataclass
-class Pictures:
-    """Training and validation pictures of one study, decoded once."""
-
-    train: ImageSet
-    val: ImageSet
-
-
-def open_pictures(spec: StudySpec) -> Pictures:
-    """The pictures of a spec; a data set with fewer than asked for gives all it has."""
-    data, cache = spec.data, runs_dir() / "data"
-    open_split = lambda split, num: open_dataset(  # noqa: E731
-        data.name, size=data.size, split=split, num=num or None, seed=0).in_memory(cache_dir=cache)
-    return Pictures(open_split("train", data.num_train), open_split("validation", data.num_val))
 
 
 @dataclass
@@ -190,14 +176,8 @@ def encode(spec: StudySpec, first_stage: TrainedFirstStage, pictures: Pictures, 
     """The training set's latents, encoded once; pixels at f = 1 are their own latents."""
     if spec.f == 1:
         return PixelLatents(pictures.train)
-    name, shown = f"latents of {first_stage.name}", []
-    with locked(runs_dir() / f"latents-lock-{first_stage.hash[:12]}", name), ExitStack() as stack:
-
-        def report(done: int, total: int) -> None:
-            if not shown:  # latents that are loaded show no bar
-                shown.append(stack.enter_context(progress(total, name, unit="pictures")))
-            shown[0].update(done - shown[0].n)
-
+    name = f"latents of {first_stage.name}"
+    with locked(runs_dir() / f"latents-lock-{first_stage.hash[:12]}", name), reports(name, "pictures") as report:
         return encode_dataset(first_stage.model, pictures.train, runs_dir(), device=_device(device), progress=report)
 
 
@@ -212,8 +192,9 @@ class PixelLatents(MirroredImages):
 
 
 def denoiser_config(plan: DiffusionSpec, num_classes: int) -> DenoiserConfig:
-    """The denoiser of a spec for this data: unconditional without classes, and of the size asked for within 3 %."""
-    config, target = plan.denoiser if num_classes else replace(plan.denoiser, context_dim=None), plan.target_params
+    """The denoiser of a spec for this data: of the size asked for within 3 %, unconditional if nothing is known."""
+    conditional, target = num_classes or plan.condition, plan.target_params
+    config = plan.denoiser if conditional else replace(plan.denoiser, context_dim=None)
     if target is None or abs(count_params(config) / target - 1) <= 0.03:
         return config
     return match_widths(config, target)
@@ -275,9 +256,8 @@ def _new_diffusion(spec: StudySpec, pictures: Pictures, first_stage: TrainedFirs
     config = denoiser_config(plan, num_classes)
     torch.manual_seed(spec.seed)
     denoiser = UNet(config)
-    embedder = ClassEmbedder(num_classes, config.context_dim, plan.p_uncond) if num_classes else None
-    return LatentDiffusion(first_stage.model, first_stage.stats, denoiser, scaled_linear(plan.T, *plan.beta), embedder,
-                           spec.data.size, device)
+    return LatentDiffusion(first_stage.model, first_stage.stats, denoiser, scaled_linear(plan.T, *plan.beta),
+                           build_conditioner(plan, pictures), spec.data.size, device)
 
 
 def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion, device, folder, path, on_milestone):
@@ -285,7 +265,7 @@ def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion,
 
     plan = spec.diffusion
     module = DiffusionModule(
-        model.denoiser, model.schedule, model.class_embedder, scale_factor=first_stage.stats.scale_factor,
+        model.denoiser, model.schedule, model.conditioner, scale_factor=first_stage.stats.scale_factor,
         loss=plan.loss, lr=plan.lr, warmup_steps=plan.warmup_steps, weight_decay=plan.weight_decay,
         ema_decay=plan.ema_decay, channels_last=device.type == "cuda")
 
@@ -299,6 +279,8 @@ def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion,
         curve.add(step, scoring_s=time.perf_counter() - began)
 
     marks = {*plan.milestones, plan.num_steps} if on_milestone else ()
+    if plan.condition is not None:
+        latents = Conditioned(latents, read_conditions(model.conditioner, pictures))
     curve = fit(module, latents, num_steps=plan.num_steps, batch_size=min(plan.batch_size, len(latents) // 2),
                 seed=spec.seed, run_dir=folder, label=f"{spec.name} on {first_stage.name}", device=device,
                 precision=plan.precision, at_steps={step: [milestone] for step in marks})
@@ -317,8 +299,3 @@ def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion,
 
 def _device(device: torch.device | str) -> torch.device:
     return choose_device(device) if isinstance(device, str) else device
-
-
-def sample_labels(num_classes: int, n: int) -> Tensor:
-    """Labels in equal shares, or zeros where there are none."""
-    return torch.arange(n) % max(1, num_classes)

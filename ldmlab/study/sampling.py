@@ -20,11 +20,11 @@ from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.solvable import convergence, random_field
 from ldmlab.evaluation.distances import Score, moments_of
 from ldmlab.evaluation.uncertainty import frechet_estimate
+from ldmlab.study.conditions import sample_labels
 from ldmlab.study.presets import EvaluationSpec
 from ldmlab.study.progress import duration, progress
 from ldmlab.study.records import Record
-from ldmlab.study.runs import sample_labels
-from ldmlab.study.series import as_metrics
+from ldmlab.study.series import add_points, as_metrics
 from ldmlab.study.session import Run
 
 FD = "fd_lab_by_steps"
@@ -161,9 +161,7 @@ def _score_job(record: Record, run: Run, y: Tensor, job: Job, advance: Callable[
     score = _score(run, sample_with(run, key, y, num_steps, on_pictures))
     if (key, num_steps) == ("ddim", run.spec.evaluation.num_steps):
         record.metrics |= as_metrics({"fd_lab": score})
-    ends = {"": score.value, "_low": score.interval.low, "_high": score.interval.high}
-    for end, value in ends.items():
-        record.curves.setdefault(curve_name(key) + end, []).append([num_steps, float(f"{value:.6g}")])
+    add_points(record, {curve_name(key): score}, num_steps)
 
 
 def _score(run: Run, samples: Tensor) -> Score:

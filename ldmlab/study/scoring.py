@@ -12,10 +12,12 @@ from ldmlab.evaluation.distances import FeatureMoments, Score, frechet_score, ki
 from ldmlab.evaluation.reconstruction import reconstruction_scores
 from ldmlab.evaluation.uncertainty import frechet_infinity, frechet_interval, kid_interval
 from ldmlab.perception import feature_net, perceptual_loss
+from ldmlab.study.conditions import sample_conditions
 from ldmlab.study.paths import runs_dir
+from ldmlab.study.pictures import Pictures
 from ldmlab.study.presets import StudySpec
 from ldmlab.study.progress import progress
-from ldmlab.study.runs import Pictures, TrainedFirstStage, sample_labels
+from ldmlab.study.runs import TrainedFirstStage
 
 
 class Scorer:
@@ -77,7 +79,7 @@ class Scorer:
     def sample(self, model: LatentDiffusion, num: int | None = None, label: str = "samples") -> Tensor:
         """`num` samples under the run's protocol, labels in equal shares."""
         num = num or self.plan.num_samples
-        y = sample_labels(self.pictures.train.num_classes, num)
+        y = sample_conditions(model.conditioner, self.pictures, num)
         with progress(num, label, unit="pictures") as bar:
             return model.sample(y, num_steps=self.plan.num_steps, seed=self.spec.seed, batch_size=self.plan.batch_size,
                                 progress=lambda done: bar.update(done - bar.n))
@@ -113,7 +115,7 @@ class Scorer:
     def speed(self, model: LatentDiffusion) -> list[list[float | int]]:
         """[DDIM steps, images per second, decode included] for each number of steps: median after a warm-up."""
         n = self.plan.speed_batch
-        y = sample_labels(self.pictures.train.num_classes, n)
+        y = sample_conditions(model.conditioner, self.pictures, n)
         model.sample(y, num_steps=min(self.plan.speed_steps), batch_size=n)
 
         def rate(steps: int) -> float:
@@ -127,5 +129,5 @@ class Scorer:
         c, side = model.denoiser.config.in_channels, model.size // model.first_stage.f
         z = torch.zeros(1, c, side, side, device=model.device)
         t = torch.zeros(1, dtype=torch.long, device=model.device)
-        eps_model = model.eps_model(t if model.class_embedder is not None else None)
+        eps_model = model.eps_model(model.nothing(1).to(model.device))
         return count_flops(eps_model, z, t)

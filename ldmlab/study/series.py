@@ -110,6 +110,16 @@ def as_metrics(scores: Mapping[str, Score]) -> dict[str, dict]:
             for name, score in scores.items()}
 
 
+def add_points(record: Record, scores: Mapping[str, Score], x: float | int) -> None:
+    """One point of each named curve at `x`; the ends of its interval, if it has one, in `<name>_low` and `_high`."""
+    for name, score in scores.items():
+        ends = {"": score.value}
+        if score.interval is not None:
+            ends |= {"_low": score.interval.low, "_high": score.interval.high}
+        for end, value in ends.items():
+            record.curves.setdefault(name + end, []).append([x, float(f"{value:.6g}")])
+
+
 def table(records: Sequence[Record]):
     """Records side by side, a pandas DataFrame with a row each."""
     import pandas as pd

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from ldmlab.study import runs
+from ldmlab.study import pictures, runs
 from ldmlab.study.fit import choose_device
-from ldmlab.study.presets import StudySpec, study_spec
+from ldmlab.study.parameters import SHOWN_ONLY
+from ldmlab.study.presets import CONDITIONS, StudySpec, study_spec
 from ldmlab.study.records import Record, environment, now
 from ldmlab.study.style import save_figure
 
@@ -26,7 +27,8 @@ class Run:
             tier = "gpu" if self.device.type == "cuda" else "laptop"
         changes = {"scale_mode": params["scale_mode"]} if "scale_mode" in params else {}
         f, reg, size = params["f"], params.get("reg", "kl"), params.get("size", 0)
-        self.spec: StudySpec = study_spec(f, reg, params["data"], tier, params["seed"], size, **changes)
+        self.spec: StudySpec = study_spec(f, reg, params["data"], tier, params["seed"], size,
+                                          condition=CONDITIONS.get(notebook, "class"), **changes)
         # Records travel: of a path they keep the name.
         self.params = {**params, "data": Path(str(params["data"])).stem, "tier": tier, "reg": self.spec.reg,
                        "size": self.spec.data.size}
@@ -37,9 +39,9 @@ class Run:
                   f"{asked}, seed {self.spec.seed}, on {self.device}", flush=True)
 
     @cached_property
-    def pictures(self) -> runs.Pictures:
+    def pictures(self) -> pictures.Pictures:
         """Training and validation pictures."""
-        return runs.open_pictures(self.spec)
+        return pictures.open_pictures(self.spec)
 
     @cached_property
     def first_stage(self) -> runs.TrainedFirstStage:
@@ -66,7 +68,8 @@ class Run:
 
     def new_record(self) -> Record:
         """An empty record that knows parameters, environment and inputs."""
-        record = Record(self.notebook, self.spec.name, self.params, started=self.started, env=environment(self.device))
+        measured = {key: value for key, value in self.params.items() if key not in SHOWN_ONLY.get(self.notebook, ())}
+        record = Record(self.notebook, self.spec.name, measured, started=self.started, env=environment(self.device))
         record.inputs["data"] = self.pictures.train.fingerprint
         record.inputs["first_stage"] = self.first_stage.hash
         record.protocol.update(self.pictures.train.protocol)

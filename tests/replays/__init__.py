@@ -1,6 +1,13 @@
 """Replays of the recorded cases: module name in index.json -> function(case)."""
 
-from . import diffusion, first_stage
+from . import classifier, conditioning, diffusion, first_stage, layouts
 from .blocks import replay_blocks
 
-REPLAYS = {**first_stage.REPLAYS, **diffusion.REPLAYS, "blocks": replay_blocks}
+REPLAYS = {
+    **classifier.REPLAYS,
+    **conditioning.REPLAYS,
+    **diffusion.REPLAYS,
+    **first_stage.REPLAYS,
+    **layouts.REPLAYS,
+    "blocks": replay_blocks,
+}

@@ -1,0 +1,98 @@
+"""The classifier p_phi(y | z_t, t) on noisy latents, by which a sampler is guided [LDM v2, App. C, D.4]."""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .blocks import GroupNorm, timestep_embedding, zeroed
+from .denoiser import Stage
+from .layout import DenoiserConfig, build_ends, plan
+
+POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
+_SPATIAL_WIDTH = 2048  # hidden units of the spatial pools
+
+
+class AttentionPool(nn.Module):
+    """The answer of one attention query, the mean over positions, to all positions and itself [CLIP, Sec. 2.4].
+
+    Every position has an embedding of its own, so latents are of one `side` only.
+    """
+
+    def __init__(self, side: int, channels: int, num_heads: int, out_channels: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.position = nn.Parameter(torch.randn(channels, side**2 + 1) / channels**0.5)  # the query comes first
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.out = nn.Conv1d(channels, out_channels, 1)
+
+    def forward(self, h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        tokens = h.flatten(2)
+        tokens = torch.cat([tokens.mean(2, keepdim=True), tokens], 2) + self.position  # (b, c, 1 + h w)
+        qkv = self.qkv(tokens).unflatten(1, (3, self.num_heads, -1))  # q, k, v before heads, as released
+        q, k, v = qkv.transpose(3, 4).unbind(1)  # (b, heads, 1 + h w, c / heads)
+        attended = F.scaled_dot_product_attention(q[:, :, :1], k, v)
+        return self.out(attended.reshape(len(h), -1, 1)).flatten(1)
+
+
+class NoisyClassifier(nn.Module):
+    """log p_phi(y | z_t, t) up to a constant: the down stages and middle of the denoiser's UNet, pooled [ADM, Sec. 4].
+
+    `config.out_channels` is the number of classes. `pool` "adaptive" takes the mean over positions and a linear layer;
+    "attention", that of the released classifier, needs the latent's `side` and heads of `num_head_channels`; "spatial"
+    and "spatial_v2", which no model uses, put two layers on the means of every stage. ValueError for what does not fit.
+    [LDM v2] does not say how large its classifier is; Tab. 10 counts 506M - 395M = 111M parameters for LDM-8-G.
+    """
+
+    def __init__(self, config: DenoiserConfig, pool: str = "attention", side: int | None = None):
+        super().__init__()
+        if config.context_dim is not None or config.num_classes is not None:
+            raise ValueError(f"a classifier is given no condition, got {config.context_dim=}, {config.num_classes=}")
+        layout = plan(config)
+        self.config, self.pool, self.side = config, pool, side
+        self.spatial = pool.startswith("spatial")
+        self.time_embed = build_ends(config)[0]  # the denoiser's
+        self.down = nn.ModuleList(Stage(block.build(config) for block in stage) for stage in layout.down)
+        self.middle = Stage(block.build(config) for block in layout.middle)
+        widths = [stage[-1].c_out for stage in (*layout.down, layout.middle)]
+        self.head = nn.Sequential(*self._head(sum(widths) if self.spatial else widths[-1]))
+
+    def _head(self, channels: int) -> list[nn.Module]:
+        num_classes, groups, hidden = self.config.out_channels, self.config.norm_groups, _SPATIAL_WIDTH
+        match self.pool:
+            case "adaptive":
+                last = zeroed(nn.Conv2d(channels, num_classes, 1))
+                return [GroupNorm(groups, channels), nn.SiLU(), nn.AdaptiveAvgPool2d(1), last, nn.Flatten()]
+            case "attention":
+                m = 2 ** (len(self.config.widths) - 1)
+                if self.config.num_head_channels is None or not self.side or self.side % m:
+                    raise ValueError(f"attention pooling needs num_head_channels and a side divisible by {m}, "
+                                     f"got {self.config.num_head_channels=}, side={self.side}")
+                pool = AttentionPool(self.side // m, channels, self.config.heads(channels), num_classes)
+                return [GroupNorm(groups, channels), nn.SiLU(), pool]
+            case "spatial":
+                return [nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)]
+            case "spatial_v2":
+                norm = GroupNorm(32, hidden)
+                return [nn.Linear(channels, hidden), norm, nn.SiLU(), nn.Linear(hidden, num_classes)]
+        raise ValueError(f"pool is one of {', '.join(POOLS)}; got {self.pool!r}")
+
+    def forward(self, z_t: Float[Tensor, "b c h w"], t: Shaped[Tensor, " b"]) -> Float[Tensor, "b k"]:
+        """Logits of the classes; `t` may be fractional."""
+        self._check(z_t)
+        emb = self.time_embed(timestep_embedding(t, self.config.widths[0]))
+        h, means = z_t, []
+        for stage in (*self.down, self.middle):
+            h = stage(h, emb, None)
+            if self.spatial:
+                means.append(h.mean((2, 3)))
+        return self.head(torch.cat(means, 1) if self.spatial else h)
+
+    def _check(self, z_t: Tensor) -> None:
+        config, m = self.config, 2 ** (len(self.config.widths) - 1)
+        if z_t.shape[1] != config.in_channels or z_t.shape[2] % m or z_t.shape[3] % m:
+            raise ValueError(f"this classifier takes (b, {config.in_channels}, h, w) with h and w divisible by {m}, "
+                             f"got {tuple(z_t.shape)}")
+        if self.pool == "attention" and z_t.shape[2:] != (self.side, self.side):
+            raise ValueError(f"attention pooling has embeddings for latents of {self.side} x {self.side}, "
+                             f"got {tuple(z_t.shape)}; the adaptive pool takes any size")

@@ -1,0 +1,10 @@
+"""Learn the WordPiece vocabulary of `scenes` from its captions: `python -m ldmlab.weights.train_vocabulary`."""
+
+from ldmlab.data.scenes import render_scene
+from ldmlab.diffusion.text import SCENES_VOCABULARY, train_vocabulary
+
+NUM_CAPTIONS = 4_000  # each of the world's words is in some two hundred of them or more
+
+if __name__ == "__main__":
+    captions = [render_scene(0, "train", index, 32).caption for index in range(NUM_CAPTIONS)]
+    print(train_vocabulary(captions, SCENES_VOCABULARY) / "vocab.txt")
