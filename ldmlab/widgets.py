@@ -1,6 +1,8 @@
 """Sliders over the functions of the library; where nobody can move one (papermill, a script), a still picture."""
 
+import html
 import io
+import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -10,11 +12,12 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ldmlab.diffusion.boxes import check_boxes
 from ldmlab.study.figures_snr import fig_scales
 from ldmlab.study.looks import Path
 from ldmlab.study.progress import has_front_end
 from ldmlab.study.snr import ScaleView
-from ldmlab.study.views import fig_path, picture_grid
+from ldmlab.study.views import TINTS, fig_path, layout_grid, picture_grid
 
 if TYPE_CHECKING:
     from ipywidgets import Widget
@@ -37,9 +40,7 @@ def slider(
 
     @lru_cache(maxsize=256)
     def png(value: Hashable) -> bytes:
-        buffer = io.BytesIO()
-        frame(value).savefig(buffer, format="png", dpi=110)
-        return buffer.getvalue()
+        return _png(frame(value))
 
     start = values[0] if start is None else start
     control = ipywidgets.SelectionSlider(
@@ -53,6 +54,12 @@ def slider(
 
     control.observe(show, "value")
     return ipywidgets.VBox([control, picture])
+
+
+def _png(fig: Figure) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
 
 def compare_reconstructions(
@@ -111,6 +118,143 @@ def try_steps(
 
     return slider(lambda n: rows([n]), list(steps), "DDIM steps", start=steps[len(steps) // 2],
                   still=lambda: rows(steps[:_STILLS]))
+
+
+def try_captions(
+    model: "LatentDiffusion", caption: str, *, num_steps: int, guidance_scale: float = 3.0, n: int = 8, seed: int = 0,
+    about: str = "",
+) -> "Widget | Figure":
+    """A text box: what is typed is drawn `n` times, and what the model cannot know of it is said."""
+    tokenizer = model.conditioner.tokenizer
+
+    def frame(caption: str, scale: float) -> Figure:
+        y = tokenizer([caption] * n)
+        samples = model.sample(y, num_steps=num_steps, guidance_scale=scale, seed=seed)
+        notes = "".join(f" Note: {note}." for note in tokenizer.notes(caption))
+        return picture_grid({f"s = {scale:g}": samples}, caption=f"“{caption}”{notes} {about}")
+
+    if not has_front_end():
+        return frame(caption, guidance_scale)
+    import ipywidgets
+
+    box = ipywidgets.Text(value=caption, description="caption", continuous_update=False, layout={"width": "640px"})
+    return _drawn_again(lambda scale: frame(box.value, scale), box, guidance_scale)
+
+
+def try_layouts(
+    model: "LatentDiffusion", boxes: Sequence[tuple], names: Sequence[str], *, num_steps: int,
+    guidance_scale: float = 3.0, n: int = 6, seed: int = 0, about: str = "",
+) -> "Widget | Figure":
+    """A canvas to draw boxes on with the mouse; a button draws `n` pictures of them. `names` are the things there are.
+
+    `boxes`, (name, x0, y0, x1, y1) in fractions of the picture, are what stands there at first.
+    """
+    tokenizer = model.conditioner.tokenizer
+
+    def frame(boxes: Sequence[tuple], scale: float) -> Figure:
+        fit, told = check_boxes(boxes, names, tokenizer.max_objects)
+        y = tokenizer.encode(fit)[None].expand(n, -1) if fit else model.nothing(n)
+        samples = model.sample(y, num_steps=num_steps, guidance_scale=scale, seed=seed)
+        told += [] if fit else ["there is no box: the picture is drawn without a condition"]
+        return layout_grid([fit] * n, {f"s = {scale:g}": samples},
+                           caption="".join(f"Note: {note}. " for note in told) + about)
+
+    if not has_front_end():
+        return frame(boxes, guidance_scale)
+    import ipywidgets
+
+    drawing = BoxDrawing(names, boxes)
+    return _drawn_again(lambda scale: frame(drawing.boxes, scale), ipywidgets.VBox([drawing.controls, drawing.canvas]),
+                        guidance_scale)
+
+
+def _drawn_again(frame: Callable[[float], Figure], asked: "Widget", guidance_scale: float) -> "Widget":
+    """What is asked, a slider for the guidance scale, a button, and the picture; a wrong entry is told in its place."""
+    import ipywidgets
+
+    scale = ipywidgets.FloatSlider(value=guidance_scale, min=0.0, max=10.0, step=0.5, description="guidance scale",
+                                   continuous_update=False, style={"description_width": "initial"})
+    button = ipywidgets.Button(description="draw", button_style="primary")
+    picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+    said = ipywidgets.HTML()
+
+    def show(_: object = None) -> None:
+        button.disabled, said.value = True, "drawing …"
+        try:
+            picture.value, said.value = _png(frame(scale.value)), ""
+        except ValueError as error:
+            said.value = html.escape(str(error))
+        finally:
+            button.disabled = False
+
+    button.on_click(show)
+    for control in (scale, asked):
+        if "value" in control.traits():
+            control.observe(show, "value")
+    show()
+    return ipywidgets.VBox([asked, ipywidgets.HBox([scale, button]), said, picture])
+
+
+class BoxDrawing:
+    """A canvas on which boxes are drawn by dragging the mouse; `boxes` are (name, x0, y0, x1, y1) in fractions."""
+
+    SIDE = 288  # pixels of the canvas
+
+    def __init__(self, names: Sequence[str], boxes: Sequence[tuple] = ()):
+        import ipycanvas
+        import ipywidgets
+
+        self.boxes, self._start, self._now = list(boxes), None, None
+        self.name = ipywidgets.Dropdown(options=list(names), description="thing")
+        undo, clear = (ipywidgets.Button(description=text) for text in ("undo", "clear"))
+        undo.on_click(lambda _: self._keep(self.boxes[:-1]))
+        clear.on_click(lambda _: self._keep([]))
+        self.controls = ipywidgets.HBox([self.name, undo, clear])
+        self.canvas = ipycanvas.Canvas(width=self.SIDE, height=self.SIDE, layout={"width": f"{self.SIDE}px"})
+        self.canvas.on_mouse_down(self.press)
+        self.canvas.on_mouse_move(self.move)
+        self.canvas.on_mouse_up(self.release)
+        self._draw()
+
+    def press(self, x: float, y: float) -> None:
+        """The first corner, in pixels of the canvas."""
+        self._start = self._now = (x, y)
+
+    def move(self, x: float, y: float) -> None:
+        """The box so far, while the button is held."""
+        if self._start is not None:
+            self._now = (x, y)
+            self._draw()
+
+    def release(self, x: float, y: float) -> None:
+        """The other corner; a click without a drag is no box."""
+        if self._start is not None:
+            (x0, x1), (y0, y1) = (sorted(ends) for ends in zip(self._start, (x, y), strict=True))
+            self._start = None
+            new = [(self.name.value, *(end / self.SIDE for end in (x0, y0, x1, y1)))]
+            self._keep(self.boxes + (new if x1 - x0 > 3 and y1 - y0 > 3 else []))
+
+    def _keep(self, boxes: list[tuple]) -> None:
+        self.boxes = boxes
+        self._draw()
+
+    def _draw(self) -> None:
+        from ipycanvas import hold_canvas
+
+        canvas, side = self.canvas, self.SIDE
+        with hold_canvas(canvas):
+            canvas.fill_style = "#f4f4f2"
+            canvas.fill_rect(0, 0, side, side)
+            canvas.font, canvas.line_width = "12px sans-serif", 2
+            for tint, (name, *ends) in zip(itertools.cycle(TINTS), self.boxes, strict=False):
+                x0, y0, x1, y1 = (end * side for end in ends)
+                canvas.stroke_style = canvas.fill_style = tint
+                canvas.stroke_rect(x0, y0, x1 - x0, y1 - y0)
+                canvas.fill_text(name, x0 + 4, y0 + 14)
+            if self._start is not None:
+                canvas.stroke_style = "#6b7280"
+                (x0, y0), (x1, y1) = self._start, self._now
+                canvas.stroke_rect(x0, y0, x1 - x0, y1 - y0)
 
 
 def shrink(x: Float[Tensor, "n 3 h w"], f: int) -> Float[Tensor, "n 3 h w"]:

@@ -1,5 +1,6 @@
 """What a student looks at besides the study's own figures: pictures, curves, schedules, latents."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,8 +9,10 @@ from jaxtyping import Float
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from ldmlab.data.annotations import Box
 from ldmlab.data.images import to_uint8
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.study.looks import Path
@@ -42,6 +45,42 @@ def picture_grid(
     if caption:
         small_print(fig, caption)
     return fig
+
+
+@styled
+def layout_grid(
+    layouts: Sequence[Sequence[Box]], rows: Mapping[str, Float[Tensor, "n 3 h w"]], *, caption: str = "",
+    cell: float = 1.15,
+) -> Figure:
+    """Layouts, a column each, drawn with their names; below them rows of pictures in [-1, 1] with the same boxes."""
+    wide, names = len(layouts), ["layout", *rows]
+    margin = 0.12 + 0.066 * max(map(len, names))
+    fig, axes = plt.subplots(1 + len(rows), wide, figsize=(wide * cell + margin, (1 + len(rows)) * cell),
+                             squeeze=False, layout="constrained")
+    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    for line, name in zip(axes, names, strict=True):
+        for ax, boxes, picture in zip(line, layouts, rows.get(name, layouts), strict=True):
+            if name == "layout":
+                ax.set_facecolor("#f4f4f2")
+            else:
+                ax.imshow(to_uint8(picture.float().cpu().clamp(-1, 1)).permute(1, 2, 0), extent=(0, 1, 1, 0),
+                          interpolation="nearest")
+            _draw_boxes(ax, boxes, named=name == "layout")
+            ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
+            ax.spines[:].set_visible(False)
+            ax.grid(False)
+        line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+    if caption:
+        small_print(fig, caption)
+    return fig
+
+
+def _draw_boxes(ax, boxes: Sequence[Box], named: bool) -> None:
+    for tint, box in zip(itertools.cycle(TINTS), boxes, strict=False):
+        ax.add_patch(Rectangle((box.x0, box.y0), box.x1 - box.x0, box.y1 - box.y0, fill=False, ec=tint if named else
+                               "white", lw=1.1 if named else 0.7))
+        if named:
+            ax.text(box.x0 + 0.02, box.y0 + 0.02, box.name, fontsize=6, color=tint, va="top", clip_on=True)
 
 
 @styled

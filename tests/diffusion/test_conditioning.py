@@ -1,9 +1,100 @@
-"""Class conditions: tokens, the null class, and its dropout."""
+"""Conditions: what each kind reads, its tokens, what stands for nothing, and dropout."""
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
-from ldmlab.diffusion.conditioning import ClassEmbedder
+from ldmlab.data.annotations import Annotation, Box
+from ldmlab.diffusion.boxes import BoxTokenizer
+from ldmlab.diffusion.conditioning import KINDS, ClassEmbedder, Conditioned, LayoutEmbedder, TextEmbedder
+from ldmlab.diffusion.text import SCENES_VOCABULARY, CaptionTokenizer
+from ldmlab.diffusion.transformer import TokenTransformer
+
+KNOWN = [
+    Annotation(2, "A red car in the snow.", (Box("car", 1, 0.2, 0.3, 0.7, 0.9),)),
+    Annotation(0, "", ()),
+]
+
+
+def make(kind: str, p_drop: float = 0.0):
+    """A small conditioner of each kind."""
+    torch.manual_seed(0)
+    if kind == "class":
+        return ClassEmbedder(3, 8, p_drop)
+    if kind == "text":
+        tokenizer = CaptionTokenizer(SCENES_VOCABULARY, 12, closed=True)
+        return TextEmbedder(tokenizer, TokenTransformer(len(tokenizer), 12, 8, 1, 2, 4), p_drop)
+    tokenizer = BoxTokenizer(5, 65, 2)
+    return LayoutEmbedder(tokenizer, TokenTransformer(65, tokenizer.length, 8, 1, 2, 4), p_drop)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_reads_encodes_and_has_a_null(kind):
+    """One interface: items of one length in, tokens out, and a null like a picture of which nothing is known."""
+    tau = make(kind).eval()
+    y = tau.read(KNOWN)
+    tokens, null = tau(y), tau.null(3)
+    assert len(y) == 2 and tokens.shape == (2, *null.shape[1:]) and null.shape[0] == 3 and tau.enters == "tokens"
+    assert not torch.allclose(tokens[0], null[0])
+    assert torch.equal(null[0], null[2])
+
+
+def test_nothing_known_reads_as_the_null():
+    """An empty caption is the null caption; a picture without boxes differs from it by its crop alone."""
+    text, layout = make("text"), make("layout")
+    assert torch.equal(text.read(KNOWN)[1], text.nothing)
+    empty = layout.read(KNOWN)[1]
+    assert torch.equal(empty[:-2], layout.nothing[:-2]) and not torch.equal(empty, layout.nothing)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_items_are_dropped_only_while_training(kind):
+    """p_drop = 1 leaves nothing of any item; in evaluation all are there."""
+    tau = make(kind, p_drop=1.0)
+    y = tau.read(KNOWN)
+    assert torch.equal(tau.train()(y), tau.null(2))
+    assert not torch.allclose(tau.eval()(y)[0], tau.null(1)[0])
+
+
+@pytest.mark.parametrize("kind", ["text", "layout"])
+def test_the_loss_trains_the_transformer_through_attention(kind):
+    """tau_theta learns with the denoiser: every parameter gets a gradient, those of all places included."""
+    tau = make(kind).train()
+    tau(tau.read(KNOWN)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tau.transformer.layers.parameters())
+
+
+@pytest.mark.parametrize("kind", ["text", "layout"])
+def test_a_transformer_that_is_too_small_is_refused(kind):
+    """Better now than at an index error in the middle of training."""
+    tokenizer = make(kind).tokenizer
+    with pytest.raises(ValueError, match="too small"):
+        {"text": TextEmbedder, "layout": LayoutEmbedder}[kind](tokenizer, TokenTransformer(10, 4, 8, 1))
+
+
+def test_a_sequence_longer_than_the_transformer_is_refused():
+    """The error names both lengths."""
+    with pytest.raises(ValueError, match="up to 4 tokens, got 5"):
+        TokenTransformer(10, 4, 8, 1)(torch.zeros(1, 5, dtype=torch.long))
+
+
+class _Latents(Dataset):
+    first_stage = "abc"
+
+    def __len__(self):
+        return 4
+
+    def __getitems__(self, indices):
+        return {"moments": torch.tensor(indices)}
+
+
+def test_latents_meet_their_own_conditions():
+    """Batches carry y of the same indices, mirror images included; another number of conditions is refused."""
+    pairs = Conditioned(_Latents(), torch.arange(4) * 10)
+    batch = pairs.__getitems__([3, 0])
+    assert (batch["y"] == batch["moments"] * 10).all() and pairs.first_stage == "abc"
+    with pytest.raises(ValueError, match="got 3"):
+        Conditioned(_Latents(), torch.arange(3))
 
 
 def test_one_token_per_label_and_a_null_class():

@@ -5,8 +5,8 @@ import torch
 from ldmlab.data.images import open_dataset, to_float
 from ldmlab.evaluation.reconstruction import psnr
 from ldmlab.study import shelf
-from ldmlab.study.presets import study_spec
 from ldmlab.study.pictures import Pictures
+from ldmlab.study.presets import study_spec
 from ldmlab.study.session import Run
 
 

@@ -1,0 +1,311 @@
+"""The judge: a small network that says whether a sample of `scenes` shows what it was asked to show.
+
+It reads off a picture what a caption can state (the kinds of `captions.ANSWERS`) and labels every pixel with one of
+`scenes.LABELS`. It was trained on true pictures of `scenes` alone, half of them spoiled as a weak first stage spoils
+them, and errs itself: its card states how often, by kind, and every score carries that in its protocol. No model of
+the lab is trained with it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from safetensors.torch import load_file
+from scipy import ndimage
+from scipy.stats import binomtest
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldmlab.data.captions import ANSWERS, claims
+from ldmlab.data.scenes import CLASSES, LABELS, Box
+from ldmlab.evaluation.distances import Interval, Score
+from ldmlab.perception import WEIGHTS, check_pictures, file_hash, fold_batchnorm, freeze
+
+SIZE = 32  # pixels a side that the judge looks at
+GROUPS = {  # kinds that are scored together as well
+    "objects": ("class", "sky", "companion"),
+    "colours": ("colour", "second", "companion_colour", "companion_second"),
+    "relations": ("relation",),
+    "place": ("place",),
+}
+_THINGS = (CLASSES, ANSWERS["sky"], ANSWERS["companion"])
+_IS_THING = np.array([any(name in group for group in _THINGS) for name in LABELS])
+_SPECK = 0.25  # parts of a thing smaller than this share of its largest part are not counted as seen
+
+
+def _conv(c_in: int, c_out: int, k: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, k, stride, k // 2, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+
+
+class _Residual(nn.Module):
+    def __init__(self, c: int):
+        super().__init__()
+        self.body = nn.Sequential(_conv(c, c), _conv(c, c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class JudgeNet(nn.Module):
+    """Four resolutions down, three up again with skips; each question is asked where the picture shows its thing.
+
+    The label map is read at full resolution. Features of appearance, which know what the decoder knows, are averaged
+    over the pixels labelled as main thing, thing in the sky and companion, and of the main thing also over four of its
+    parts, chosen by attention: a house is as red as its roof. The relation is read from where, along x and y, the map
+    has the two things.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (16, 48, 80, 80), look: int = 64, parts: int = 4):
+        super().__init__()
+        fine, mid, low, deep = widths
+        stages = [
+            nn.Sequential(_conv(3, fine), _Residual(fine)),
+            nn.Sequential(_conv(fine, mid, stride=2), _Residual(mid)),
+            nn.Sequential(_conv(mid, low, stride=2), _Residual(low)),
+            nn.Sequential(_conv(low, deep, stride=2), _conv(deep, deep)),
+        ]
+        self.down = nn.ModuleList(stages)
+        self.skips = nn.ModuleList(_conv(c, mid, 1) for c in (mid, low, deep))
+        self.up = nn.ModuleList([_conv(mid, mid), _conv(mid, mid)])  # at 1/2, 1/4
+        self.last = _conv(mid + fine, fine)
+        self.labels = nn.Conv2d(fine, len(LABELS), 1)
+        self.look = nn.Sequential(_conv(2 * mid, look), _conv(look, look))
+        self.parts = nn.Conv2d(look, parts, 1)
+        things = torch.tensor([[name in group for name in LABELS] for group in _THINGS])
+        self.register_buffer("groups", things.float(), persistent=False)  # (3, labels)
+        self.where = nn.Sequential(nn.Linear(8 * SIZE, 64), nn.ReLU())
+        thing = deep + look + fine
+        main = thing + parts * look
+        inputs = {"place": deep, "hour": deep, "sky": thing, "relation": thing + 64}
+
+        def head(kind: str, num: int) -> nn.Sequential:
+            c_in = inputs.get(kind, thing if kind.startswith("companion") else main)
+            return nn.Sequential(nn.Linear(c_in, 64), nn.ReLU(), nn.Linear(64, num))
+
+        self.heads = nn.ModuleDict({kind: head(kind, len(answers) + 1) for kind, answers in ANSWERS.items()})
+
+    def forward(self, x: Float[Tensor, "n 3 s s"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits of the label map (n, labels, s, s) and of the answers by kind (n, answers + 1), "not there" last."""
+        maps = []
+        for stage in self.down:
+            x = stage(x)
+            maps.append(x)
+        skips = [skip(m) for skip, m in zip(self.skips, maps[1:], strict=True)]
+        y = self.up[1](skips[1] + F.interpolate(skips[2], scale_factor=2))
+        y = self.up[0](skips[0] + F.interpolate(y, scale_factor=2))
+        regions = self.labels(self.last(torch.cat([maps[0], F.interpolate(y, scale_factor=2)], 1)))
+        look = self.look(torch.cat([maps[1], y], 1))
+        parts = self.parts(look)
+        with torch.autocast(x.device.type, enabled=False):
+            return regions.float(), self._answers(*(m.float() for m in (regions, maps[0], look, parts, x)))
+
+    def _answers(self, regions: Tensor, fine: Tensor, look: Tensor, parts: Tensor, deep: Tensor) -> dict[str, Tensor]:
+        masks = torch.einsum("gl,nlhw->nghw", self.groups, regions.softmax(1))  # (n, 3, s, s)
+        half = F.avg_pool2d(masks, 2)
+
+        def pooled(features: Tensor, weights: Tensor) -> Tensor:
+            # A pixel's worth is added to the area: where there is no such thing, next to nothing is read.
+            area = weights.sum((2, 3)) + weights.shape[2] / SIZE
+            return torch.einsum("nghw,nchw->ngc", weights, features) / area[..., None]
+
+        overall = deep.mean((2, 3))
+        things = torch.cat([pooled(fine, masks), pooled(look, half), overall[:, None].expand(-1, 3, -1)], 2)
+        main, sky, companion = things.unbind(1)
+        attention = (parts + (half[:, :1] + 1e-3).log()).flatten(2).softmax(2)
+        main = torch.cat([main, torch.einsum("npi,nci->npc", attention, look.flatten(2)).flatten(1)], 1)
+        two = masks[:, [0, 2]]
+        profiles = [two.amax(2), two.amax(3), two.mean(2), two.mean(3)]
+        where = self.where(torch.cat(profiles, 1).flatten(1))
+        of = {"place": overall, "hour": overall, "sky": sky, "relation": torch.cat([companion, where], 1)}
+        whose = {kind: companion if kind.startswith("companion") else main for kind in ANSWERS}
+        return {kind: head(of.get(kind, whose[kind])) for kind, head in self.heads.items()}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the judge sees on n pictures: probabilities of the answers by kind, and the label of every pixel.
+
+    The kinds are those of `captions.ANSWERS`; each has one more column than answers, the last for "not there".
+    """
+
+    answers: Mapping[str, Float[Tensor, "n _"]]
+    regions: Int64[Tensor, "n 32 32"]  # indices into LABELS
+    weights_hash: str
+    accuracy: Mapping[str, Mapping[str, float]]  # of the judge on true pictures: {"clean": {...}, "spoiled": {...}}
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    @property
+    def classes(self) -> Float[Tensor, "n classes"]:
+        """Probabilities of the classes."""
+        return self.answers["class"][:, : len(CLASSES)]
+
+    def says(self, index: int) -> dict[str, str]:
+        """What the judge would state of one picture, as `captions.claims` gives it; what it misses has no entry."""
+        best = {kind: int(p[index].argmax()) for kind, p in self.answers.items()}
+        return {kind: ANSWERS[kind][i] for kind, i in best.items() if i < len(ANSWERS[kind])}
+
+    def score(self, value: float, of: str, n: int, interval: Interval | None) -> Score:
+        """A number of the judge with what it takes to read it: how often it errs itself on true pictures."""
+        own = {pictures: known[of] for pictures, known in self.accuracy.items() if of in known}
+        about: dict[str, Any] = {"judged_at_px": SIZE, "on_true_pictures": own}
+        return Score(value, f"judge: {of}", "1", 0, n, "judge", self.weights_hash, about, interval)
+
+
+class Judge(nn.Module):
+    """A trained `JudgeNet`, frozen: `look` at pictures, then score what is `Seen`."""
+
+    def __init__(self, net: JudgeNet, weights_hash: str = "", accuracy: Mapping[str, Any] | None = None):
+        super().__init__()
+        self.net, self.weights_hash, self.accuracy = freeze(net), weights_hash, accuracy or {}
+
+    @torch.inference_mode()
+    def look(self, x: Tensor, batch_size: int = 250) -> Seen:
+        """What is seen on pictures (n, 3, s, s) in [-1, 1]; sizes other than 32 px are resized to it, antialiased.
+
+        What is seen lies on the CPU. TypeError or ValueError for what is no batch of such pictures.
+        """
+        check_pictures(x)
+        if x.shape[2] != x.shape[3] or not len(x):
+            raise ValueError(f"x must hold square pictures, one or more, got {tuple(x.shape)}")
+        device, maps, said = self.net.labels.weight.device, [], []
+        with torch.autocast(device.type, enabled=False):
+            for part in x.split(batch_size):
+                part = part.to(device, torch.float32)
+                if part.shape[2] != SIZE:
+                    part = F.interpolate(part, (SIZE, SIZE), mode="bilinear", antialias=True)
+                regions, answers = self.net(part)
+                maps.append(regions.argmax(1).cpu())
+                said.append({kind: logits.softmax(1).cpu() for kind, logits in answers.items()})
+        answers = {kind: torch.cat([part[kind] for part in said]) for kind in ANSWERS}
+        return Seen(answers, torch.cat(maps), self.weights_hash, self.accuracy)
+
+
+def load_judge(folder: Path | str | None = None) -> Judge:
+    """The shipped judge (`judge.safetensors` and `judge.json` in `folder`); ValueError where the hash is another."""
+    path = Path(folder or WEIGHTS) / "judge.safetensors"
+    card = json.loads(path.with_suffix(".json").read_text())
+    digest = file_hash(path)
+    if digest != card["sha256"]:
+        raise ValueError(f"{path} has sha256 {digest}, but judge.json states {card['sha256']}; restore the file")
+    net = fold_batchnorm(JudgeNet())
+    net.load_state_dict(load_file(path))  # half precision in the file, float32 from here on
+    return Judge(net, digest, card["validation_accuracy"])
+
+
+def _wilson(right: int, n: int) -> Interval:
+    low, high = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return Interval(float(low), float(high), 0.95, "Wilson")
+
+
+def _bootstrap(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 1000) -> Interval | None:
+    """Of sum / count over pictures drawn again, each with all of its statements; None for a single picture."""
+    if (n := len(sums)) < 2:
+        return None
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), num_resamples)
+    low, high = np.quantile((drawn @ sums) / (drawn @ counts), (0.025, 0.975))
+    return Interval(float(low), float(high), 0.95, f"bootstrap of the pictures, {num_resamples} resamples")
+
+
+def class_accuracy(seen: Seen, labels: Int64[Tensor, " n"]) -> Score:
+    """Share of pictures on which the judge sees the class asked for; the interval is Wilson's."""
+    if len(labels) != len(seen):
+        raise ValueError(f"need one label a picture, got {len(labels)} labels and {len(seen)} pictures")
+    if labels.min() < 0 or labels.max() >= len(CLASSES):
+        raise ValueError(f"labels must be 0 to {len(CLASSES) - 1}, got {int(labels.min())} to {int(labels.max())}")
+    right = int((seen.classes.argmax(1) == labels.cpu()).sum())
+    return seen.score(right / len(seen), "class", len(seen), _wilson(right, len(seen)))
+
+
+def caption_fulfilment(seen: Seen, captions: Sequence[str]) -> dict[str, Score]:
+    """Share of what the captions state that the judge sees: by kind, by the groups of GROUPS, and `all` together.
+
+    Each counts only where it is stated, and is fulfilled where the stated answer is the judge's most probable one,
+    "not there" among them. What none of the captions states has no entry. A kind's interval is Wilson's; that of a
+    group, of which a picture may have several statements, is a bootstrap over pictures. Score.n_fake counts pictures.
+    """
+    if len(captions) != len(seen):
+        raise ValueError(f"need one caption a picture, got {len(captions)} captions and {len(seen)} pictures")
+    stated = [claims(caption) for caption in captions]
+    if not any(stated):
+        raise ValueError(f"no caption states anything that the judge knows; the first is {captions[0]!r}")
+    says = [seen.says(i) for i in range(len(seen))]
+    said = np.array([[kind in asked for kind in ANSWERS] for asked in stated])
+    right = np.array([[k in a and a[k] == s.get(k) for k in ANSWERS] for a, s in zip(stated, says, strict=True)])
+    groups = {kind: (kind,) for kind in ANSWERS} | GROUPS | {"all": tuple(ANSWERS)}
+    scores = {}
+    for name, kinds in groups.items():
+        columns = [kind in kinds for kind in ANSWERS]
+        counts, hits = said[:, columns].sum(1), right[:, columns].sum(1)
+        there = counts > 0
+        counts, hits, n = counts[there], hits[there], int(there.sum())
+        if n:
+            interval = _wilson(int(hits.sum()), n) if len(kinds) == 1 else _bootstrap(hits, counts)
+            scores[name] = seen.score(float(hits.sum() / counts.sum()), name, n, interval)
+    return scores
+
+
+def _pixels(box: Box) -> tuple[slice, slice]:
+    """Rows and columns of the label map that a box touches."""
+    x0, y0, x1, y1 = (v * SIZE for v in (box.x0, box.y0, box.x1, box.y1))
+    # The small margin keeps ends on a pixel's edge, up to rounding, from taking one pixel more.
+    first, end = (lambda v: max(0, int(np.floor(v + 1e-3)))), (lambda v: min(SIZE, int(np.ceil(v - 1e-3))))
+    return slice(first(y0), end(y1)), slice(first(x0), end(x1))
+
+
+def box_iou(regions: Int64[Tensor, "32 32"], box: Box) -> float:
+    """Overlap (intersection over union) of a box with the tight box of the thing of its name in a label map.
+
+    The thing is all parts (8-connected) of that label that reach into the box, without those of less than a quarter
+    of the largest; where there is none, 0.
+    """
+    rows, columns = _pixels(box)
+    parts, _ = ndimage.label(regions.numpy() == LABELS.index(box.name), np.ones((3, 3)))
+    sizes = np.bincount(parts.ravel())
+    inside = [p for p in np.unique(parts[rows, columns]) if p > 0]
+    if not inside:
+        return 0.0
+    kept = np.isin(parts, [p for p in inside if sizes[p] >= _SPECK * sizes[inside].max()])
+    ys, xs = np.flatnonzero(kept.any(1)) / SIZE, np.flatnonzero(kept.any(0)) / SIZE
+    x0, y0, x1, y1 = xs[0], ys[0], xs[-1] + 1 / SIZE, ys[-1] + 1 / SIZE
+    common = max(0.0, min(x1, box.x1) - max(x0, box.x0)) * max(0.0, min(y1, box.y1) - max(y0, box.y0))
+    return float(common / ((x1 - x0) * (y1 - y0) + (box.x1 - box.x0) * (box.y1 - box.y0) - common))
+
+
+def _fills_box(regions: Int64[Tensor, "32 32"], box: Box) -> bool:
+    """Whether most of the pixels in a box that show any thing show the one of its name."""
+    rows, columns = _pixels(box)
+    counts = np.bincount(regions[rows, columns].numpy().ravel(), minlength=len(LABELS)) * _IS_THING
+    return bool(counts.any() and counts.argmax() == LABELS.index(box.name))
+
+
+def layout_scores(seen: Seen, boxes: Sequence[tuple[Box, ...]]) -> dict[str, Score]:
+    """How well the things lie where they were asked for: means over all boxes, intervals by bootstrap over pictures.
+
+    `layout_iou`: the mean of `box_iou`, 0 for a thing that is not found. `box_class_accuracy`: the share of boxes in
+    which most of the pixels that show a thing, not sky or ground, show the one asked for. ValueError for a box whose
+    name is no thing of `scenes`, or that is empty or leaves the picture.
+    """
+    if len(boxes) != len(seen):
+        raise ValueError(f"need the boxes of each picture, got those of {len(boxes)} and {len(seen)} pictures")
+    known = [name for group in _THINGS for name in group]
+    for box in (box for row in boxes for box in row):
+        if box.name not in known:
+            raise ValueError(f"no thing {box.name!r}; the judge knows {', '.join(known)}")
+        if not (-1e-6 <= box.x0 < box.x1 <= 1 + 1e-6 and -1e-6 <= box.y0 < box.y1 <= 1 + 1e-6):
+            raise ValueError(f"a box must lie in the picture, its ends in [0, 1], got {box}")
+    rows = [(regions, asked) for regions, asked in zip(seen.regions, boxes, strict=True) if asked]
+    if not rows:
+        raise ValueError("no picture has a box")
+    counts = np.array([len(asked) for _, asked in rows])
+    scores = {}
+    for name, measure in {"layout_iou": box_iou, "box_class_accuracy": _fills_box}.items():
+        sums = np.array([sum(measure(regions, box) for box in asked) for regions, asked in rows], float)
+        scores[name] = seen.score(float(sums.sum() / counts.sum()), name, len(rows), _bootstrap(sums, counts))
+    return scores

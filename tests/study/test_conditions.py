@@ -1,0 +1,66 @@
+"""Which conditioner a run gets, what it reads of the pictures, and what is refused before training."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from ldmlab.study.conditions import build_conditioner, read_conditions, sample_conditions
+from ldmlab.study.pictures import open_pictures
+from ldmlab.study.presets import CONDITIONS, content_key, study_spec
+
+
+def test_captions_and_layouts_train_and_sample(tiny_run):
+    """The whole way at once: annotations, tokens, the transformer trained with the denoiser, samples for validation."""
+    for notebook, kind in CONDITIONS.items():
+        run = tiny_run(notebook)
+        model = run.diffusion.model
+        assert model.conditioner.kind == kind
+        y = sample_conditions(model.conditioner, run.pictures, 14)  # more than the 12 pictures there are
+        assert torch.equal(y[12:], y[:2])
+        x = model.sample(y[:4], num_steps=2, guidance_scale=3.0)
+        assert x.shape == (4, 3, 32, 32) and x.isfinite().all()
+        assert not torch.equal(model.sample(model.nothing(4), num_steps=2), x)
+
+
+def test_mirror_images_get_mirrored_conditions(tiny_run):
+    """A thing on the left is on the right in the mirror image, in words and in boxes."""
+    for notebook in CONDITIONS:
+        run = tiny_run(notebook)
+        known, tau = run.pictures.annotations(), run.diffusion.model.conditioner
+        y, n = read_conditions(tau, run.pictures), len(known)
+        sided = [i for i, a in enumerate(known) if "left" in a.caption or "right" in a.caption]
+        assert len(y) == 2 * n and sided
+        for i in sided:
+            assert torch.equal(y[n + i], tau.read([known[i].mirrored()])[0]) and not torch.equal(y[n + i], y[i])
+
+
+def test_a_new_field_leaves_old_models_their_names():
+    """Models of a class, trained before there were other conditions, are found again; others are not mixed up."""
+    spec = study_spec(8, tier="smoke").diffusion
+    assert spec.condition is None and content_key(spec) == "285764b3c9fe"
+    told = {study_spec(8, tier="smoke", condition=kind).diffusion for kind in ("class", "text", "layout")}
+    assert len({content_key(spec) for spec in told}) == 3
+
+
+@pytest.mark.parametrize("condition, missing", [("text", "captions"), ("layout", "boxes")])
+def test_pictures_without_what_is_asked_for_are_refused(tmp_path, monkeypatch, condition, missing):
+    """The error says where captions and boxes come from."""
+    monkeypatch.setenv("LDMLAB_ROOT", str(tmp_path / "lab"))
+    (tmp_path / "plain").mkdir()
+    for i in range(24):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / "plain" / f"{i}.png")
+    spec = study_spec(8, data=str(tmp_path / "plain"), tier="smoke", condition=condition)
+    with pytest.raises(ValueError, match=f"plain has no {missing}"):
+        build_conditioner(spec.diffusion, open_pictures(spec))
+
+
+def test_an_unknown_kind_is_refused(tiny_run):
+    """By name, with what there is."""
+    with pytest.raises(ValueError, match="class, text, layout; got 'sound'"):
+        study_spec(8, condition="sound")
+    plan = study_spec(8, tier="smoke", condition="text").diffusion
+    plan = replace(plan, condition=replace(plan.condition, kind="sound"))
+    with pytest.raises(ValueError, match="got 'sound'"):
+        build_conditioner(plan, tiny_run("04_tradeoff").pictures)
