@@ -131,7 +131,8 @@ def try_captions(
         y = tokenizer([caption] * n)
         samples = model.sample(y, num_steps=num_steps, guidance_scale=scale, seed=seed)
         notes = "".join(f" Note: {note}." for note in tokenizer.notes(caption))
-        return picture_grid({f"s = {scale:g}": samples}, caption=f"“{caption}”{notes} {about}")
+        text = f"“{caption}”{notes} {about}".replace("$", r"\$")  # a pair of them would be mathematics
+        return picture_grid({f"s = {scale:g}": samples}, caption=text)
 
     if not has_front_end():
         return frame(caption, guidance_scale)
@@ -142,12 +143,13 @@ def try_captions(
 
 
 def try_layouts(
-    model: "LatentDiffusion", boxes: Sequence[tuple], names: Sequence[str], *, num_steps: int,
-    guidance_scale: float = 3.0, n: int = 6, seed: int = 0, about: str = "",
+    model: "LatentDiffusion", boxes: Sequence[tuple], names: Sequence[str], offered: Sequence[str] = (), *,
+    num_steps: int, guidance_scale: float = 3.0, n: int = 6, seed: int = 0, about: str = "",
 ) -> "Widget | Figure":
-    """A canvas to draw boxes on with the mouse; a button draws `n` pictures of them. `names` are the things there are.
+    """A canvas to draw boxes on with the mouse; a button draws `n` pictures of them.
 
-    `boxes`, (name, x0, y0, x1, y1) in fractions of the picture, are what stands there at first.
+    `boxes`, (name, x0, y0, x1, y1) in fractions of the picture, are what stands there at first; `names` is what their
+    labels index, of which `offered` (default: all) can be drawn.
     """
     tokenizer = model.conditioner.tokenizer
 
@@ -163,7 +165,7 @@ def try_layouts(
         return frame(boxes, guidance_scale)
     import ipywidgets
 
-    drawing = BoxDrawing(names, boxes)
+    drawing = BoxDrawing(offered or names, boxes)
     return _drawn_again(lambda scale: frame(drawing.boxes, scale), ipywidgets.VBox([drawing.controls, drawing.canvas]),
                         guidance_scale)
 
@@ -216,17 +218,17 @@ class BoxDrawing:
         self.canvas.on_mouse_up(self.release)
         self._draw()
 
-    def press(self, x: float, y: float) -> None:
+    def press(self, x: float | int, y: float | int) -> None:
         """The first corner, in pixels of the canvas."""
         self._start = self._now = (x, y)
 
-    def move(self, x: float, y: float) -> None:
+    def move(self, x: float | int, y: float | int) -> None:
         """The box so far, while the button is held."""
         if self._start is not None:
             self._now = (x, y)
             self._draw()
 
-    def release(self, x: float, y: float) -> None:
+    def release(self, x: float | int, y: float | int) -> None:
         """The other corner; a click without a drag is no box."""
         if self._start is not None:
             (x0, x1), (y0, y1) = (sorted(ends) for ends in zip(self._start, (x, y), strict=True))
@@ -242,7 +244,7 @@ class BoxDrawing:
         from ipycanvas import hold_canvas
 
         canvas, side = self.canvas, self.SIDE
-        with hold_canvas(canvas):
+        with hold_canvas():
             canvas.fill_style = "#f4f4f2"
             canvas.fill_rect(0, 0, side, side)
             canvas.font, canvas.line_width = "12px sans-serif", 2

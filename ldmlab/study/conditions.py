@@ -15,30 +15,35 @@ from ldmlab.study.pictures import Pictures
 from ldmlab.study.presets import DiffusionSpec
 
 
+def check_known(plan: DiffusionSpec, pictures: Pictures) -> None:
+    """ValueError where the pictures lack what the model is to be told: captions, or boxes; and for an unknown kind."""
+    kind, name = plan.condition and plan.condition.kind, pictures.train.name
+    if kind not in (None, *KINDS):
+        raise ValueError(f"a condition is one of {', '.join(KINDS)}; got {kind!r}")
+    if kind == "text" and not any(annotation.caption for annotation in pictures.annotations()):
+        raise ValueError(f"{name} has no captions: a .txt beside each picture holds its caption, or an "
+                         f"annotations/captions_*.json in COCO's format")
+    if kind == "layout" and not any(annotation.boxes for annotation in pictures.annotations()):
+        raise ValueError(f"{name} has no boxes: they come from annotations/*.json in COCO's format")
+
+
 def build_conditioner(plan: DiffusionSpec, pictures: Pictures) -> Conditioner | None:
     """tau_theta of a spec, untrained: of the class where it names no other and the data has classes.
 
-    ValueError where the pictures lack what is asked for: captions, or boxes.
+    ValueError as by `check_known`.
     """
+    check_known(plan, pictures)
     spec, num_classes = plan.condition, pictures.train.num_classes
     if spec is None:
         return ClassEmbedder(num_classes, plan.denoiser.context_dim, plan.p_uncond) if num_classes else None
     sizes = (spec.dim, spec.num_layers, spec.num_heads, spec.head_dim)
     if spec.kind == "text":
         captions = [annotation.caption for annotation in pictures.annotations()]
-        if not any(captions):
-            raise ValueError(f"{pictures.train.name} has no captions: a .txt beside each picture holds its caption, or "
-                             f"an annotations/captions_*.json in COCO's format")
         folder, closed = find_vocabulary(pictures.train.name, captions, runs_dir())
         tokenizer = CaptionTokenizer(folder, spec.max_length, closed=closed, known=captions)
         return TextEmbedder(tokenizer, TokenTransformer(len(tokenizer), spec.max_length, *sizes), plan.p_uncond)
-    if spec.kind == "layout":
-        if not any(annotation.boxes for annotation in pictures.annotations()):
-            raise ValueError(f"{pictures.train.name} has no boxes: they come from annotations/*.json in COCO's format")
-        tokenizer = BoxTokenizer(len(pictures.train.box_names), spec.num_tokens, spec.max_objects)
-        transformer = TokenTransformer(spec.num_tokens, tokenizer.length, *sizes)
-        return LayoutEmbedder(tokenizer, transformer, plan.p_uncond)
-    raise ValueError(f"a condition is one of {', '.join(KINDS)}; got {spec.kind!r}")
+    tokenizer = BoxTokenizer(len(pictures.train.box_names), spec.num_tokens, spec.max_objects)
+    return LayoutEmbedder(tokenizer, TokenTransformer(spec.num_tokens, tokenizer.length, *sizes), plan.p_uncond)
 
 
 def read_conditions(conditioner: Conditioner, pictures: Pictures) -> Tensor:

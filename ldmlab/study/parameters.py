@@ -131,7 +131,7 @@ def _layout(value: str) -> str:
 def parse_layout(value: str) -> list[tuple[str, float, float, float, float]]:
     """(name, x0, y0, x1, y1) of each box in "car 0.3 0.5 0.7 0.9; sun ..."; ValueError names the one that is wrong."""
     boxes = []
-    for part in value.split(";"):
+    for part in value.split(";") if value.strip() else ():
         name, *numbers = part.rsplit(maxsplit=4) or [""]
         try:
             x0, y0, x1, y1 = map(float, numbers)
@@ -170,12 +170,12 @@ PARAMETERS: dict[str, Parameter] = {
                      "a number from 0 (deterministic) to 1 (as in DDPM)"),
     "caption": Parameter(Annotated[str, AfterValidator(_text)], "what to draw, in words", "a line of text, in quotes"),
     "layout": Parameter(Annotated[str, AfterValidator(_layout)], "what to draw where",
-                        "boxes such as 'car 0.3 0.5 0.7 0.9; sun 0.1 0.1 0.2 0.2': a name, left, top, right and bottom "
-                        "in fractions of the picture"),
+                        "'' (a validation picture's) or boxes such as 'car 0.3 0.5 0.7 0.9; sun 0.1 0.1 0.2 0.2': "
+                        "a name, left, top, right and bottom in fractions of the picture"),
     "factor": Parameter(Annotated[_Int, AfterValidator(_shrinking)], "by how much the target is smaller",
                         "one of 2 4 8"),
-    "guidance_scale": Parameter(Annotated[_Float, Field(ge=0)], "classifier-free guidance",
-                                "a number from 0 on (1 switches guidance off)"),
+    "guidance_scale": Parameter(Annotated[_Float, Field(ge=0)], "how hard the condition pulls",
+                                "a number from 0 on"),
 }
 
 NOTEBOOKS: dict[str, tuple[str, ...]] = {

@@ -17,7 +17,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ldmlab.study import clocks, figures, figures_rate, figures_sampling, figures_snr, paper, tables
+from ldmlab.study import (
+    clocks,
+    figures,
+    figures_guidance,
+    figures_image_guiding,
+    figures_rate,
+    figures_sampling,
+    figures_snr,
+    paper,
+    tables,
+)
 from ldmlab.study.claims import SUPPORTED, Verdict, frame, ledger
 from ldmlab.study.fit import choose_device
 from ldmlab.study.parameters import NOTEBOOKS
@@ -55,6 +65,11 @@ DRAWINGS: dict[str, Drawing] = {
     "samplers": Drawing("samplers side by side", "07_sampling", "fd_lab", figures_sampling.fig_samplers),
     "rescaling": Drawing("Fig. 15", "06_snr_rescaling", "fd_lab_2x_kl_rescaled", figures_snr.fig_rescaling,
                          per_f=True),
+    "guidance_class": Drawing("Tab. 3, 10", "08_class_conditional", "fd_lab_by_guidance", figures_guidance.fig_trade),
+    "guidance_text": Drawing("Tab. 2", "09_text_to_image", "fd_lab_by_guidance", figures_guidance.fig_trade),
+    "guidance_layout": Drawing("Tab. 9", "10_layout_to_image", "fd_lab_by_guidance", figures_guidance.fig_trade),
+    "image_guiding": Drawing("Fig. 14", "14_image_guiding", "psnr_unguided",
+                             lambda records: figures_image_guiding.fig_image_guiding(records[0]), per_f=True),
 }
 
 

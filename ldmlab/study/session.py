@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ldmlab.study import pictures, runs
+from ldmlab.study.conditions import check_known
 from ldmlab.study.fit import choose_device
 from ldmlab.study.parameters import SHOWN_ONLY
 from ldmlab.study.presets import CONDITIONS, StudySpec, study_spec
@@ -40,8 +41,10 @@ class Run:
 
     @cached_property
     def pictures(self) -> pictures.Pictures:
-        """Training and validation pictures."""
-        return pictures.open_pictures(self.spec)
+        """Training and validation pictures; ValueError where they lack the captions or boxes that are asked for."""
+        opened = pictures.open_pictures(self.spec)
+        check_known(self.spec.diffusion, opened)  # now, and not after a first stage has been trained
+        return opened
 
     @cached_property
     def first_stage(self) -> runs.TrainedFirstStage:

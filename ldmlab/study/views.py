@@ -63,7 +63,7 @@ def layout_grid(
             if name == "layout":
                 ax.set_facecolor("#f4f4f2")
             else:
-                ax.imshow(to_uint8(picture.float().cpu().clamp(-1, 1)).permute(1, 2, 0), extent=(0, 1, 1, 0),
+                ax.imshow(to_uint8(picture.float().cpu().clamp(-1, 1)).permute(1, 2, 0).numpy(), extent=(0, 1, 1, 0),
                           interpolation="nearest")
             _draw_boxes(ax, boxes, named=name == "layout")
             ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from ldmlab.study.parameters import NOTEBOOKS, PARAMETERS, ParameterError, Parameters, read_parameters
+from ldmlab.study.parameters import NOTEBOOKS, PARAMETERS, ParameterError, Parameters, parse_layout, read_parameters
 
 GOOD = {"f": 8, "reg": "kl", "data": "scenes", "size": 0, "tier": "auto", "seed": 0, "scale_mode": "dataset",
-        "num_steps": 50, "eta": 0.0, "guidance_scale": 1.0}
+        "num_steps": 50, "eta": 0.0, "guidance_scale": 1.0, "caption": "A red car.", "layout": "", "factor": 4}
 
 
 def read(notebook="04_tradeoff", cell=None, **changes):
@@ -44,6 +44,28 @@ def test_a_wrong_value_is_named_with_what_is_accepted(name, value):
         read(notebook, **{name: value})
     (line,) = [line for line in str(error.value).splitlines() if line.startswith(f"  {name} = {value!r}: ")]
     assert line.endswith(f"accepted is {PARAMETERS[name].accepted}")
+
+
+@pytest.mark.parametrize(("notebook", "name", "value", "why"), [
+    ("09_text_to_image", "caption", "a car\nand a dog", "more than one line"), ("09_text_to_image", "caption", 3, ""),
+    ("10_layout_to_image", "layout", "car 0.1 0.2 0.3", "no box: 'car 0.1 0.2 0.3'"),
+    ("10_layout_to_image", "layout", "car 0.1 0.2 0.3 0.4; sun", "no box: 'sun'"),
+    ("10_layout_to_image", "layout", "car 0.5 0.2 0.5 0.4", "left is not below right"),
+    ("10_layout_to_image", "layout", "car 0.1 0.2 nan 0.4", "left is not below right"),
+    ("14_image_guiding", "factor", 3, ""),
+])
+def test_what_is_asked_for_is_checked_too(notebook, name, value, why):
+    """The box that is wrong is named, not only the list that holds it."""
+    with pytest.raises(ParameterError) as error:
+        read(notebook, **{name: value})
+    assert f"{name} = {value!r}: {why}" in str(error.value) and PARAMETERS[name].accepted in str(error.value)
+
+
+def test_a_layout_is_a_list_of_boxes():
+    """Names may have spaces; a trailing semicolon is a box without a name, and an error."""
+    assert parse_layout("potted plant 0 0.5 .5 1;car 0.1 0.2 0.3 0.4") == [
+        ("potted plant", 0.0, 0.5, 0.5, 1.0), ("car", 0.1, 0.2, 0.3, 0.4)]
+    assert parse_layout(" ") == []
 
 
 def test_size_must_be_divisible_by_f():
