@@ -10,7 +10,7 @@ from ldmlab.study.records import Record
 from ldmlab.study.series import commits, data_name, rehearsal
 from ldmlab.study.style import ACCENT, GREY, INK, SECOND, log_axis, small_print, styled
 
-_TINTS = {"gaussian": ACCENT, "perceptual": SECOND}
+_TINTS = {"exact": "#7d5a96", "gaussian": ACCENT, "perceptual": SECOND}
 _BASELINES = {  # in the record: its name in the legend, colour, line
     "reconstructions": ("first stage, of the true picture", "#5b8c5a", (0, (4, 1.6))),
     "bicubic": ("bicubic enlargement", GREY, (0, (6, 2, 1, 2))),
@@ -22,7 +22,7 @@ _BASELINES = {  # in the record: its name in the legend, colour, line
 def fig_image_guiding(record: Record) -> Figure:
     """PSNR of the shrunk sample against its target, and PSNR and FD-lab of the sample, over the guidance scale.
 
-    The two guiders have distances of other units, so an axis each: below the Gaussian's, above the perceptual one's.
+    The distances have other units, so an axis each: below the Gaussian's, above the perceptual one's.
     """
     fig, axes = plt.subplots(1, 3, figsize=(10.2, 3.4), layout="constrained")
     titles = {"psnr_small": ("(a)  nearness to what was asked", "PSNR of T(sample) against y [dB]"),
@@ -52,17 +52,17 @@ def fig_image_guiding(record: Record) -> Figure:
 
 def _over_scales(ax: Axes, record: Record, measure: str) -> None:
     for key, kind in GUIDERS.items():
-        here = ax if key == "gaussian" else ax.twiny()
+        here = ax if kind.distance == "gaussian" else ax.twiny()
         name = f"{measure}_by_guidance_{key}"
         x, y = np.array(record.curves[name]).T
-        line, = here.plot(x, y, color=_TINTS[key], marker="o", ms=4)
+        here.plot(x, y, color=_TINTS[key], marker="o", ms=4)
         ax.plot([], [], color=_TINTS[key], marker="o", ms=4, label=kind.name)
         if f"{name}_low" in record.curves:
             low, high = (np.array(record.curves[f"{name}{end}"]).T[1] for end in ("_low", "_high"))
             here.fill_between(x, low, high, color=_TINTS[key], alpha=0.15, lw=0)
-        log_axis(here.xaxis, (1, 3))
-        here.set_xlabel(f"scale s, {kind.name.split(',')[0]}", color=_TINTS[key], fontsize=7.6)
+        log_axis(here.xaxis, (1, 3) if here is not ax else (1,))
+        here.set_xlabel(f"scale s, {kind.distance}", color=_TINTS[key], fontsize=7.6)
         here.tick_params(axis="x", labelcolor=_TINTS[key], labelsize=7)
-        if key != "gaussian":
+        if here is not ax:
             here.spines["top"].set_visible(True)
             here.grid(False)

@@ -128,7 +128,7 @@ def test_a_guided_sample_shows_its_target(tiny_run):
     run = tiny_run("14_image_guiding")
     x = image_guiding.targets(run, 2)
     y = image_guiding.downsample(4)(x).clamp(-1, 1)
-    far, near = (image_guiding.sample_guided(run, "gaussian", y, 4, s) for s in (0, 1.0))
+    far, near = (image_guiding.sample_guided(run, "gaussian", y, 4, s) for s in (0, 10.0))
     miss = lambda samples: (image_guiding.downsample(4)(samples) - y).square().mean()  # noqa: E731
     assert miss(near) < miss(far)
     rows = image_guiding.larger(run, 1, 0.3)
