@@ -60,7 +60,7 @@ def _over_scales(ax: Axes, record: Record, measure: str) -> None:
         if f"{name}_low" in record.curves:
             low, high = (np.array(record.curves[f"{name}{end}"]).T[1] for end in ("_low", "_high"))
             here.fill_between(x, low, high, color=_TINTS[key], alpha=0.15, lw=0)
-        log_axis(here.xaxis, (1, 3) if here is not ax else (1,))
+        log_axis(here.xaxis, (1.0, 3.0) if here is not ax else (1.0,))
         here.set_xlabel(f"scale s, {kind.distance}", color=_TINTS[key], fontsize=7.6)
         here.tick_params(axis="x", labelcolor=_TINTS[key], labelsize=7)
         if here is not ax:

@@ -85,7 +85,7 @@ def _draw_boxes(ax, boxes: Sequence[Box], named: bool) -> None:
 
 @styled
 def fig_lines(
-    curves: Mapping[str, Sequence[Sequence[float]]], *, x: str, y: str, log_x: bool = False, log_y: bool = False,
+    curves: Mapping[str, Sequence[Sequence[float | int]]], *, x: str, y: str, log_x: bool = False, log_y: bool = False,
     caption: str = "", marks: Mapping[str, float] | None = None, legend: bool = False,
 ) -> Figure:
     """Named curves of [x, y] points, each named at its end or in a legend; `marks` are named places on the x axis."""
