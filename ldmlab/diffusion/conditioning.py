@@ -38,6 +38,12 @@ class Conditioner(nn.Module, ABC):
     def read(self, annotations: Sequence[Annotation]) -> Int[Tensor, "n ..."]:
         """What this takes as input, from what is known of pictures."""
 
+    def check(self, y: Int[Tensor, "n ..."]) -> None:
+        """ValueError for input that this cannot encode; called once a batch of samples, not in training."""
+        if y.shape[1:] != self.nothing.shape:
+            raise ValueError(f"a condition of kind {self.kind} has n items of shape {tuple(self.nothing.shape)}, "
+                             f"got {tuple(y.shape)}")
+
     @abstractmethod
     def encode(self, y: Int[Tensor, "b ..."]) -> Float[Tensor, "b n d"]:
         """The tokens of each item, none dropped."""
@@ -69,6 +75,12 @@ class ClassEmbedder(Conditioner):
     def read(self, annotations: Sequence[Annotation]) -> Int[Tensor, " n"]:
         """The class of each picture, -1 where there is none."""
         return torch.tensor([annotation.label for annotation in annotations], dtype=torch.long)
+
+    def check(self, y: Int[Tensor, "n ..."]) -> None:
+        super().check(y)
+        if len(y) and y.max() > self.num_classes:
+            raise ValueError(f"classes are 0 to {self.num_classes - 1}, and {self.num_classes} or less than 0 is no "
+                             f"class; got {y.max().item()}")
 
     def encode(self, y: Int[Tensor, " b"]) -> Float[Tensor, "b 1 dim"]:
         """Labels in [0, num_classes] -> one token each; negative labels mean "no class", as in data without them."""

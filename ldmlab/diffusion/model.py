@@ -67,6 +67,8 @@ class LatentDiffusion:
         """
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler is one of {', '.join(SAMPLERS)}; got {sampler!r}")
+        if self.conditioner is not None:
+            self.conditioner.check(y)
         if eta and sampler != "ddim":
             raise ValueError(f"eta is the noise of DDIM's steps; got eta = {eta} with sampler {sampler!r}")
         draw = partial(ddim, eta=eta) if sampler == "ddim" else SAMPLERS[sampler]

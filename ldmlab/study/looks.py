@@ -1,5 +1,6 @@
 """Taking a trained model apart: its latents, its reconstructions, noise put in, the sampler's way from noise."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,18 @@ def about(run: Run) -> str:
 def label_names(images: ImageSet, labels: Sequence[int] | Int[Tensor, " n"]) -> list[str]:
     """The classes' names; none where the data has no classes."""
     return [images.classes[int(label)] for label in labels] if images.classes else []
+
+
+def labels_named(images: ImageSet, names: str) -> Int[Tensor, " n"]:
+    """The labels of classes named in "car, boat"; of all where nothing is named. ValueError with the nearest names."""
+    known = {name.lower(): label for label, name in enumerate(images.classes or ())}
+    found = []
+    for name in filter(None, (part.strip().lower() for part in names.split(","))):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)[:12]
+            raise ValueError(f"{images.name} has no class {name!r}; there are {len(known)}, such as {', '.join(near)}")
+        found.append(known[name])
+    return torch.tensor(found or list(known.values()), dtype=torch.long)
 
 
 def first_labels(run: Run, n: int) -> Int[Tensor, " n"]:

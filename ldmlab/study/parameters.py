@@ -168,6 +168,8 @@ PARAMETERS: dict[str, Parameter] = {
     "num_steps": Parameter(Annotated[_Int, Field(ge=1, le=1000)], "DDIM steps", "a whole number from 1 to 1000"),
     "eta": Parameter(Annotated[_Float, Field(ge=0, le=1)], "noise of a DDIM step",
                      "a number from 0 (deterministic) to 1 (as in DDPM)"),
+    "classes": Parameter(Annotated[str, AfterValidator(_text)], "classes to draw",
+                         "names of classes with commas between them, or '' for all"),
     "caption": Parameter(Annotated[str, AfterValidator(_text)], "what to draw, in words", "a line of text, in quotes"),
     "layout": Parameter(Annotated[str, AfterValidator(_layout)], "what to draw where",
                         "'' (a validation picture's) or boxes such as 'car 0.3 0.5 0.7 0.9; sun 0.1 0.1 0.2 0.2': "
@@ -187,7 +189,7 @@ NOTEBOOKS: dict[str, tuple[str, ...]] = {
     "05_rate_distortion": ("f", "reg", "data", "size", "tier", "seed"),
     "06_snr_rescaling": ("f", "data", "size", "tier", "seed"),
     "07_sampling": ("f", "reg", "data", "size", "tier", "seed"),
-    "08_class_conditional": ("f", "reg", "data", "size", "tier", "seed"),
+    "08_class_conditional": ("f", "reg", "data", "size", "tier", "seed", "classes"),
     "09_text_to_image": ("f", "reg", "data", "size", "tier", "seed", "caption", "guidance_scale"),
     "10_layout_to_image": ("f", "reg", "data", "size", "tier", "seed", "layout", "guidance_scale"),
     "14_image_guiding": ("f", "reg", "data", "size", "tier", "seed", "factor", "guidance_scale"),
@@ -197,6 +199,7 @@ NOTEBOOKS: dict[str, tuple[str, ...]] = {
 
 # Parameters that choose pictures to look at, and change nothing that is measured.
 SHOWN_ONLY: dict[str, tuple[str, ...]] = {
+    "08_class_conditional": ("classes",),
     "09_text_to_image": ("caption", "guidance_scale"),
     "10_layout_to_image": ("layout", "guidance_scale"),
     "14_image_guiding": ("guidance_scale",),

@@ -123,6 +123,16 @@ def test_the_null_token_learns():
     assert (embed.embedding.weight.grad[-1] == 2).all() and (embed.embedding.weight.grad[:-1] == 0).all()
 
 
+def test_an_unknown_class_is_refused_before_sampling():
+    """The table would answer with an index error, or on a GPU with none; no class is -1 or the last row."""
+    embed = ClassEmbedder(3, 4)
+    embed.check(torch.tensor([-1, 0, 3]))
+    with pytest.raises(ValueError, match="0 to 2.* got 4"):
+        embed.check(torch.tensor([0, 4]))
+    with pytest.raises(ValueError, match=r"text has n items of shape \(12,\), got \(2,\)"):
+        make("text").check(torch.tensor([0, 1]))
+
+
 @pytest.mark.parametrize("bad", [dict(num_classes=0), dict(dim=0), dict(p_drop=1.5)])
 def test_impossible_settings_are_refused(bad):
     """The error repeats what was given."""

@@ -10,6 +10,7 @@ from ldmlab.study.classifiers import train_classifier
 from ldmlab.study.figures_guidance import fig_classifier, fig_success, fig_trade
 from ldmlab.study.figures_image_guiding import fig_image_guiding
 from ldmlab.study.guidance import MEASURES, SCALES, WAYS, Asked, asked_of, curve_name, record_guidance, sample_asked
+from ldmlab.study.looks import labels_named
 from ldmlab.study.records import Record
 
 NOTEBOOKS = {"class": "08_class_conditional", "text": "09_text_to_image", "layout": "10_layout_to_image"}
@@ -135,6 +136,15 @@ def test_a_guided_sample_shows_its_target(tiny_run):
     assert [tuple(row.shape[2:]) for row in rows.values()] == [(32, 32), (64, 64), (64, 64)]
     with pytest.raises(ValueError, match="gaussian, perceptual; got 'magic'"):
         image_guiding.guide(run, "magic", y, 4, 1.0)
+
+
+def test_classes_are_named(tiny_run):
+    """In any case, in any order; an unknown one is answered with the nearest."""
+    train = tiny_run("08_class_conditional").pictures.train
+    assert [train.classes[i] for i in labels_named(train, "Car, boat")] == ["car", "boat"]
+    assert labels_named(train, "").tolist() == list(range(12))
+    with pytest.raises(ValueError, match="no class 'cat'.* car"):
+        labels_named(train, "boat, cat")
 
 
 def test_what_the_paper_swept_is_swept():
