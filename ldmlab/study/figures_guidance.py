@@ -77,12 +77,12 @@ def fig_trade(records: Sequence[Record]) -> Figure:
     chief = next(iter(MEASURES[kind]))
     fig, (success, fd, pr) = plt.subplots(1, 3, figsize=(10.2, 3.3), layout="constrained")
     judged = [s for s in grouped(records) if all(curve_name(chief) in run.curves for run in s.runs)]
-    for ax, name, series in ((success, chief, judged), (fd, "fd_lab", grouped(records))):
-        _over_f(ax, series, curve_name(name))
-    log_axis(fd.yaxis)
+    log_axis(fd.yaxis)  # scales and limits first: names are placed on what is there
     span(fd, [y for s in grouped(records) for y in s.curve(curve_name("fd_lab"))[1]])
     success.set(title=f"(a)  {MEASURES[kind][chief]}", ylabel="judged  (higher is better)", ylim=(0, 1.02))
     fd.set(title="(b)  distance to the training pictures", ylabel="FD-lab  (lower is better)")
+    for ax, name, series in ((success, chief, judged), (fd, "fd_lab", grouped(records))):
+        _over_f(ax, series, curve_name(name))
     for s in grouped(records):
         x, precision, *_ = s.curve(curve_name("precision"))
         recall = s.curve(curve_name("recall"))[1]

@@ -62,7 +62,7 @@ def test_the_card_is_true(seen, scenes):
 def test_the_judge_is_good_enough_to_judge():
     """What the card promises of clean pictures, kind by kind, and that spoiled ones are not out of reach.
 
-    Patterns are some three pixels wide at 32 px: read off twice as often as by chance, and not reliably.
+    Patterns it reads off twice as often as by chance, and not reliably: the card says so.
     """
     wanted = {"class": 0.98, "place": 0.98, "colour": 0.9, "companion": 0.9, "relation": 0.8, "pattern": 0.4}
     assert {name: KNOWN[name] for name, least in wanted.items() if KNOWN[name] < least} == {}
