@@ -54,6 +54,8 @@ def _over_scales(ax: Axes, record: Record, measure: str) -> None:
     for key, kind in GUIDERS.items():
         here = ax if kind.distance == "gaussian" else ax.twiny()
         name = f"{measure}_by_guidance_{key}"
+        if name not in record.curves:
+            continue  # every scale diverged
         x, y = np.array(record.curves[name]).T
         here.plot(x, y, color=_TINTS[key], marker="o", ms=4)
         ax.plot([], [], color=_TINTS[key], marker="o", ms=4, label=kind.name)

@@ -89,11 +89,15 @@ def sample_guided(
     """Unconditional samples guided towards small pictures `y`, as they would be saved; scale 0 is unguided.
 
     `size` pixels, if not that of training, are sampled convolutionally: a latent of another size [LDM v2, Fig. 14].
+    FloatingPointError where the guide pulled so hard that no picture is left.
     """
     model = run.diffusion.model if not size else replace(run.diffusion.model, size=size)
     guided = guide(run, kind, y, factor, scale) if scale else None
     samples = model.sample(model.nothing(len(y)), num_steps=run.spec.evaluation.num_steps, seed=run.spec.seed,
                            guided=guided, batch_size=batch_size, progress=progress)
+    if not samples.isfinite().all():
+        raise FloatingPointError(f"guided by {GUIDERS[kind].name} at scale {scale:g}, samples diverge: take a smaller "
+                                 f"guidance_scale")
     return to_float(to_uint8(samples))
 
 
@@ -124,8 +128,13 @@ def record_image_guiding(run: Run) -> Record:
     with progress(len(x) * len(jobs), f"{diffusion.name}, guided by pictures", unit="pictures") as bar:
         for kind, scale in jobs:
             done = bar.n
-            samples = sample_guided(run, kind, y, factor, scale,
-                                    progress=lambda now, done=done: bar.update(done + now - bar.n))
+            try:
+                samples = sample_guided(run, kind, y, factor, scale,
+                                        progress=lambda now, done=done: bar.update(done + now - bar.n))
+            except FloatingPointError as error:
+                record.events.append(f"left out: {error}")
+                print(record.events[-1], flush=True)
+                continue
             scores = _scores(run, samples, x, y)
             add_points(record, {f"{m}_by_guidance_{kind}": score for m, score in scores.items()}, scale)
     return record
@@ -150,8 +159,11 @@ def best_scale(record: Record, kind: str) -> float:
 
 
 def larger(run: Run, n: int, scale: float | int) -> dict[str, Tensor]:
-    """Fig. 14: samples of the training size guide samples of twice that, and what these are without the guide."""
-    side = run.spec.data.size
+    """Fig. 14: samples of the training size guide samples of twice that, and what these are without the guide.
+
+    `scale` is right for the run's factor. Shrunk by 2, a picture has more pixels to sum over, so it is scaled to these.
+    """
+    side, scale = run.spec.data.size, scale * (2 / run.params["factor"]) ** 2
     y = sample_guided(run, "gaussian", torch.zeros(n, 3, side, side), 1, 0)
     return {"samples of the training size": y,
             "guided, twice the size": sample_guided(run, "gaussian", y, 2, scale, size=2 * side),

@@ -132,8 +132,11 @@ def test_a_guided_sample_shows_its_target(tiny_run):
     far, near = (image_guiding.sample_guided(run, "gaussian", y, 4, s) for s in (0, 10.0))
     miss = lambda samples: (image_guiding.downsample(4)(samples) - y).square().mean()  # noqa: E731
     assert miss(near) < miss(far)
+    run.params["factor"] = 4
     rows = image_guiding.larger(run, 1, 0.3)
     assert [tuple(row.shape[2:]) for row in rows.values()] == [(32, 32), (64, 64), (64, 64)]
+    with pytest.raises(FloatingPointError, match=r"at scale 1e\+30, samples diverge: take a smaller guidance_scale"):
+        image_guiding.sample_guided(run, "exact", y, 4, 1e30)
     with pytest.raises(ValueError, match="gaussian, perceptual; got 'magic'"):
         image_guiding.guide(run, "magic", y, 4, 1.0)
 
