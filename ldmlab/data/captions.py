@@ -1,4 +1,4 @@
-"""What a caption of `scenes` states, kind by kind; the words of that world; the caption of a mirrored picture."""
+"""What a caption of `scenes` states, kind by kind."""
 
 import re
 
@@ -31,17 +31,6 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "relation": _RELATIONS,  # of the companion to the main thing: below it, to the left of it
 }
 
-_GRAMMAR = "a an and the with in on under above by at to of water sky roof front".split()
-VOCABULARY: tuple[str, ...] = tuple(
-    sorted(
-        {
-            *_GRAMMAR,
-            *(word for hour in HOURS.values() for word in hour.words.split()),
-            *(word for kind, answers in ANSWERS.items() if kind != "hour" for text in answers for word in text.split()),
-        }
-    )
-)
-
 _RELATION_WORDS = {relation.split()[-1]: relation for relation in _RELATIONS}
 # An hour is told by its last words: "blue sky" is day, "night" is night.
 _HOUR_WORDS = {
@@ -60,7 +49,7 @@ def claims(caption: str) -> dict[str, str]:
     From any caption of `scenes` nothing is lost. Of other text the words that this world knows are understood, in the
     order of its captions (patterns and colours stand before their thing, a relation after the companion), and the
     first of each kind counts: "red car in the snow" states a class, a colour and a place. Unknown words are passed
-    over; `unknown_words` names them.
+    over.
     """
     found: dict[str, str] = {}
     colours: list[str] = []  # said of the next thing
@@ -102,19 +91,3 @@ def _describe(found: dict[str, str], whose: str, colours: list[str], pattern: st
     for kind, answer in said.items():
         if answer in ANSWERS[whose + kind]:
             found.setdefault(whose + kind, answer)
-
-
-def unknown_words(caption: str) -> list[str]:
-    """The words that no caption of `scenes` contains, in their order, each once."""
-    return [word for word in dict.fromkeys(_words(caption)) if word not in VOCABULARY]
-
-
-def mirrored(caption: str) -> str:
-    """The caption of the mirrored picture: left and right change places, the rest stays as it is written."""
-    return re.sub(r"\b(left|right)\b", _other_side, caption, flags=re.IGNORECASE)
-
-
-def _other_side(match: re.Match[str]) -> str:
-    word = match[0]
-    other = "right" if word.lower() == "left" else "left"
-    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
