@@ -1,7 +1,7 @@
 """Conditions tau_theta(y): what turns labels, words and boxes into the tokens that the denoiser attends to [Sec. 3.3].
 
-A kind of condition is one class here and one row of `KINDS`. Each says how it reads what is known of a picture, how it
-encodes that, and what stands for "nothing is said", which classifier-free guidance needs [LDM v2, Sec. 3.3, E.2.1].
+A kind of condition is one class here and one row of `study.conditions.KINDS`. Each says how it reads what is known of a
+picture, how it encodes that, and what stands for "nothing is said", which classifier-free guidance needs [E.2.1].
 """
 
 from abc import ABC, abstractmethod
@@ -130,9 +130,6 @@ class LayoutEmbedder(Conditioner):
     def encode(self, y: Int[Tensor, "b length"]) -> Float[Tensor, "b length dim"]:
         """Box tokens -> as many of the transformer's."""
         return self.transformer(y)
-
-
-KINDS: dict[str, type[Conditioner]] = {kind.kind: kind for kind in (ClassEmbedder, TextEmbedder, LayoutEmbedder)}
 
 
 class Conditioned(Dataset):

@@ -17,9 +17,10 @@ from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.first_stage.latents import encode_dataset, weights_hash
 from ldmlab.study.fit import Curve, fit
 from ldmlab.study.paths import runs_dir
-from ldmlab.study.presets import classifier_spec, content_key
+from ldmlab.study.presets import classifier_spec
 from ldmlab.study.runs import PixelLatents, locked
 from ldmlab.study.session import Run
+from ldmlab.study.specs import content_key
 
 TIMES = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)  # of the schedule's 1000, where accuracy is measured
 

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from ldmlab.study import paper
 from ldmlab.study.figures import protocol_of, quality_lines
-from ldmlab.study.presets import StudySpec, study_spec
+from ldmlab.study.presets import study_spec
 from ldmlab.study.records import Record
 from ldmlab.study.series import Series, check_comparable, grouped, rehearsal, timed_alike
+from ldmlab.study.specs import StudySpec
 from ldmlab.study.style import label_ends, small_print, span, styled
 
 

@@ -1,49 +1,75 @@
 """Which conditioner a spec asks for, what it reads of the pictures, and what samples are asked when they are scored."""
 
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ldmlab.data.annotations import Annotation
 from ldmlab.diffusion.boxes import BoxTokenizer
-from ldmlab.diffusion.conditioning import KINDS, ClassEmbedder, Conditioner, LayoutEmbedder, TextEmbedder
+from ldmlab.diffusion.conditioning import ClassEmbedder, Conditioner, LayoutEmbedder, TextEmbedder
 from ldmlab.diffusion.text import CaptionTokenizer, find_vocabulary
 from ldmlab.diffusion.transformer import TokenTransformer
 from ldmlab.study.paths import runs_dir
 from ldmlab.study.pictures import Pictures
-from ldmlab.study.presets import DiffusionSpec
+from ldmlab.study.specs import DiffusionSpec
+
+
+def _class(plan: DiffusionSpec, pictures: Pictures) -> Conditioner | None:
+    num_classes = pictures.train.num_classes
+    return ClassEmbedder(num_classes, plan.denoiser.context_dim, plan.p_uncond) if num_classes else None
+
+
+def _text(plan: DiffusionSpec, pictures: Pictures) -> Conditioner:
+    captions, length = [annotation.caption for annotation in pictures.annotations()], plan.condition.max_length
+    folder, closed = find_vocabulary(pictures.train.name, captions, runs_dir())
+    tokenizer = CaptionTokenizer(folder, length, closed=closed, known=captions)
+    return TextEmbedder(tokenizer, _transformer(plan, len(tokenizer), length), plan.p_uncond)
+
+
+def _layout(plan: DiffusionSpec, pictures: Pictures) -> Conditioner:
+    spec = plan.condition
+    tokenizer = BoxTokenizer(len(pictures.train.box_names), spec.num_tokens, spec.max_objects)
+    return LayoutEmbedder(tokenizer, _transformer(plan, spec.num_tokens, tokenizer.length), plan.p_uncond)
+
+
+def _transformer(plan: DiffusionSpec, vocab_size: int, max_length: int) -> TokenTransformer:
+    spec = plan.condition
+    return TokenTransformer(vocab_size, max_length, spec.dim, spec.num_layers, spec.num_heads, spec.head_dim)
+
+
+class Kind(NamedTuple):
+    """A kind of condition: how it is built, what it reads of an `Annotation`, and where that comes from."""
+
+    build: Callable[[DiffusionSpec, Pictures], Conditioner | None]
+    reads: str = ""
+    source: str = ""
+
+
+KINDS: dict[str, Kind] = {
+    "class": Kind(_class),  # unconditional where the data has no classes
+    "text": Kind(_text, "caption", "captions: a .txt beside each picture holds its caption, or an "
+                                   "annotations/captions_*.json in COCO's format"),
+    "layout": Kind(_layout, "boxes", "boxes: they come from annotations/*.json in COCO's format"),
+}
 
 
 def check_known(plan: DiffusionSpec, pictures: Pictures) -> None:
-    """ValueError where the pictures lack what the model is to be told: captions, or boxes; and for an unknown kind."""
-    kind, name = plan.condition and plan.condition.kind, pictures.train.name
-    if kind not in (None, *KINDS):
-        raise ValueError(f"a condition is one of {', '.join(KINDS)}; got {kind!r}")
-    if kind == "text" and not any(annotation.caption for annotation in pictures.annotations()):
-        raise ValueError(f"{name} has no captions: a .txt beside each picture holds its caption, or an "
-                         f"annotations/captions_*.json in COCO's format")
-    if kind == "layout" and not any(annotation.boxes for annotation in pictures.annotations()):
-        raise ValueError(f"{name} has no boxes: they come from annotations/*.json in COCO's format")
+    """ValueError where the pictures lack what the model is to be told, and for an unknown kind."""
+    name = plan.condition.kind if plan.condition else "class"
+    if name not in KINDS:
+        raise ValueError(f"a condition is one of {', '.join(KINDS)}; got {name!r}")
+    kind = KINDS[name]
+    if kind.reads and not any(getattr(annotation, kind.reads) for annotation in pictures.annotations()):
+        raise ValueError(f"{pictures.train.name} has no {kind.source}")
 
 
 def build_conditioner(plan: DiffusionSpec, pictures: Pictures) -> Conditioner | None:
-    """tau_theta of a spec, untrained: of the class where it names no other and the data has classes.
-
-    ValueError as by `check_known`.
-    """
+    """tau_theta of a spec, untrained: of the class where it names nothing else; ValueError as by `check_known`."""
     check_known(plan, pictures)
-    spec, num_classes = plan.condition, pictures.train.num_classes
-    if spec is None:
-        return ClassEmbedder(num_classes, plan.denoiser.context_dim, plan.p_uncond) if num_classes else None
-    sizes = (spec.dim, spec.num_layers, spec.num_heads, spec.head_dim)
-    if spec.kind == "text":
-        captions = [annotation.caption for annotation in pictures.annotations()]
-        folder, closed = find_vocabulary(pictures.train.name, captions, runs_dir())
-        tokenizer = CaptionTokenizer(folder, spec.max_length, closed=closed, known=captions)
-        return TextEmbedder(tokenizer, TokenTransformer(len(tokenizer), spec.max_length, *sizes), plan.p_uncond)
-    tokenizer = BoxTokenizer(len(pictures.train.box_names), spec.num_tokens, spec.max_objects)
-    return LayoutEmbedder(tokenizer, TokenTransformer(spec.num_tokens, tokenizer.length, *sizes), plan.p_uncond)
+    return KINDS[plan.condition.kind if plan.condition else "class"].build(plan, pictures)
 
 
 def read_conditions(conditioner: Conditioner, pictures: Pictures) -> Tensor:

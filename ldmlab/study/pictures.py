@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from ldmlab.data.annotations import Annotation
 from ldmlab.data.images import ImageSet, open_dataset
 from ldmlab.study.paths import runs_dir
-from ldmlab.study.presets import StudySpec
 from ldmlab.study.progress import reports
+from ldmlab.study.specs import StudySpec
 
 
 @dataclass

@@ -23,8 +23,8 @@ from ldmlab.study.conditions import build_conditioner, read_conditions
 from ldmlab.study.fit import Curve, choose_device, fit
 from ldmlab.study.paths import runs_dir
 from ldmlab.study.pictures import Pictures
-from ldmlab.study.presets import DiffusionSpec, StudySpec, content_key
 from ldmlab.study.progress import reports
+from ldmlab.study.specs import DiffusionSpec, StudySpec, content_key
 
 FLAT_DB = 0.3  # a first stage is called flat if the second half of its training gained less validation PSNR
 

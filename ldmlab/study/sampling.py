@@ -21,11 +21,11 @@ from ldmlab.diffusion.solvable import convergence, random_field
 from ldmlab.evaluation.distances import Score, moments_of
 from ldmlab.evaluation.uncertainty import frechet_estimate
 from ldmlab.study.conditions import sample_labels
-from ldmlab.study.presets import EvaluationSpec
 from ldmlab.study.progress import duration, progress
 from ldmlab.study.records import Record
 from ldmlab.study.series import add_points, as_metrics
 from ldmlab.study.session import Run
+from ldmlab.study.specs import EvaluationSpec
 
 FD = "fd_lab_by_steps"
 MOST_COMPARED = 50  # steps up to which samplers stand side by side: beyond, there is little to tell them apart

@@ -15,9 +15,9 @@ from ldmlab.perception import feature_net, perceptual_loss
 from ldmlab.study.conditions import sample_conditions
 from ldmlab.study.paths import runs_dir
 from ldmlab.study.pictures import Pictures
-from ldmlab.study.presets import StudySpec
 from ldmlab.study.progress import progress
 from ldmlab.study.runs import TrainedFirstStage
+from ldmlab.study.specs import StudySpec
 
 
 class Scorer:

@@ -12,8 +12,9 @@ from ldmlab.study import pictures, runs
 from ldmlab.study.conditions import check_known
 from ldmlab.study.fit import choose_device
 from ldmlab.study.parameters import SHOWN_ONLY
-from ldmlab.study.presets import CONDITIONS, StudySpec, study_spec
+from ldmlab.study.presets import CONDITIONS, study_spec
 from ldmlab.study.records import Record, environment, now
+from ldmlab.study.specs import StudySpec
 from ldmlab.study.style import save_figure
 
 

@@ -10,7 +10,7 @@ from ldmlab.checkpoints.files import load_model, save_model
 from ldmlab.data.images import ImageSet
 from ldmlab.first_stage.latents import weights_hash
 from ldmlab.perception import WEIGHTS
-from ldmlab.study.presets import FS, StudySpec, content_key, study_spec
+from ldmlab.study.presets import FS, study_spec
 from ldmlab.study.runs import (
     Pictures,
     TrainedFirstStage,
@@ -21,6 +21,7 @@ from ldmlab.study.runs import (
     train_first_stage,
 )
 from ldmlab.study.session import Run
+from ldmlab.study.specs import StudySpec, content_key
 
 SHIPPED = {part: WEIGHTS / f"tour-{part}.safetensors" for part in ("first-stage", "diffusion")}
 

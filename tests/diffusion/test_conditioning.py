@@ -6,10 +6,11 @@ from torch.utils.data import Dataset
 
 from ldmlab.data.annotations import Annotation, Box
 from ldmlab.diffusion.boxes import BoxTokenizer
-from ldmlab.diffusion.conditioning import KINDS, ClassEmbedder, Conditioned, LayoutEmbedder, TextEmbedder
+from ldmlab.diffusion.conditioning import ClassEmbedder, Conditioned, LayoutEmbedder, TextEmbedder
 from ldmlab.diffusion.text import SCENES_VOCABULARY, CaptionTokenizer
 from ldmlab.diffusion.transformer import TokenTransformer
 
+KINDS = ("class", "text", "layout")
 KNOWN = [
     Annotation(2, "A red car in the snow.", (Box("car", 1, 0.2, 0.3, 0.7, 0.9),)),
     Annotation(0, "", ()),

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from ldmlab.study.presets import StudySpec, study_spec
+from ldmlab.study.presets import study_spec
 from ldmlab.study.session import Run
+from ldmlab.study.specs import StudySpec
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from PIL import Image
 
 from ldmlab.study.conditions import build_conditioner, read_conditions, sample_conditions
 from ldmlab.study.pictures import open_pictures
-from ldmlab.study.presets import CONDITIONS, content_key, study_spec
+from ldmlab.study.presets import CONDITIONS, study_spec
+from ldmlab.study.specs import content_key
 
 
 def test_captions_and_layouts_train_and_sample(tiny_run):

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from ldmlab.diffusion.denoiser import count_params, match_widths
-from ldmlab.study.presets import FS, LAPTOP_PARAMS, TIERS, content_key, study_spec
+from ldmlab.study.presets import FS, LAPTOP_PARAMS, TIERS, study_spec
+from ldmlab.study.specs import content_key
 
 
 @pytest.mark.parametrize("tier", TIERS)

@@ -10,10 +10,11 @@ import torch
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.study import sampling
 from ldmlab.study.figures_sampling import fig_convergence, fig_samplers, fig_steps, paper_rates
-from ldmlab.study.presets import EvaluationSpec, study_spec
+from ldmlab.study.presets import study_spec
 from ldmlab.study.quantities import FEW_STEPS, by_steps
 from ldmlab.study.records import Record
 from ldmlab.study.sampling import FD, VARIANTS, curve_name, enough_steps, order, pareto_front, plan_jobs
+from ldmlab.study.specs import EvaluationSpec
 
 STEPS, FEW = (10, 20, 50, 100, 200), (5, 10, 20, 50)
 
