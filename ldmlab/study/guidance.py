@@ -17,6 +17,8 @@ from torch import Tensor
 from ldmlab.data.annotations import Annotation
 from ldmlab.data.images import to_float, to_uint8
 from ldmlab.evaluation.distances import FeatureMoments, Score, moments_of
+from ldmlab.evaluation.inception import KEEP as FID_KEEP
+from ldmlab.evaluation.inception import InceptionNet, inception_scores
 from ldmlab.evaluation.judge import Judge, caption_fulfilment, class_accuracy, layout_scores, load_judge
 from ldmlab.evaluation.precision_recall import precision_recall_scores
 from ldmlab.evaluation.uncertainty import frechet_estimate
@@ -131,7 +133,8 @@ def sample_asked(
 def record_guidance(run: Run) -> Record:
     """Success, FD-lab, precision and recall over guidance scales, with baselines and the judge's own ceilings.
 
-    What was measured before, on the same model and by the same judge, is loaded. The judge knows `scenes` alone: of
+    FID and IS join them where Inception's weights are at hand and the samples are more than its features. What was
+    measured before, on the same model and by the same judge, is loaded. The judge knows `scenes` alone: of
     other data the measures of success are left out, and the record's events say so.
     """
     diffusion, scorer, plan, kind = run.diffusion, run.scorer, run.spec.evaluation, condition_kind(run)
@@ -158,7 +161,8 @@ def record_guidance(run: Run) -> Record:
     if classifier is not None:
         record.curves["classifier_accuracy_by_t"] = [[t, round(a, 4)] for t, a in classifier.accuracy]
 
-    asked, reachable = asked_of(run, plan.num_samples), reachable_moments(run)
+    asked = asked_of(run, plan.num_samples)
+    by = Yardsticks(asked, judge, reachable_moments(run), *_inception(run, record, kind))
     if judge is not None:
         _ceilings(record, run, judge, asked)
     jobs = [(way, scale) for way in ways for scale in (SCALES if way == "" else CLASSIFIER_SCALES)]
@@ -177,11 +181,11 @@ def record_guidance(run: Run) -> Record:
             return sample_asked(run, asked, scale, way, classifier, on_pictures=on_pictures)
 
         untold = draw("", 0.0)
-        scores = _scores(run, judge, asked, untold, reachable)
+        scores = _scores(run, by, untold)
         record.metrics |= as_metrics({f"{name}_untold": score for name, score in scores.items()})
         for way, scale in jobs:
             samples = draw(way, scale)
-            scores = _scores(run, judge, asked, samples, reachable)
+            scores = _scores(run, by, samples)
             if (way, scale) == ("", 1.0):
                 record.metrics |= as_metrics(scores)
             add_points(record, {curve_name(m, way): score for m, score in scores.items()}, scale)
@@ -212,16 +216,47 @@ def reachable_moments(run: Run) -> FeatureMoments:
                        for part in parts), net)
 
 
-def _scores(
-    run: Run, judge: Judge | None, asked: Asked, samples: Tensor, reachable: FeatureMoments
-) -> dict[str, Score]:
+@dataclass
+class Yardsticks:
+    """What samples are measured with, made once for all scales."""
+
+    asked: Asked
+    judge: Judge | None
+    reachable: FeatureMoments
+    inception: InceptionNet | None
+    real: FeatureMoments | None  # under Inception
+
+
+def _inception(run: Run, record: Record, kind: str) -> tuple[InceptionNet | None, FeatureMoments | None]:
+    """Inception and its reference, where its weights are at hand and the samples suffice for its 2048 features.
+
+    Captions and layouts are those of validation pictures, and so is the reference, as in the paper's evaluation on
+    COCO; classes are compared with training pictures [LDM v2, App. E.3].
+    """
+    images = run.pictures.train if kind == "class" else run.pictures.val
+    if not run.scorer.rehearsal and min(run.spec.evaluation.num_samples, len(images)) <= 2048:
+        return None, None
+    try:
+        net = InceptionNet().to(run.device)
+    except FileNotFoundError as error:
+        record.events.append(f"no FID: {error}")
+        return None, None
+    record.protocol["fid_reference"] = images.split
+    parts = (range(i, min(i + 64, len(images))) for i in range(0, len(images), 64))
+    return net, moments_of((to_float(images.images(part)) for part in parts), net, keep=FID_KEEP)
+
+
+def _scores(run: Run, by: Yardsticks, samples: Tensor) -> dict[str, Score]:
     """Everything that is measured of one set of samples."""
     scorer = run.scorer
     real, fake = scorer.reference("fd-lab"), moments_of(samples.split(256), scorer.nets["fd-lab"])
     scores = {"fd_lab": frechet_estimate(real, fake, allow_few=scorer.rehearsal, num_resamples=scorer.num_resamples,
                                          seed=run.spec.seed)}
-    scores |= precision_recall_scores(reachable, fake)
-    return scores | (asked.judged(judge, samples) if judge is not None else {})
+    scores |= precision_recall_scores(by.reachable, fake)
+    if by.inception is not None:
+        of = inception_scores(by.real, samples.split(64), by.inception, allow_few=scorer.rehearsal)
+        scores |= {"fid": of["fid"], "inception_score": of["inception_score"]}
+    return scores | (by.asked.judged(by.judge, samples) if by.judge is not None else {})
 
 
 # --- What is looked at ------------------------------------------------------------------------------------------------

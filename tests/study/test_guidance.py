@@ -1,10 +1,14 @@
 """Guidance measured: success with its baselines, classifier guidance, image guiding, and their figures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ldmlab.data.annotations import Annotation, Box
+from ldmlab.evaluation.inception import InceptionNet
 from ldmlab.evaluation.judge import load_judge
+from ldmlab.perception import FeatureNet
 from ldmlab.study import guidance, image_guiding
 from ldmlab.study.classifiers import train_classifier
 from ldmlab.study.figures_guidance import fig_classifier, fig_success, fig_trade
@@ -139,6 +143,32 @@ def test_a_guided_sample_shows_its_target(tiny_run):
         image_guiding.sample_guided(run, "exact", y, 4, 1e30)
     with pytest.raises(ValueError, match="gaussian, perceptual; got 'magic'"):
         image_guiding.guide(run, "magic", y, 4, 1.0)
+
+
+class _Inception(InceptionNet):
+    """In Inception's place: eight means of the picture as features, ten as logits."""
+
+    def __init__(self):
+        FeatureNet.__init__(self, (8,), [])
+        self.dim, self.name, self.weights_hash = 8, "inception-unverified", "ab" * 32
+
+    def features(self, x):
+        means = x.float().flatten(1)[:, :80].unflatten(1, (8, 10))
+        return means.mean(2), means.mean(1)
+
+    def embed(self, x):
+        return self.features(x)[0]
+
+
+def test_fid_joins_where_inception_is_at_hand(tiny_run, few, monkeypatch):
+    """At tier paper that is the score of Tab. 2, 3, 9 and 10; captions are compared with their own split."""
+    monkeypatch.setattr(guidance, "InceptionNet", _Inception)
+    run = tiny_run("09_text_to_image")
+    run.spec = replace(run.spec, seed=1)  # another record than that of the sweep
+    record = record_guidance(run)
+    assert [s for s, _ in record.curves[curve_name("fid")]] == [1.0, 3.0]
+    assert record.metrics["fid"]["extractor"] == "inception-unverified" and "inception_score" in record.metrics
+    assert record.protocol["fid_reference"] == "validation"
 
 
 def test_classes_are_named(tiny_run):
