@@ -88,18 +88,20 @@ def fig_trade(records: Sequence[Record]) -> Figure:
         recall = s.curve(curve_name("recall"))[1]
         pr.plot(precision, recall, **{**s.look, "ms": 4})
         for i in (0, len(x) - 1):
-            pr.annotate(f"{s.name}, s = {x[i]:g}" if i == 0 else f"s = {x[i]:g}", (precision[i], recall[i]), (5, 4),
+            pr.annotate(f"{s.name}, s = {x[i]:g}" if i == 0 else f"s = {x[i]:g}", (precision[i], recall[i]), (5, -10),
                         textcoords="offset points", fontsize=7, color=ink(s.f))
     _paper_trade(pr)
     pr.set(title="(c)  fidelity and diversity", xlabel="precision", ylabel="recall", xlim=(0, 1.05), ylim=(0, 1))
     params, protocol = records[0].params, records[0].protocol
     seeds = ranged(sorted(len(s.runs) for s in grouped(records)))
+    rising = not all(s.flat for s in grouped(records))
+    flat = " † the first stage's validation PSNR was still rising when its training ended." if rising else ""
     small_print(
         fig,
         f"Ours: {data_name(records[0])} at {params['size']} px, tier {params['tier']}; classifier-free guidance, "
         f"{protocol['guidance_n']} samples a point, {protocol['num_steps']} DDIM steps, eta {protocol['eta']:g}; "
         f"conditions: {protocol['labels']}; seeds an f: {seeds}. Precision and recall on "
-        f"features of fd-lab, k = 3, against {protocol['precision_recall_reference']}. "
+        f"features of fd-lab, k = 3, against {protocol['precision_recall_reference']}.{flat} "
         f"git {commits(records)}. Paper (grey): ImageNet at 256 px, on features of Inception, Tab. 10: of its points, "
         f"only which way they go compares with ours.")
     rehearsal(fig, records)

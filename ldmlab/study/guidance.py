@@ -155,6 +155,8 @@ def record_guidance(run: Run) -> Record:
         "guidance_n": plan.num_samples, "condition": kind,
         "precision_recall_reference": "training pictures as the first stage gives them back",
         "labels": "equal shares" if kind == "class" else f"{kind} of validation pictures"}
+    record.metrics["first_stage_flat"] = {"value": run.first_stage.flat,
+                                           "unit": "whether validation PSNR was flat at the end"}
     record.events += diffusion.curve.events
     if judge is None:
         record.events.append("the judge knows scenes alone: success is not measured")
