@@ -18,6 +18,7 @@ from ldmlab.diffusion.likelihood import prior_kl
 from ldmlab.diffusion.objective import denoising_error, weighted_objective
 from ldmlab.diffusion.samplers import ddim, ddim_alpha_bars, ddim_sigma, ddim_timesteps, ddpm, plms
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.spatial import fill, inpainting_condition
 from ldmlab.diffusion.training import DiffusionModule, LatentModule
 from ldmlab.first_stage.latents import latent_stats
 
@@ -339,6 +340,28 @@ def replay_class_conditional(case: Case) -> None:
     case.compare("out.image01", ((decoded + 1) / 2).clamp(0, 1))
 
 
+@torch.no_grad()
+def replay_inpainting(case: Case) -> None:
+    """Mask and masked picture to a picture: DDIM on [z_t, latent, mask], decoder, known pixels kept."""
+    c = case.config
+    model, first = unet(case, c["unet"], "unet"), autoencoder(case, c["first_stage"])
+    x, mask = case.tensor("in.image"), case.tensor("in.mask01")
+    condition = inpainting_condition(x, mask, first.encode)
+    case.compare("mid.cond", condition)
+
+    def eps_model(z_t: Tensor, t: Tensor) -> Tensor:
+        return model(torch.cat([z_t, condition], 1), t)
+
+    schedule = schedule_of({}, *c["linear"])
+    z = ddim(eps_model, case.tensor("in.x_T"), schedule, c["S"], eta=c["eta"], rule="compvis")
+    case.compare("out.z", z)
+    scaled = z / z.abs().max() * 0.5  # only to keep untrained weights in range
+    case.compare("mid.z_scaled", scaled)
+    decoded = first.decode(scaled)
+    case.compare("out.decoded", decoded)
+    case.compare("out.inpainted", (fill(x, decoded, mask) + 1) / 2)
+
+
 # --- Objective, EMA, training ----------------------------------------------------------------------------------------
 @torch.no_grad()
 def replay_p_losses(case: Case) -> None:
@@ -444,7 +467,7 @@ def replay_training(case: Case) -> None:
     if tau is not None:
         tau.requires_grad_(ldm.get("cond_stage_trainable", False))
     model, loss_type, schedule = unet(case, c["unet"], "unet").train(), ldm.get("loss_type", "l2"), schedule_of(ldm)
-    if kind == "SpatialRescaler":  # DiffusionModule knows tokens; of what it shares with others, all is tested here
+    if kind == "SpatialRescaler":  # DiffusionModule takes tokens: of a model by channels, what is shared is replayed
         module = LatentModule({"denoiser": model, "tau": tau}, schedule, model.config.out_channels, scale_factor=(1.0,),
                               lr=c["lr"], warmup_steps=0, weight_decay=0.01, ema_decay=0.9999)
     else:
@@ -485,7 +508,8 @@ def replay_training(case: Case) -> None:
     averaged = {name: value for name, value in averaged.items() if not name.startswith("tau.")}
     case.compare("out.ema_l2_sorted", sorted_norms(averaged))
     if tau is not None:
-        case.compare("out.cond_stage_param_l2_sorted", torch.stack([p.norm() for _, p in sorted(tau.named_parameters())]))
+        norms = [parameter.norm() for _, parameter in sorted(tau.named_parameters())]
+        case.compare("out.cond_stage_param_l2_sorted", torch.stack(norms))
 
 
 REPLAYS = {
@@ -502,6 +526,7 @@ REPLAYS = {
     "LatentDiffusion.p_sample_loop": replay_ddpm,
     "DDPM.p_sample": replay_ddpm,
     "pipeline.class_conditional": replay_class_conditional,
+    "pipeline.inpaint": replay_inpainting,
     "LatentDiffusion.p_losses": replay_p_losses,
     "LitEma": replay_ema,
     "LatentDiffusion.scaling": replay_scaling,
