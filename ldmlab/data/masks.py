@@ -1,4 +1,4 @@
-"""Masks for inpainting: wandering strokes and boxes, thin, medium or thick [LaMa, Sec. 2.4; LDM v2, App. E.2.2]."""
+"""Masks for inpainting: wandering strokes and boxes, thin, medium or thick [LaMa, Sec. 2.3; LDM v2, App. E.2.2]."""
 
 import math
 from dataclasses import dataclass
