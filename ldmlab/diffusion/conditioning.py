@@ -112,7 +112,10 @@ class TextEmbedder(Conditioner):
 
 
 class LayoutEmbedder(Conditioner):
-    """Boxes as tokens (l, b, c) through a transformer [LDM v2, App. D.3, E.2.1, Tab. 17]; nothing is all padding."""
+    """Boxes as tokens (l, b, c) through a transformer [LDM v2, App. D.3, E.2.1, Tab. 17]; nothing is all padding.
+
+    Deviation: boxes come in the order of the data; the released code shuffles them whenever a picture is read.
+    """
 
     kind = "layout"
 
