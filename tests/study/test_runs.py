@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ldmlab.study import runs
+from ldmlab.study.pictures import open_pictures
 from ldmlab.study.presets import study_spec
 
 pytestmark = pytest.mark.usefixtures("in_root")
@@ -22,7 +23,7 @@ def score_nothing(model, step):
 
 
 def both(spec):
-    pictures = runs.open_pictures(spec)
+    pictures = open_pictures(spec)
     first_stage = runs.train_first_stage(spec, pictures, "cpu")
     latents = runs.encode(spec, first_stage, pictures, "cpu")
     trained = runs.train_diffusion(spec, pictures, first_stage, latents, "cpu", score_nothing)
@@ -70,7 +71,7 @@ def test_pixels_are_their_own_latents(spec):
     """LDM-1 has no first stage to train and sees pictures in [-1, 1]."""
     one = study_spec(1, tier="smoke")
     one = replace(one, data=spec.data)
-    pictures = runs.open_pictures(one)
+    pictures = open_pictures(one)
     first_stage = runs.train_first_stage(one, pictures, "cpu")
     batch = runs.encode(one, first_stage, pictures).__getitems__([0, 33])
     assert first_stage.flat is None and batch["moments"].shape == (2, 3, 32, 32)
