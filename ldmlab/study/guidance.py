@@ -117,7 +117,7 @@ def sample_asked(
     Scale 0 of classifier-free guidance leaves the condition out.
     """
     model, plan, n = run.diffusion.model, run.spec.evaluation, len(asked.annotations)
-    told, guided = WAYS[way].told and scale != 0, None  # type: bool, Guided | None
+    told, guided = WAYS[way].told and scale != 0, None
     if WAYS[way].classifier:
         guided = (classifier or train_classifier(run)).guide(run, asked.labels, scale)
     samples = model.sample(
