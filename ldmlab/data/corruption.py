@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FACTORS = (2, 4, 8)
+DEGRADATIONS = ("bicubic", "bsr")
 QUALITY = (80, 95)  # of JPEG
 NOISE = (1, 2)  # standard deviation in grey levels of 255
 INTERPOLATIONS = ("bilinear", "bicubic", "area")
@@ -29,6 +30,18 @@ class Step(NamedTuple):
     picture: UInt8[Tensor, "3 h w"]
 
 
+def degrade(
+    images: UInt8[Tensor, "n 3 h w"], factor: int, degradation: str = "bicubic", seed: int = 0
+) -> UInt8[Tensor, "n 3 h2 w2"]:
+    """Pictures with sides divided by `factor`, as they would be saved; picture i is spoiled by (seed, i) where chance
+    is part of it. ValueError for what `bicubic` and `bsr` refuse."""
+    if degradation not in DEGRADATIONS:
+        raise ValueError(f"degradation is one of {', '.join(DEGRADATIONS)}; got {degradation!r}")
+    if degradation == "bicubic":
+        return (bicubic(images.float() / 127.5 - 1, factor) + 1).mul(127.5).round().to(torch.uint8)
+    return torch.stack([bsr(picture.cpu(), factor, (seed, i))[-1].picture for i, picture in enumerate(images)])
+
+
 def bicubic(x: Float[Tensor, "n c h w"], factor: int) -> Float[Tensor, "n c h2 w2"]:
     """Pictures in [-1, 1] with sides divided by `factor`, antialiased; ValueError where it does not divide them."""
     _check_factor(factor, x.shape[2:])
@@ -36,7 +49,7 @@ def bicubic(x: Float[Tensor, "n c h w"], factor: int) -> Float[Tensor, "n c h2 w
     return small.clamp(-1, 1)  # bicubic weights overshoot at edges
 
 
-def bsr(picture: UInt8[Tensor, "3 h w"], factor: int, seed: int = 0) -> list[Step]:
+def bsr(picture: UInt8[Tensor, "3 h w"], factor: int, seed: int | tuple[int, ...] = 0) -> list[Step]:
     """Spoil a picture, its sides divided by `factor`, step by step; the last is the result [BSRGAN; LDM v2, App. D.6].
 
     For factor 4, first halved in one of four cases. Then in random order: blur; resizing by 1 to 2 `factor`, or blur

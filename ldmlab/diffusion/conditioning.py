@@ -5,15 +5,16 @@ picture, how it encodes that, and what stands for "nothing is said", which class
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ldmlab.data.annotations import Annotation
 from ldmlab.diffusion.boxes import BoxTokenizer
+from ldmlab.diffusion.spatial_conditioning import SpatialConditioner
 from ldmlab.diffusion.text import CaptionTokenizer
 from ldmlab.diffusion.transformer import TokenTransformer
 
@@ -25,7 +26,7 @@ class Conditioner(nn.Module, ABC):
     """
 
     kind: str
-    enters = "tokens"  # by cross-attention; "channels" would be concatenated to z_t
+    enters = "tokens"  # by cross-attention; see `spatial_conditioning` for "channels"
 
     def __init__(self, nothing: Int[Tensor, "..."], p_drop: float = 0.0):
         super().__init__()
@@ -37,6 +38,10 @@ class Conditioner(nn.Module, ABC):
     @abstractmethod
     def read(self, annotations: Sequence[Annotation]) -> Int[Tensor, "n ..."]:
         """What this takes as input, from what is known of pictures."""
+
+    def told(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Int[Tensor, "b ..."]:
+        """y of a training batch: what `read` found, or the class."""
+        return batch["y"] if "y" in batch else batch["label"]
 
     def check(self, y: Int[Tensor, "n ..."]) -> None:
         """ValueError for input that this cannot encode; called once a batch of samples, not in training."""
@@ -133,6 +138,18 @@ class LayoutEmbedder(Conditioner):
     def encode(self, y: Int[Tensor, "b length"]) -> Float[Tensor, "b length dim"]:
         """Box tokens -> as many of the transformer's."""
         return self.transformer(y)
+
+
+def conditioned(
+    denoiser: nn.Module, conditioner: Conditioner | SpatialConditioner | None, y: Shaped[Tensor, "b ..."] | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """eps_hat(z_t, t) given y: tau(y) enters by cross-attention, or beside the channels of z_t [LDM v2, Sec. 3.3]."""
+    if conditioner is None:
+        return denoiser
+    c = conditioner(y)
+    if conditioner.enters == "tokens":
+        return lambda z_t, t: denoiser(z_t, t, c)
+    return lambda z_t, t: denoiser(torch.cat([z_t, c.to(z_t)], 1), t)
 
 
 class Conditioned(Dataset):

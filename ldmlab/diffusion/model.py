@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from ldmlab.diffusion.conditioning import Conditioner
+from ldmlab.diffusion.conditioning import Conditioner, conditioned
 from ldmlab.diffusion.guidance import classifier_free
 from ldmlab.diffusion.samplers import SAMPLERS, EpsModel, ddim
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.spatial_conditioning import SpatialConditioner
 from ldmlab.first_stage.latents import LatentStats
 
 Guided = Callable[[EpsModel, slice], EpsModel]
@@ -25,7 +26,7 @@ class LatentDiffusion:
     stats: LatentStats
     denoiser: nn.Module
     schedule: Schedule
-    conditioner: Conditioner | None
+    conditioner: Conditioner | SpatialConditioner | None
     size: int
     device: torch.device
 
@@ -35,30 +36,48 @@ class LatentDiffusion:
         tau = {} if self.conditioner is None else {"tau": self.conditioner}
         return nn.ModuleDict({"denoiser": self.denoiser} | tau)
 
-    def eps_model(self, y: Int[Tensor, "b ..."] | None, guidance_scale: float | int = 1.0) -> EpsModel:
+    def eps_model(self, y: Shaped[Tensor, "b ..."] | None, guidance_scale: float | int = 1.0) -> EpsModel:
         """eps_hat(z_t, t) under conditions `y`, as the conditioner read them, guided if `guidance_scale` is not 1."""
-        if self.conditioner is None:
-            return self.denoiser
-        context = self.conditioner(y)
-        if guidance_scale == 1:
-            return lambda z_t, t: self.denoiser(z_t, t, context)
-        return classifier_free(self.denoiser, context, self.conditioner.null(len(y)), guidance_scale)
+        if self.conditioner is None or guidance_scale == 1:
+            return conditioned(self.denoiser, self.conditioner, y)
+        self._check_tokens(f"guidance_scale = {guidance_scale:g}")
+        return classifier_free(self.denoiser, self.conditioner(y), self.conditioner.null(len(y)), guidance_scale)
 
-    def nothing(self, n: int) -> Int[Tensor, "n ..."]:
+    def nothing(self, n: int) -> Shaped[Tensor, "n ..."]:
         """`n` conditions that say nothing: with them a conditional model samples unconditionally."""
+        self._check_tokens("a sample that is told nothing")
         nothing = torch.tensor(0) if self.conditioner is None else self.conditioner.nothing.cpu()
         return nothing.expand(n, *nothing.shape)
+
+    def _check_tokens(self, wanted: str) -> None:
+        if self.conditioner is not None and self.conditioner.enters == "channels":
+            raise ValueError(f"a model of kind {self.conditioner.kind} was never trained without its condition, so it "
+                             f"has no guidance and no unconditional samples; asked was {wanted}")
+
+    def latent_shape(self, y: Shaped[Tensor, "n ..."]) -> tuple[int, int, int]:
+        """(c, h, w) of z for the pictures that `y` asks for; ValueError where the denoiser cannot halve its sides."""
+        size = (self.size, self.size)
+        if self.conditioner is not None and self.conditioner.enters == "channels":
+            size = self.conditioner.picture_size(y)
+        multiple = self.first_stage.f * 2 ** (len(self.denoiser.config.widths) - 1)
+        if any(side % multiple for side in size):
+            raise ValueError(f"this model makes pictures with sides that are multiples of {multiple}, asked were "
+                             f"{size[0]} x {size[1]}; pad them first")
+        return self.denoiser.config.out_channels, *(side // self.first_stage.f for side in size)
 
     def decode(self, z0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Scaled latents -> pictures, clamped to [-1, 1]."""
         return self.first_stage.decode(self.stats.unscale(z0)).clamp(-1, 1)
 
     def sample(
-        self, y: Int[Tensor, "n ..."], *, num_steps: int, sampler: str = "ddim", eta: float | int = 0.0,
+        self, y: Shaped[Tensor, "n ..."], *, num_steps: int, sampler: str = "ddim", eta: float | int = 0.0,
         guidance_scale: float | int = 1.0, seed: int = 0, batch_size: int = 128, guided: Guided | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Float[Tensor, "n 3 H W"]:
         """One picture per condition of `y` (ignored by a model without any) by a sampler of `SAMPLERS`, on the CPU.
+
+        Pictures have the model's `size`, or where the condition is aligned with them, the size that it asks for: larger
+        than in training, they are sampled convolutionally [LDM v2, Sec. 4.3.2].
 
         All starting noise comes from `seed` before the first batch, so all samplers begin alike, and those that draw no
         more give pictures that do not depend on `batch_size` but for rounding. `guided(eps_model, rows)` may steer the
@@ -72,9 +91,8 @@ class LatentDiffusion:
         if eta and sampler != "ddim":
             raise ValueError(f"eta is the noise of DDIM's steps; got eta = {eta} with sampler {sampler!r}")
         draw = partial(ddim, eta=eta) if sampler == "ddim" else SAMPLERS[sampler]
-        c, side = self.denoiser.config.in_channels, self.size // self.first_stage.f
         generator = torch.Generator().manual_seed(seed)
-        z_T = torch.randn(len(y), c, side, side, generator=generator)
+        z_T = torch.randn(len(y), *self.latent_shape(y), generator=generator)
         later = torch.Generator(self.device).manual_seed(seed + 1)
         pictures = []
         # Tensors of inference mode can never be differentiated, not even by a guide that asks for gradients.

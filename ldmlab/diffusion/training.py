@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from ldmlab.diffusion.conditioning import Conditioner
+from ldmlab.diffusion.conditioning import Conditioner, conditioned
 from ldmlab.diffusion.ema import EMA
 from ldmlab.diffusion.objective import denoising_error, weighted_objective
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.spatial_conditioning import SpatialConditioner
 
 
 class LatentModule(pl.LightningModule):
@@ -95,7 +96,7 @@ class DiffusionModule(LatentModule):
         self,
         denoiser: nn.Module,
         schedule: Schedule,
-        conditioner: Conditioner | None = None,
+        conditioner: Conditioner | SpatialConditioner | None = None,
         *,
         scale_factor: Sequence[float] = (1.0,),
         loss: str = "l2",
@@ -108,7 +109,7 @@ class DiffusionModule(LatentModule):
         if channels_last:
             denoiser.to(memory_format=torch.channels_last)  # before the averages are made in its likeness
         trained = {"denoiser": denoiser} | ({"tau": conditioner} if conditioner else {})
-        super().__init__(trained, schedule, denoiser.config.in_channels, scale_factor=scale_factor, lr=lr,
+        super().__init__(trained, schedule, denoiser.config.out_channels, scale_factor=scale_factor, lr=lr,
                          warmup_steps=warmup_steps, weight_decay=weight_decay, ema_decay=ema_decay)
         self.denoiser, self.conditioner, self.loss = denoiser, conditioner, loss
 
@@ -116,13 +117,13 @@ class DiffusionModule(LatentModule):
         z0 = self.z0_from_moments(batch["moments"])
         t = torch.randint(self.schedule.T, (len(z0),), device=z0.device)
         eps = torch.randn_like(z0)
-        return {"loss": self.eps_loss(z0, batch.get("y", batch["label"]), t, eps)}
+        y = None if self.conditioner is None else self.conditioner.told(batch)
+        return {"loss": self.eps_loss(z0, y, t, eps)}
 
     def eps_loss(
-        self, z0: Float[Tensor, "b c h w"], y: Int[Tensor, "b ..."] | None, t: Int[Tensor, " b"],
+        self, z0: Float[Tensor, "b c h w"], y: Shaped[Tensor, "b ..."] | None, t: Int[Tensor, " b"],
         eps: Float[Tensor, "b c h w"],
     ) -> Float[Tensor, ""]:
         """|| eps - eps_hat || of the objective, with the condition dropped at random for guidance."""
-        context = self.conditioner(y) if self.conditioner is not None else None
-        eps_hat = self.denoiser(self.schedule.q_sample(z0, t, eps), t, context)
+        eps_hat = conditioned(self.denoiser, self.conditioner, y)(self.schedule.q_sample(z0, t, eps), t)
         return weighted_objective(denoising_error(eps_hat, eps, self.loss), t, self.schedule)

@@ -137,7 +137,7 @@ def denoising_path(
         path.z0_hat.append(z0_hat)
 
     side = model.size // model.first_stage.f
-    shape = (len(y), model.denoiser.config.in_channels, side, side)
+    shape = (len(y), model.denoiser.config.out_channels, side, side)
     z_T = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
     eps_model = model.eps_model(y.to(model.device), guidance_scale)
     generator = torch.Generator(model.device).manual_seed(seed + 1 if step_seed is None else step_seed)

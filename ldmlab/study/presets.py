@@ -3,9 +3,12 @@
 Nothing but this module knows what a tier changes.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ldmlab.diffusion.denoiser import DenoiserConfig
+from ldmlab.diffusion.spatial_conditioning import LowResolution
 from ldmlab.first_stage.networks import AutoencoderConfig
 from ldmlab.study.specs import (
     ClassifierSpec,
@@ -14,6 +17,7 @@ from ldmlab.study.specs import (
     DiffusionSpec,
     EvaluationSpec,
     FirstStageSpec,
+    SpatialSpec,
     StudySpec,
 )
 
@@ -81,7 +85,11 @@ def _paper(f: int, reg: str, data: DataSpec) -> tuple[FirstStageSpec, DiffusionS
 
 
 # Which notebook's models are told what to show by something else than the class.
-CONDITIONS = {"09_text_to_image": "text", "10_layout_to_image": "layout"}
+CONDITIONS = {
+    "09_text_to_image": "text", "10_layout_to_image": "layout", "11_semantic_synthesis": "labels",
+    "12_super_resolution": "low_resolution", "13_inpainting": "mask",
+}
+SPATIAL = {"low_resolution": ("factor", "degradation"), "mask": (), "labels": ()}  # the fields that each kind has
 # [LDM v2, Tab. 17]; heads as in the released code.
 _CONDITION = {
     "text": ConditionSpec("text", dim=1280, num_layers=32, num_heads=8, head_dim=64),
@@ -94,6 +102,15 @@ _PAPER_CONDITIONAL = {
     ("text", 4): ((192, 384, 576, 960), (2, 4, 8), {"num_heads": None, "num_head_channels": 32}, 1, 640, {}),
     ("layout", 4): ((128, 256, 384, 512), (2, 4, 8), {"num_heads": None, "num_head_channels": 32}, 3, 512,
                     {"batch_size": 24, "num_steps": 4_400_000, "lr": 4.8e-5, "beta": (0.0015, 0.0205), "loss": "l1"}),
+}
+# Models of a concatenated condition at f = 4 [LDM v2, Tab. 15]; attention of low_resolution and labels as released.
+_PAPER_SPATIAL = {
+    "low_resolution": ((160, 320, 320, 640), (8,), {"num_heads": None, "num_head_channels": 32},
+                       {"batch_size": 64, "num_steps": 860_000, "lr": 6.4e-5, "beta": (0.0015, 0.0155)}),
+    "mask": ((128, 512, 1024), (), {"num_heads": 8},  # the released file is another, "big" model
+             {"batch_size": 128, "num_steps": 360_000, "lr": 1e-6, "beta": (0.0015, 0.0205), "loss": "l1"}),
+    "labels": ((128, 512, 1024), (), {"num_heads": 8},  # attention is asked for at factors that it lacks
+               {"batch_size": 48, "num_steps": 360_000, "lr": 4.8e-5, "beta": (0.0015, 0.0205), "loss": "l1"}),
 }
 
 
@@ -115,6 +132,7 @@ _LAPTOP_CONDITION = {
     "text": ConditionSpec("text", dim=64, num_layers=2, num_heads=4, head_dim=16, max_length=40),
     "layout": ConditionSpec("layout", dim=64, num_layers=2, num_heads=4, head_dim=16, num_tokens=1025, max_objects=6),
 }
+_LAPTOP_SPATIAL_STEPS = {1: 400, 2: 800, 4: 2400, 8: 3200, 16: 3200, 32: 3200}
 _LAPTOP_CONDITIONAL_STEPS = {1: 800, 2: 1600, 4: 3200, 8: 4000, 16: 4000, 32: 4000}
 _MILESTONES = (100, 200, 400, 800, 1600)
 
@@ -145,15 +163,18 @@ def _laptop(f: int, reg: str, data: DataSpec) -> tuple[FirstStageSpec, Diffusion
 
 
 def study_spec(f: int, reg: str = "kl", data: str = "scenes", tier: str = "laptop", seed: int = 0, size: int = 0,
-               condition: str = "class", **changes) -> StudySpec:
+               condition: str = "class", attention: bool = True, told: Mapping[str, Any] | None = None,
+               **changes) -> StudySpec:
     """The spec of one run; `size` = 0 takes the tier's own. `changes` replace fields of DiffusionSpec.
 
-    Raises ValueError for an unknown tier or condition, or a size that f does not divide.
+    `told` holds what a spatial condition has to be told, see SPATIAL. Without `attention` the first stage has none, as
+    in the last row of [LDM v2, Tab. 6]. Raises ValueError for an unknown tier or condition, or a size that f does not
+    divide.
     """
     if tier not in TIERS:
         raise ValueError(f"tier is one of {', '.join(TIERS)}; got {tier!r}")
-    if condition not in ("class", *_CONDITION):
-        raise ValueError(f"condition is one of class, {', '.join(_CONDITION)}; got {condition!r}")
+    if condition not in ("class", *_CONDITION, *SPATIAL):
+        raise ValueError(f"condition is one of class, {', '.join((*_CONDITION, *SPATIAL))}; got {condition!r}")
     size = size or {"smoke": 32, "laptop": 32, "gpu": 64, "paper": 256}[tier]
     if size % f or size < 32:
         raise ValueError(f"size must be at least 32 and divisible by f = {f}; got {size}")
@@ -162,7 +183,12 @@ def study_spec(f: int, reg: str = "kl", data: str = "scenes", tier: str = "lapto
         tier]
     where = DataSpec(data, size, num_train, num_val)
     first_stage, diffusion, evaluation = (_paper if tier == "paper" else _laptop)(f, reg, where)
-    if condition != "class":
+    if not attention:
+        plain = replace(first_stage.autoencoder, mid_attn=False, attn_resolutions=())
+        first_stage = replace(first_stage, autoencoder=plain)
+    if condition in SPATIAL:
+        diffusion = _beside(diffusion, SpatialSpec(condition, **(told or {})), tier, f)
+    elif condition != "class":
         diffusion = _conditioned(diffusion, condition, tier, f, reg)
     if tier == "gpu":
         first_stage, diffusion, evaluation = _gpu(first_stage, diffusion, evaluation)
@@ -188,6 +214,32 @@ def _conditioned(diffusion: DiffusionSpec, kind: str, tier: str, f: int, reg: st
     return replace(diffusion, condition=condition, denoiser=replace(diffusion.denoiser, context_dim=condition.dim))
 
 
+def _beside(diffusion: DiffusionSpec, spec: SpatialSpec, tier: str, f: int) -> DiffusionSpec:
+    """The same model with a condition beside its input; it has no tokens to attend to."""
+    c = diffusion.denoiser.out_channels
+    beside = {"mask": c + 1, "labels": c}.get(spec.kind) or LowResolution.num_channels(f, spec.factor)
+    denoiser, changes = diffusion.denoiser, {"num_steps": _LAPTOP_SPATIAL_STEPS[f]}
+    if tier == "paper":
+        changes = {}
+        if f == 4:
+            widths, attention_at, shape, changes = _PAPER_SPATIAL[spec.kind]
+            denoiser = replace(denoiser, widths=widths, attention_at=attention_at, **shape)
+    denoiser = replace(denoiser, in_channels=c + beside, context_dim=None)
+    milestones = tuple(m for m in diffusion.milestones if m in (400, 1600) and m < changes.get("num_steps", 0))
+    return replace(diffusion, denoiser=denoiser, condition=spec, p_uncond=0.0,
+                   **({"milestones": milestones} if tier != "paper" else {}), **changes)
+
+
+def regression_spec(spec: StudySpec) -> DiffusionSpec:
+    """The network that gives back the mean of the pictures, for the pixel-space run of `spec`: shape as its denoiser.
+
+    The paper takes its numbers from [SR3], which trains the same UNet with a squared error.
+    """
+    steps, batch = {"smoke": (8, 16), "laptop": (600, 32), "gpu": (15_000, 64), "paper": (860_000, 64)}[spec.tier]
+    return replace(spec.diffusion, num_steps=steps, batch_size=batch, milestones=(),
+                   denoiser=replace(spec.diffusion.denoiser, in_channels=spec.diffusion.denoiser.in_channels - 3))
+
+
 def classifier_spec(spec: StudySpec, num_classes: int) -> ClassifierSpec:
     """The classifier that guides the model of `spec`; the paper gives neither its shape nor its training.
 
@@ -211,7 +263,8 @@ def _gpu(first_stage, diffusion, evaluation):
         steps = factor * first_stage.num_steps
         first_stage = replace(first_stage, autoencoder=autoencoder, num_steps=steps, batch_size=64, lr=1e-3,
                               disc_start=steps // 2, disc_weight=0.1, disc_ch=64, disc_layers=3, val_every=steps // 20)
-    denoiser = replace(diffusion.denoiser, widths=tuple(2 * w for w in diffusion.denoiser.widths), context_dim=128)
+    denoiser = replace(diffusion.denoiser, widths=tuple(2 * w for w in diffusion.denoiser.widths),
+                       context_dim=128 if diffusion.denoiser.context_dim else None)
     diffusion = replace(diffusion, target_params=4 * LAPTOP_PARAMS)
     steps = 30_000
     diffusion = replace(diffusion, denoiser=denoiser, num_steps=steps, batch_size=128, lr=5e-4, ema_decay=0.9999,

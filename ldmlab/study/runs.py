@@ -16,10 +16,11 @@ from ldmlab.diffusion.conditioning import Conditioned
 from ldmlab.diffusion.denoiser import DenoiserConfig, UNet, count_params, match_widths
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.diffusion.schedules import scaled_linear
+from ldmlab.diffusion.spatial_conditioning import WithPictures
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.latents import Latents, LatentStats, MirroredImages, encode_dataset, latent_stats, weights_hash
 from ldmlab.perception import feature_net, perceptual_loss
-from ldmlab.study.conditions import build_conditioner, read_conditions
+from ldmlab.study.conditions import KINDS, build_conditioner, read_conditions
 from ldmlab.study.fit import Curve, choose_device, fit
 from ldmlab.study.paths import runs_dir
 from ldmlab.study.pictures import Pictures
@@ -257,7 +258,7 @@ def _new_diffusion(spec: StudySpec, pictures: Pictures, first_stage: TrainedFirs
     torch.manual_seed(spec.seed)
     denoiser = UNet(config)
     return LatentDiffusion(first_stage.model, first_stage.stats, denoiser, scaled_linear(plan.T, *plan.beta),
-                           build_conditioner(plan, pictures), spec.data.size, device)
+                           build_conditioner(plan, pictures, first_stage), spec.data.size, device)
 
 
 def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion, device, folder, path, on_milestone):
@@ -280,7 +281,10 @@ def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion,
 
     marks = {*plan.milestones, plan.num_steps} if on_milestone else ()
     if plan.condition is not None:
-        latents = Conditioned(latents, read_conditions(model.conditioner, pictures))
+        if model.conditioner.enters == "channels":
+            latents = WithPictures(latents, MirroredImages(pictures.train), KINDS[plan.condition.kind].maps)
+        else:
+            latents = Conditioned(latents, read_conditions(model.conditioner, pictures))
     curve = fit(module, latents, num_steps=plan.num_steps, batch_size=min(plan.batch_size, len(latents) // 2),
                 seed=spec.seed, run_dir=folder, label=f"{spec.name} on {first_stage.name}", device=device,
                 precision=plan.precision, at_steps={step: [milestone] for step in marks})

@@ -126,7 +126,7 @@ class Scorer:
 
     def flops(self, model: LatentDiffusion) -> int:
         """Floating-point operations of one denoiser call for one picture, 2 per multiply-accumulate."""
-        c, side = model.denoiser.config.in_channels, model.size // model.first_stage.f
+        c, side = model.denoiser.config.out_channels, model.size // model.first_stage.f
         z = torch.zeros(1, c, side, side, device=model.device)
         t = torch.zeros(1, dtype=torch.long, device=model.device)
         eps_model = model.eps_model(model.nothing(1).to(model.device))

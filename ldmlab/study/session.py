@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from ldmlab.study import pictures, runs
-from ldmlab.study.conditions import check_known
+from ldmlab.study import conditions, pictures, runs
 from ldmlab.study.fit import choose_device
 from ldmlab.study.parameters import SHOWN_ONLY
-from ldmlab.study.presets import CONDITIONS, study_spec
+from ldmlab.study.presets import CONDITIONS, SPATIAL, study_spec
 from ldmlab.study.records import Record, environment, now
 from ldmlab.study.specs import StudySpec
 from ldmlab.study.style import save_figure
@@ -29,8 +28,10 @@ class Run:
             tier = "gpu" if self.device.type == "cuda" else "laptop"
         changes = {"scale_mode": params["scale_mode"]} if "scale_mode" in params else {}
         f, reg, size = params["f"], params.get("reg", "kl"), params.get("size", 0)
-        self.spec: StudySpec = study_spec(f, reg, params["data"], tier, params["seed"], size,
-                                          condition=CONDITIONS.get(notebook, "class"), **changes)
+        condition = CONDITIONS.get(notebook, "class")
+        told = {name: params[name] for name in SPATIAL.get(condition, ())}
+        self.spec: StudySpec = study_spec(f, reg, params["data"], tier, params["seed"], size, condition=condition,
+                                          attention=params.get("attention", True), told=told, **changes)
         # Records travel: of a path they keep the name.
         self.params = {**params, "data": Path(str(params["data"])).stem, "tier": tier, "reg": self.spec.reg,
                        "size": self.spec.data.size}
@@ -44,7 +45,7 @@ class Run:
     def pictures(self) -> pictures.Pictures:
         """Training and validation pictures; ValueError where they lack the captions or boxes that are asked for."""
         opened = pictures.open_pictures(self.spec)
-        check_known(self.spec.diffusion, opened)  # now, and not after a first stage has been trained
+        conditions.check_known(self.spec.diffusion, opened)  # now, and not after a first stage has been trained
         return opened
 
     @cached_property
@@ -56,6 +57,11 @@ class Run:
     def latents(self):
         """Cached moments of the training pictures, both mirror images."""
         return runs.encode(self.spec, self.first_stage, self.pictures, self.device)
+
+    @cached_property
+    def conditioner(self):
+        """The untrained condition of this run's model: what it takes, and what it makes of it."""
+        return conditions.build_conditioner(self.spec.diffusion, self.pictures, self.first_stage)
 
     @cached_property
     def scorer(self):

@@ -48,7 +48,11 @@ class FirstStageSpec:
     @property
     def name(self) -> str:
         """As the paper writes it: KL-f8, VQ-f4."""
-        return "pixels" if self.autoencoder.f == 1 else f"{self.autoencoder.reg.upper()}-f{self.autoencoder.f}"
+        config = self.autoencoder
+        if config.f == 1:
+            return "pixels"
+        plain = config.f > 2 and not config.mid_attn  # at f = 2 the tiers below the paper's never attend
+        return f"{config.reg.upper()}-f{config.f}{'-noattn' if plain else ''}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,15 @@ class ConditionSpec:
     max_length: int = 77  # of a caption, in word pieces
     num_tokens: int = 8192  # of boxes: the largest square in it is the grid of their corners
     max_objects: int = 30
+
+
+@dataclass(frozen=True)
+class SpatialSpec:
+    """A condition that is aligned with the picture and enters by channels [LDM v2, Sec. 4.3.2, 4.4, 4.5]."""
+
+    kind: str  # low_resolution, mask or labels
+    factor: int = 0  # of low_resolution
+    degradation: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class DiffusionSpec:
     precision: str = "32-true"
     target_params: int | None = None  # widths are matched to this number, so that all f are equally large
     milestones: tuple[int, ...] = ()  # steps at which samples are scored; the last step always is
-    condition: ConditionSpec | None = None  # None is the class, where the data has classes
+    condition: ConditionSpec | SpatialSpec | None = None  # None is the class, where the data has classes
 
 
 @dataclass(frozen=True)

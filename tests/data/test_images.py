@@ -232,7 +232,7 @@ def test_sets_too_large_to_keep_put_the_next_picture_in_place(tmp_path, monkeypa
     for name in ("train", "val"):
         (tmp_path / name).mkdir()
         broken_folder(tmp_path / name, 12, 1)
-    monkeypatch.setattr("ldmlab.data.images.KEEP_BYTES", 0)
+    monkeypatch.setattr("ldmlab.data.pixels.KEEP_BYTES", 0)
     data = open_dataset(tmp_path, size=16)
     with pytest.warns(UserWarning, match="bad0.png"):
         assert torch.equal(data.images([0]), data.images([1]))
@@ -314,7 +314,7 @@ def test_cache_on_disk(source, folder, tmp_path):
     (stored,) = cache.glob("*.npy")
     written = stored.stat().st_mtime_ns
     again = open_dataset(name, size=32, num=12).in_memory(cache_dir=cache)
-    assert stored.stat().st_mtime_ns == written and not list(cache.glob(".writing-*"))
+    assert stored.stat().st_mtime_ns == written and not list(cache.glob(".*.part"))
     order = [7, 0, 7, 3]
     for data in (first, again, open_dataset(name, size=32, num=12).in_memory()):
         assert torch.equal(data.images(order), plain.images(order)) and torch.equal(data.labels(), plain.labels())

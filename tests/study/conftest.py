@@ -33,8 +33,8 @@ def _tiny(spec: StudySpec) -> StudySpec:
 def tiny_run(in_root):
     """A maker of tiny runs: `tiny_run("07_sampling", f=16)`."""
 
-    def make(notebook: str, f: int = 8, reg: str = "kl") -> Run:
-        params = {"f": f, "reg": reg, "data": "scenes", "size": 0, "tier": "smoke", "seed": 0}
+    def make(notebook: str, f: int = 8, reg: str = "kl", **more) -> Run:
+        params = {"f": f, "reg": reg, "data": "scenes", "size": 0, "tier": "smoke", "seed": 0, **more}
         run = Run(notebook, params, "cpu", quiet=True)
         run.spec = _tiny(run.spec)
         return run

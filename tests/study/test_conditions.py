@@ -8,13 +8,15 @@ from PIL import Image
 
 from ldmlab.study.conditions import build_conditioner, read_conditions, sample_conditions
 from ldmlab.study.pictures import open_pictures
-from ldmlab.study.presets import CONDITIONS, study_spec
+from ldmlab.study.presets import CONDITIONS, SPATIAL, study_spec
 from ldmlab.study.specs import content_key
+
+TOKENS = {notebook: kind for notebook, kind in CONDITIONS.items() if kind not in SPATIAL}
 
 
 def test_captions_and_layouts_train_and_sample(tiny_run):
     """The whole way at once: annotations, tokens, the transformer trained with the denoiser, samples for validation."""
-    for notebook, kind in CONDITIONS.items():
+    for notebook, kind in TOKENS.items():
         run = tiny_run(notebook)
         model = run.diffusion.model
         assert model.conditioner.kind == kind
@@ -27,7 +29,7 @@ def test_captions_and_layouts_train_and_sample(tiny_run):
 
 def test_mirror_images_get_mirrored_conditions(tiny_run):
     """A thing on the left is on the right in the mirror image, in words and in boxes."""
-    for notebook in CONDITIONS:
+    for notebook in TOKENS:
         run = tiny_run(notebook)
         known, tau = run.pictures.annotations(), run.diffusion.model.conditioner
         y, n = read_conditions(tau, run.pictures), len(known)
@@ -35,6 +37,33 @@ def test_mirror_images_get_mirrored_conditions(tiny_run):
         assert len(y) == 2 * n and sided
         for i in sided:
             assert torch.equal(y[n + i], tau.read([known[i].mirrored()])[0]) and not torch.equal(y[n + i], y[i])
+
+
+@pytest.mark.parametrize("notebook, more", [
+    ("11_semantic_synthesis", {}), ("12_super_resolution", {"factor": 4, "degradation": "bicubic"}),
+    ("12_super_resolution", {"factor": 2, "degradation": "bsr"}), ("13_inpainting", {"attention": False}),
+])
+@pytest.mark.parametrize("f", [1, 8])
+def test_conditions_beside_the_latent_train_and_sample(tiny_run, notebook, more, f):
+    """The whole way at once, in pixels and in latents: what differs in the condition differs in the sample."""
+    run = tiny_run(notebook, f=f, **more)
+    model = run.diffusion.model
+    assert model.conditioner.kind == CONDITIONS[notebook]
+    y = sample_conditions(model.conditioner, run.pictures, 4)
+    x = model.sample(y, num_steps=2)
+    assert x.shape == (4, 3, 32, 32) and x.isfinite().all()
+    assert not torch.equal(model.sample(y.flip(0), num_steps=2), x)
+    with pytest.raises(ValueError, match="never trained without its condition"):
+        model.sample(y, num_steps=2, guidance_scale=3.0)
+    wide = torch.cat([y, y], -1)  # twice as wide: the model makes a picture of that size
+    assert model.sample(wide[:1], num_steps=2).shape == (1, 3, 32, 64)
+
+
+def test_a_first_stage_without_attention_has_its_own_name(tiny_run):
+    """Runs with and without attention never share a folder, a name or weights [LDM v2, Tab. 6]."""
+    with_, without = (tiny_run("13_inpainting", attention=attention).spec.first_stage for attention in (True, False))
+    assert (with_.name, without.name) == ("KL-f8", "KL-f8-noattn")
+    assert content_key(with_) != content_key(without)
 
 
 def test_a_new_field_leaves_old_models_their_names():
@@ -59,7 +88,7 @@ def test_pictures_without_what_is_asked_for_are_refused(tmp_path, monkeypatch, c
 
 def test_an_unknown_kind_is_refused(tiny_run):
     """By name, with what there is."""
-    with pytest.raises(ValueError, match="class, text, layout; got 'sound'"):
+    with pytest.raises(ValueError, match="mask, labels; got 'sound'"):
         study_spec(8, condition="sound")
     plan = study_spec(8, tier="smoke", condition="text").diffusion
     plan = replace(plan, condition=replace(plan.condition, kind="sound"))

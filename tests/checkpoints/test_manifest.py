@@ -1,0 +1,54 @@
+"""The manifest names every released model once, by an address that can be asked, and says what it does not know."""
+
+import re
+
+import pytest
+import torch
+
+from ldmlab.checkpoints.download import default_folder
+from ldmlab.checkpoints.manifest import DIFFUSERS, find, released
+from ldmlab.evaluation.inception import manifest as inception_manifest
+from ldmlab.perception import lpips_trunk
+
+FIRST_STAGES = "kl-f4 kl-f8 kl-f16 kl-f32 vq-f4 vq-f4-noattn vq-f8 vq-f8-n256 vq-f16".split()
+MODELS = """celeba256 ffhq256 lsun_churches256 lsun_beds256 cin256 cin256-v2 text2img256 txt2img-1p4B-eval bsr_sr
+layout2img-openimages256 semantic_synthesis256 semantic_synthesis512 inpainting_big""".split()
+
+
+def test_every_released_model_can_be_fetched():
+    """The nine first stages and the thirteen models of the model zoo, each under the name of its preset row."""
+    assert {row.preset for row in released().values() if row.preset} == {*FIRST_STAGES, *MODELS}
+    assert all(find(name).preset == name for name in (*FIRST_STAGES, *MODELS)) and set(DIFFUSERS) <= set(MODELS)
+
+
+def test_no_two_rows_meet():
+    """Two rows that shared a file, or an address, would overwrite or stand in for each other."""
+    rows = released().values()
+    assert len({row.file for row in rows}) == len(rows)
+    assert len({url for row in rows for url in row.urls}) == sum(len(row.urls) for row in rows)
+
+
+@pytest.mark.parametrize("row", released().values(), ids=lambda row: row.name)
+def test_a_row_is_complete(row):
+    """Addresses nobody on the way can change, well-formed hashes with their source, a licence, a plain file name."""
+    assert row.urls and all(url.startswith("https://") and " " not in url for url in row.urls)
+    assert row.source and row.license and re.fullmatch(r"[\w.-]+", row.file)
+    assert (row.member is not None) == row.urls[0].endswith(".zip")
+    for digest in (row.sha256, row.copy and row.copy.sha256):
+        assert digest is None or re.fullmatch(r"[0-9a-f]{64}", digest)
+    assert row.copy is None or row.copy.source.startswith("https://")
+
+
+def test_networks_of_metrics_go_where_they_are_looked_for(monkeypatch, tmp_path):
+    """VGG16 where LPIPS looks and Inception where FID looks, with the hash that gives FID its name."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    vgg, inception = find("vgg16"), find("inception")
+    assert default_folder(vgg) / vgg.file == lpips_trunk()
+    assert inception.sha256 == inception_manifest()["sha256"] and inception.hub
+    assert vgg.sha256.startswith(vgg.file.removeprefix("vgg16-").removesuffix(".pth"))
+
+
+def test_an_unknown_name_lists_the_known():
+    """A typing error costs one look at the message."""
+    with pytest.raises(ValueError, match="no released file 'kl-f9'; there are kl-f4, kl-f8"):
+        find("kl-f9")
