@@ -40,7 +40,7 @@ def slider(
 
     @lru_cache(maxsize=256)
     def png(value: Hashable) -> bytes:
-        return _png(frame(value))
+        return as_png(frame(value))
 
     start = values[0] if start is None else start
     control = ipywidgets.SelectionSlider(
@@ -56,7 +56,8 @@ def slider(
     return ipywidgets.VBox([control, picture])
 
 
-def _png(fig: Figure) -> bytes:
+def as_png(fig: Figure) -> bytes:
+    """A figure as the bytes that an image widget takes."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
@@ -183,7 +184,7 @@ def _drawn_again(frame: Callable[[float], Figure], asked: "Widget", guidance_sca
     def show(_: object = None) -> None:
         button.disabled, said.value = True, "drawing …"
         try:
-            picture.value, said.value = _png(frame(scale.value)), ""
+            picture.value, said.value = as_png(frame(scale.value)), ""
         except ValueError as error:
             said.value = html.escape(str(error))
         finally:

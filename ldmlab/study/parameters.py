@@ -7,8 +7,10 @@ set-up cell is `params = read_parameters("04_tradeoff", globals())`; it needs no
 import ast
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -149,6 +151,18 @@ def _shrinking(value: int) -> int:
     return value
 
 
+def _path(value: str) -> str:
+    if value and not Path(value).expanduser().exists():
+        raise ValueError("there is nothing of this name")
+    return value
+
+
+def _rater(value: str) -> str:
+    if not re.fullmatch(r"[\w-]{0,32}", value):
+        raise ValueError("")
+    return value
+
+
 _MIN_SIZE = 32
 _Int = Annotated[int, BeforeValidator(_no_bool)]
 _Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_finite)]
@@ -176,6 +190,16 @@ PARAMETERS: dict[str, Parameter] = {
                         "a name, left, top, right and bottom in fractions of the picture"),
     "factor": Parameter(Annotated[_Int, AfterValidator(_shrinking)], "by how much the target is smaller",
                         "one of 2 4 8"),
+    "degradation": Parameter(Literal["bicubic", "bsr"], "how pictures are made small", "bicubic or bsr"),
+    "attention": Parameter(bool, "whether the first stage attends in its middle", "true or false"),
+    "picture": Parameter(Annotated[str, AfterValidator(_path)], "a picture of your own",
+                         "'' (none) or the path of a picture, a folder or a .tar"),
+    "rater": Parameter(Annotated[str, AfterValidator(_rater)], "who answers",
+                       "'' (a random name) or a nickname of up to 32 letters, digits, - and _"),
+    "num_questions": Parameter(Annotated[_Int, Field(ge=1, le=1000)], "questions of a session",
+                               "a whole number from 1 to 1000"),
+    "exposure_s": Parameter(Annotated[_Float, Field(ge=0, le=60)], "how long pictures are shown, in seconds",
+                            "a number from 0 (no limit) to 60"),
     "guidance_scale": Parameter(Annotated[_Float, Field(ge=0)], "how hard the condition pulls",
                                 "a number from 0 on"),
 }
@@ -192,8 +216,13 @@ NOTEBOOKS: dict[str, tuple[str, ...]] = {
     "08_class_conditional": ("f", "reg", "data", "size", "tier", "seed", "classes"),
     "09_text_to_image": ("f", "reg", "data", "size", "tier", "seed", "caption", "guidance_scale"),
     "10_layout_to_image": ("f", "reg", "data", "size", "tier", "seed", "layout", "guidance_scale"),
+    "11_semantic_synthesis": ("f", "reg", "data", "size", "tier", "seed", "picture"),
+    "12_super_resolution": ("f", "reg", "data", "size", "tier", "seed", "factor", "degradation", "picture"),
+    "13_inpainting": ("f", "reg", "data", "size", "tier", "seed", "attention", "picture"),
     "14_image_guiding": ("f", "reg", "data", "size", "tier", "seed", "factor", "guidance_scale"),
+    "15_beyond_training_size": ("f", "reg", "data", "size", "tier", "seed", "picture"),
     "16_evaluation": ("f", "data", "size", "tier", "seed"),
+    "17_user_study": ("f", "reg", "data", "size", "tier", "seed", "rater", "num_questions", "exposure_s"),
     "20_report": ("data", "size", "tier"),
 }
 
@@ -202,7 +231,12 @@ SHOWN_ONLY: dict[str, tuple[str, ...]] = {
     "08_class_conditional": ("classes",),
     "09_text_to_image": ("caption", "guidance_scale"),
     "10_layout_to_image": ("layout", "guidance_scale"),
+    "11_semantic_synthesis": ("picture",),
+    "12_super_resolution": ("picture",),
+    "13_inpainting": ("picture",),
     "14_image_guiding": ("guidance_scale",),
+    "15_beyond_training_size": ("picture",),
+    "17_user_study": ("rater", "num_questions", "exposure_s"),
 }
 
 

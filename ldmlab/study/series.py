@@ -17,6 +17,8 @@ from ldmlab.study.style import LINES, MARKS, colour
 # What has to be equal in the making of samples, by metric; reconstructions need no sampler.
 SAMPLED_BY = {
     "fd_lab": SAMPLING,
+    "psnr_bicubic": ("sampler", "num_steps", "eta", "n", "factor", "degradation"),
+    "psnr_masked_all": ("sampler", "num_steps", "eta", "n", "masks_all", "masks_hard"),
     "fd_lab_by_guidance": ("sampler", "num_steps", "eta", "guidance_n"),
 }
 

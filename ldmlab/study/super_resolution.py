@@ -6,7 +6,6 @@ A record holds each measure of `restoration.MEASURES` for each of `METHODS`: `ps
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from ldmlab.data.images import to_float, to_uint8
 from ldmlab.diffusion.denoiser import count_params
@@ -52,7 +51,9 @@ def upscale(
     return to_float(to_uint8(x))
 
 
-def restore(run: Run, y: Float[Tensor, "n 3 h w"], x: Float[Tensor, "n 3 H W"], method: str) -> Float[Tensor, "n 3 H W"]:
+def restore(
+    run: Run, y: Float[Tensor, "n 3 h w"], x: Float[Tensor, "n 3 H W"], method: str
+) -> Float[Tensor, "n 3 H W"]:
     """One of METHODS; models are trained when first asked for. `x`, the true pictures, is for "reconstructions" alone.
 
     The guided variant is told nothing and drawn to y by the gradient of Eq. 17, so it needs to know how y was made:
@@ -124,20 +125,3 @@ def spread_of_samples(run: Run, y: Float[Tensor, "n 3 h w"], k: int) -> list[Flo
 def mean_of_samples(samples: list[Float[Tensor, "n 3 H W"]]) -> Float[Tensor, "n 3 H W"]:
     """The mean of several samples: nearer to what a squared error asks for than any of them."""
     return to_float(to_uint8(torch.stack(samples).mean(0)))
-
-
-def own_picture(run: Run, picture: Float[Tensor, "3 h w"]) -> dict[str, Tensor]:
-    """A small picture of the user's own, of any size the model can make `factor` times larger, beside its enlargement.
-
-    Sides that do not fit are padded by reflection and cropped back.
-    """
-    from ldmlab.data.own import pad_to_multiple
-
-    model, factor = run.diffusion.model, run.params["factor"]
-    multiple = max(1, run.spec.f * 2 ** (len(model.denoiser.config.widths) - 1) // factor)
-    padded, back = pad_to_multiple(picture, multiple)
-    large = upscale(run, padded[None])
-    h, w = (factor * side for side in picture.shape[1:])
-    top, left = factor * back.top, factor * back.left
-    return {"given": F.interpolate(picture[None], scale_factor=factor, mode="nearest"),
-            "bicubic": enlarge(picture[None], factor), run.spec.name: large[..., top : top + h, left : left + w]}

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib import pyplot as plt
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -24,9 +25,13 @@ TINTS = (ACCENT, SECOND, "#7a8b3c", "#7d5a96", "#c08a2d", GREY)
 
 @styled
 def picture_grid(
-    rows: Mapping[str, Float[Tensor, "n 3 h w"]], *, columns: Sequence[str] = (), caption: str = "", cell: float = 0.92
+    rows: Mapping[str, Float[Tensor, "n 3 h w"] | Sequence[Tensor]], *, columns: Sequence[str] = (), caption: str = "",
+    cell: float = 0.92,
 ) -> Figure:
-    """Pictures in [-1, 1], a named row a batch; rows may differ in length. `cell` is a picture's side in inches."""
+    """Pictures in [-1, 1], a named row a batch or a list of pictures; rows may differ in length, pictures in size.
+
+    `cell` is a picture's side in inches.
+    """
     if not rows:
         raise ValueError("a grid needs at least one row of pictures")
     wide = max(map(len, rows.values()))
@@ -37,14 +42,22 @@ def picture_grid(
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
         for ax in line:
             ax.axis("off")
-        for ax, picture in zip(line, to_uint8(pictures.float().cpu().clamp(-1, 1)), strict=False):
-            ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        for ax, picture in zip(line, pictures, strict=False):
+            ax.imshow(to_uint8(picture.cpu().clamp(-1, 1)).permute(1, 2, 0).numpy(), interpolation="nearest")
         line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
     for ax, title in zip(axes[0], columns, strict=False):
         ax.set_title(title, loc="center", fontsize=7.8, pad=3)
     if caption:
         small_print(fig, caption)
     return fig
+
+
+def coloured(maps: Int[Tensor, "n h w"], num_labels: int) -> Float[Tensor, "n 3 h w"]:
+    """Label maps as pictures in [-1, 1]: a colour a label, neighbours in number far apart in hue."""
+    k = np.arange(num_labels)
+    hue, value = (k * 0.618034) % 1, np.where(k % 3 == 2, 0.6, 0.92)  # the golden ratio never comes back to a hue
+    palette = torch.from_numpy(hsv_to_rgb(np.stack([hue, 0.35 + 0.4 * (k % 2), value], 1))).float()
+    return 2 * palette[maps].movedim(-1, 1) - 1
 
 
 @styled
