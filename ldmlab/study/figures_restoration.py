@@ -46,7 +46,7 @@ def _about(records: Sequence[Record], *sentences: str) -> tuple[str, ...]:
     seeds = sorted({record.params["seed"] for record in records})
     return (f"{data_name(first)} at {params['size']} px, tier {params['tier']}, seeds {', '.join(map(str, seeds))}; "
             f"{protocol['n']} {protocol['targets']}, {protocol['num_steps']} DDIM steps, eta {protocol['eta']:g}, EMA; "
-            f"bars: 95 % intervals over pictures.", *sentences, f"git {commits(records)}.")
+            f"bars and bands: 95 % intervals over pictures.", *sentences, f"git {commits(records)}.")
 
 
 @styled
@@ -186,5 +186,31 @@ def fig_semantic(record: Record) -> Figure:
     axes[0].invert_yaxis()
     judge = record.metrics["pixels_samples"]["weights_hash"][:8]
     small_print(fig, *_about([record], f"{record.name}; judged at 32 px by judge {judge}."))
+    rehearsal(fig, [record])
+    return fig
+
+
+@styled
+def fig_beyond(record: Record) -> Figure:
+    """Distance to real pictures of the same size, over that size: samples of each task, and what the decoder adds."""
+    names = {"super_resolution": ("super-resolution", ACCENT), "inpainting": ("inpainting", SECOND),
+             "semantic": ("semantic synthesis", "#7d5a96"), "reconstructions": ("first stage alone", "#5b8c5a"),
+             "real": ("other real pictures", GREY)}
+    fig, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for key, (name, tint) in names.items():
+        curve = f"fd_lab_by_size_{key}"
+        if curve in record.curves:
+            x, y = np.array(record.curves[curve]).T
+            ax.plot(x, y, color=tint, marker="o", ms=4, label=name)
+            if f"{curve}_low" in record.curves:
+                ends = [np.array(record.curves[f"{curve}{end}"]).T[1] for end in ("_low", "_high")]
+                ax.fill_between(x, *ends, color=tint, alpha=0.15, lw=0)
+    log_axis(ax.yaxis)
+    ax.set_xticks(x, [f"{side:g}" for side in x])
+    ax.set(xlabel="side of the picture [px]", ylabel="FD-lab  (lower is better)",
+           title=f"{record.name}, trained at {record.params['size']} px")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    small_print(fig, *_about([record], "Reference: training pictures rendered or resized to each size; values of two "
+                             "sizes do not compare, lines at one size do."))
     rehearsal(fig, [record])
     return fig

@@ -52,6 +52,21 @@ def picture_grid(
     return fig
 
 
+@styled
+def wide_rows(rows: Mapping[str, Float[Tensor, "n 3 h w"]], *, caption: str = "") -> Figure:
+    """Wide pictures in [-1, 1], one above the other, groups by name."""
+    pictures = [(name if i == 0 else "", p) for name, group in rows.items() for i, p in enumerate(group)]
+    fig, axes = plt.subplots(len(pictures), 1, figsize=(7.2, 1.35 * len(pictures)), squeeze=False, layout="constrained")
+    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0)
+    for ax, (name, picture) in zip(axes[:, 0], pictures, strict=True):
+        ax.axis("off")
+        ax.imshow(to_uint8(picture.cpu().clamp(-1, 1)).permute(1, 2, 0).numpy(), interpolation="nearest")
+        ax.text(-0.02, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=8)
+    if caption:
+        small_print(fig, caption)
+    return fig
+
+
 def coloured(maps: Int[Tensor, "n h w"], num_labels: int) -> Float[Tensor, "n 3 h w"]:
     """Label maps as pictures in [-1, 1]: a colour a label, neighbours in number far apart in hue."""
     k = np.arange(num_labels)
