@@ -54,7 +54,7 @@ def _opened(path: str, wants: str) -> list[tuple[str, tuple[Tensor, ...]]]:
     opened = []
     for entry, mask in find_pairs(path):
         if wants == "mask" and mask is None:
-            raise ValueError(f"{entry.name} has no mask; it is looked for beside it, as {Path(entry.name).stem}_mask.png")
+            raise ValueError(f"{entry.name} has no mask; beside it should lie {Path(entry.name).stem}_mask.png")
         picture = open_picture(entry)
         given = (picture, open_mask(mask, tuple(picture.shape[1:]))) if wants == "mask" else (picture,)
         opened.append((Path(entry.name).stem[:16], given))

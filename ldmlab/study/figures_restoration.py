@@ -18,6 +18,11 @@ _TINTS = {
     "guided": "#7d5a96", "others": GREY, "reconstructions": "#5b8c5a", "truth": INK,
 }
 _NEAR = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 7.4}
+_BESIDE = {  # where a name stands, so that neighbours keep apart
+    "ldm": {"xytext": (-7, -9), "ha": "right"}, "guided": {"xytext": (-7, 6), "ha": "right"},
+    "reconstructions": {"xytext": (4, -12), "ha": "center"}, "regression": {"xytext": (7, 6)},
+}
+_FAR_DB = 5.0  # methods this much below bicubic would squeeze all others together; they are told in words
 
 
 def _shown(record: Record, method: str) -> str:
@@ -58,17 +63,23 @@ def fig_super_resolution(records: Sequence[Record]) -> Figure:
     check_comparable(records, "psnr_bicubic")
     fd = "fd_lab" if all("fd_lab_bicubic" in record.metrics for record in records) else "kid_lab"
     fig, (plane, pairs, theirs) = plt.subplots(1, 3, figsize=(10.4, 3.5), layout="constrained")
+    far, floor = [], records[0].value("psnr_bicubic") - _FAR_DB
     for record in records:
         for method in super_resolution.METHODS:
             own = method in ("ldm", "guided", "reconstructions")  # the others do not depend on f
             if record is not records[0] and not own:
+                continue
+            if record.metrics.get(f"psnr_{method}", {"value": floor})["value"] < floor:
+                far.append(f"{_shown(record, method)} at {record.value(f'psnr_{method}'):.1f} dB, "
+                           f"{MEASURES[fd]} {record.value(f'{fd}_{method}'):.0f}")
                 continue
             for ax, x, y in ((plane, "psnr", fd), (pairs, "psnr", "pd_referee")):
                 at = [_value(record, f"{m}_{method}") for m in (x, y)]
                 if None not in at:
                     ax.errorbar(at[0][0], at[1][0], xerr=_bars(at[:1]), yerr=_bars(at[1:]), color=_TINTS[method],
                                 marker="o", ms=5, lw=1)
-                    ax.annotate(_shown(record, method), (at[0][0], at[1][0]), color=_TINTS[method], **_NEAR)
+                    look = _NEAR | _BESIDE.get(method, {})
+                    ax.annotate(_shown(record, method), (at[0][0], at[1][0]), color=_TINTS[method], **look)
     for ax, y, title in ((plane, fd, "(a)  near the picture, or near all pictures"),
                          (pairs, "pd_referee", "(b)  two ways to be near the picture")):
         ax.set(title=title, xlabel="PSNR [dB]  (higher is better)", ylabel=f"{MEASURES[y]}  (lower is better)")
@@ -85,8 +96,9 @@ def fig_super_resolution(records: Sequence[Record]) -> Figure:
     theirs.margins(x=0.3, y=0.12)
     log_axis(theirs.yaxis)
     protocol = records[0].protocol
+    outside = f" Outside of (a) and (b): {'; '.join(far)}." if far else ""
     small_print(fig, *_about(records, f"Shrunk by {protocol['factor']}, {protocol['degradation']}. PD-referee: "
-                             f"distance of pairs on a network that trained nothing here."))
+                             f"distance of pairs on a network that trained nothing here.{outside}"))
     rehearsal(fig, records)
     return fig
 

@@ -57,7 +57,7 @@ def upscale_own(run: Run, picture: Float[Tensor, "3 h w"]) -> dict[str, Tensor]:
     return {"given": given, "bicubic": enlarge(picture[None], factor), run.spec.name: sample}
 
 
-def inpaint_own(run: Run, picture: Float[Tensor, "3 h w"], mask: Float[Tensor, "1 h w"]) -> dict[str, Tensor]:
+def inpaint_own(run: Run, picture: Float[Tensor, "3 h w"], mask: Float[Tensor, "1 h2 w2"]) -> dict[str, Tensor]:
     """A picture with its hole, and FILLINGS fillings of it; known pixels are as they were."""
     if mask.shape[1:] != picture.shape[1:]:
         raise ValueError(f"a mask has the size of its picture: {tuple(picture.shape[1:])}, {tuple(mask.shape[1:])}")

@@ -33,8 +33,8 @@ class Comparison:
     name: str
     ask: str
     truth: Float[Tensor, "n 3 H W"]
-    methods: Mapping[str, Float[Tensor, "n 3 H W"]]
-    condition: Float[Tensor, "n 3 h w"] | None = None
+    methods: Mapping[str, Float[Tensor, "_ 3 _ _"]]  # of the same shape
+    condition: Float[Tensor, "_ 3 _ _"] | None = None  # of any size
     given: str = ""
 
     def __post_init__(self):

@@ -6,6 +6,7 @@ import pytest
 
 from ldmlab.diffusion.denoiser import count_params, match_widths
 from ldmlab.study.presets import FS, LAPTOP_PARAMS, TIERS, study_spec
+from ldmlab.study.runs import denoiser_config
 from ldmlab.study.specs import content_key
 
 
@@ -63,3 +64,26 @@ def test_impossible_specs_are_named():
         study_spec(32, size=48)
     with pytest.raises(ValueError, match="smoke, laptop, gpu, paper; got 'huge'"):
         study_spec(8, tier="huge")
+
+
+@pytest.mark.parametrize("tier", ["smoke", "laptop", "gpu", "paper"])
+@pytest.mark.parametrize("kind, told", [("mask", {}), ("labels", {}),
+                                        ("low_resolution", {"factor": 4, "degradation": "bsr"})])
+def test_models_told_place_by_place_can_be_built_at_every_f(tier, kind, told):
+    """Widths exist for each, of one size but at f = 32, where they come in steps too wide; nothing attends to tokens."""
+    sizes = {}
+    for f in FS:
+        config = denoiser_config(study_spec(f, tier=tier, condition=kind, told=told).diffusion, num_classes=12)
+        assert config.context_dim is None and config.in_channels > config.out_channels
+        sizes[f] = count_params(config)
+    if tier != "paper":
+        del sizes[32]
+        assert max(sizes.values()) / min(sizes.values()) < 1.07
+
+
+def test_paper_sizes_of_models_told_place_by_place():
+    """Inpainting and semantic synthesis have the 215M of Tab. 15; super-resolution's 169M count the first stage, too."""
+    million = {kind: count_params(study_spec(4, "vq", tier="paper", condition=kind, told=told).diffusion.denoiser) / 1e6
+               for kind, told in (("mask", {}), ("labels", {}), ("low_resolution", {"factor": 4}))}
+    assert round(million["mask"]) == round(million["labels"]) == 215
+    assert 169 - 56 < million["low_resolution"] < 169 - 54
