@@ -105,7 +105,7 @@ def captions_beside(name: str, texts: dict[str, bytes]) -> list[str]:
     return [" ".join(line.split()) for line in lines if isinstance(line, str) and line.strip()]
 
 
-def _picture_size(path: str, offset: int, length: int) -> tuple[int, int]:
+def picture_size(path: str, offset: int, length: int) -> tuple[int, int]:
     """Width and height of a picture, upright, from its header alone."""
     with open(path, "rb") as file, Image.open(ContainerIO.ContainerIO(file, offset, length)) as image:
         width, height = image.size
@@ -141,7 +141,7 @@ def annotate_files(
     for done, (number, name, key) in enumerate(zip(numbers.tolist(), names, keys, strict=True), 1):
         captions = captions_beside(name, beside.texts) or coco.captions.get(key, [])
         try:
-            crop = seen_square(*_picture_size(*places[number]), size)
+            crop = seen_square(*picture_size(*places[number]), size)
             boxes = tuple(coco.boxes.get(key, ()))
             annotations.append(Annotation(-1, captions[0] if captions else "", boxes, crop, tuple(captions[1:])))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

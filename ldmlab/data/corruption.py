@@ -56,8 +56,9 @@ def bsr(picture: UInt8[Tensor, "3 h w"], factor: int, seed: int | tuple[int, ...
     and every factor-th pixel; after it, sooner or later, resizing to the size wanted; Gaussian noise; JPEG in nine of
     ten cases. In the end, JPEG. As in the released moderate form there is no camera noise.
 
-    Deviation: blur kernels have odd sizes only, so they do not shift the picture; resizing follows torch, JPEG Pillow.
-    So it is like the released code in how much it spoils, not in every pixel.
+    Deviation: blur kernels have odd sizes only, so they do not shift the picture; resizing follows torch, JPEG Pillow;
+    halving is never antialiased, there in half of the cases; noise that is correlated between channels has the variance
+    of other noise, there less. So it is like the released code in how much it spoils, not in every pixel.
     ValueError for pictures whose sides are not multiples of `factor`, or less than 8 of them.
     """
     _check_factor(factor, picture.shape[1:])
@@ -113,7 +114,7 @@ def _blur(rng: np.random.Generator, x: Pixels, factor: int) -> Pixels:
         angle, variances = rng.uniform(0, math.pi), rng.uniform(0, (4 + factor) / 4, 2)
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     else:
-        turn, variances = np.eye(2), np.repeat(rng.uniform(0, (2 + factor) / 4) ** 2, 2)
+        turn, variances = np.eye(2), np.repeat(rng.uniform(0, (2 + 0.2 * factor) / 4) ** 2, 2)
     covariance = turn @ np.diag(variances.clip(1e-3)) @ turn.T
     return _filter(x, _gaussian(radius, covariance))
 

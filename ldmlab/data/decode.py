@@ -1,4 +1,4 @@
-"""One picture file -> one square of uint8 RGB: every colour mode, one resize, one crop."""
+"""One picture file -> one square of uint8 RGB, its label map with it: every colour mode, one resize, one crop."""
 
 import io
 
@@ -32,15 +32,24 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 def square(picture: Image.Image, size: int) -> np.ndarray:
     """Resize the shorter side to `size`, crop the centre: (3, size, size) uint8."""
-    picture = to_rgb(picture)
+    picture = _resize_and_crop(to_rgb(picture), size, Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+
+
+def square_map(labels: np.ndarray, size: int) -> np.ndarray:
+    """The same resize and crop of a label map (h, w) uint8, nearest neighbour: (size, size) uint8."""
+    return np.array(_resize_and_crop(Image.fromarray(labels), size, Image.Resampling.NEAREST))
+
+
+def _resize_and_crop(picture: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
     scale = size / min(picture.size)
     if scale != 1:
         width, height = (max(size, round(side * scale)) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        picture = picture.resize((width, height), resampling)
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
     if picture.size != (size, size):
         picture = picture.crop((left, top, left + size, top + size))
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+    return picture
 
 
 def decode(raw: bytes, size: int) -> np.ndarray:

@@ -1,19 +1,16 @@
-"""One door to all pictures: `open_dataset(name_or_path)` gives an `ImageSet`: uint8 squares, classes if there are."""
+"""One door to all pictures: `open_dataset(name_or_path)` gives an `ImageSet`, uint8 squares and what goes with them."""
 
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,12 +18,13 @@ from torch.utils.data import Dataset
 from ldmlab.data.annotate import Progress
 from ldmlab.data.annotations import Annotation, Known, keep_known
 from ldmlab.data.decode import PROTOCOL
+from ldmlab.data.listing import fraction
+from ldmlab.data.maps import Maps
 from ldmlab.data.names import SPLITS, check_data_name
-from ldmlab.data.sources import Source, files_source, fraction, scenes_source, torchvision_source
+from ldmlab.data.pixels import Pixels
+from ldmlab.data.sources import Source, files_source, scenes_source, torchvision_source
 
-KEEP_BYTES = 1 << 30  # sets up to this size are decoded whole when first used, and kept
 MAX_BYTES = 8 << 30
-SKIP_ALWAYS, SKIP_SHARE = 3, 0.01  # unreadable files that are forgiven: this many, or this share
 
 
 def to_float(images: UInt8[Tensor, "*b c h w"]) -> Float32[Tensor, "*b c h w"]:
@@ -52,9 +50,7 @@ def check_range(x: Tensor, name: str = "x") -> Tensor:
 class ImageSet(Dataset):
     """Square pictures of one size in a fixed order, each with a class label or -1.
 
-    Unreadable files are left out, named in `skipped` and told in one warning. Whether a file is readable is found out
-    on first use: sets of up to KEEP_BYTES are decoded then and kept; in larger ones a picture that turns out to be
-    unreadable is replaced by the next one.
+    Unreadable files are left out, named in `skipped` and told in one warning; when that is found out, `Pixels` says.
     """
 
     def __init__(
@@ -63,24 +59,22 @@ class ImageSet(Dataset):
         self.name, self.split, self.size = source.name, split, size
         self.classes, self.num_classes = source.classes, source.num_classes
         self.protocol, self.fingerprint = protocol, fingerprint
-        self._source: Source | None = source
-        self._chosen = chosen
-        self._pixels: np.ndarray | None = None  # (n, 3, s, s) uint8 once decoded, in memory or mapped from the cache
+        self._source = source
+        self._pixels = Pixels(source, chosen, size, f"{source.name} ({split})")
+        self._cache_dir: Path | None = None  # once `in_memory` was given one
         self._known: Known | None = None
-        self._labels = source.labels[chosen]
-        self._skipped: list[str] = []
-        self._surveyed = source.name == "scenes"
+        self._maps = Maps(source.maps, size) if source.maps else None
 
     def __len__(self) -> int:
-        self._survey()
-        return len(self._labels)
+        self._pixels.survey()
+        return len(self._pixels.numbers)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        return {"image": self.images([index])[0], "label": int(self._labels[index])}
+        return {"image": self.images([index])[0], "label": int(self.labels([index])[0])}
 
     def __getstate__(self) -> dict:
         """Workers of a DataLoader get what has been found out, so that none of them decodes everything again."""
-        self._survey()
+        self._pixels.survey()
         return self.__dict__
 
     def __repr__(self) -> str:
@@ -90,33 +84,57 @@ class ImageSet(Dataset):
     @property
     def skipped(self) -> list[str]:
         """The names of the files that could not be read."""
-        self._survey()
-        return self._skipped
+        self._pixels.survey()
+        return self._pixels.skipped
 
     def images(self, indices: Iterable[int]) -> UInt8[Tensor, "n 3 s s"]:
         """The pictures with these numbers, in this order; IndexError outside of the set."""
-        self._survey()
-        numbers = np.asarray(list(indices), np.int64)
-        if len(numbers) and not (-len(self._labels) <= numbers.min() and numbers.max() < len(self._labels)):
+        return torch.from_numpy(self._pixels.read(self._rows(indices)))
+
+    def _rows(self, indices: Iterable[int]) -> np.ndarray:
+        """Rows from 0 on; negative indices count from the end."""
+        numbers, num = np.asarray(list(indices), np.int64), len(self)
+        if len(numbers) and not (-num <= numbers.min() and numbers.max() < num):
             raise IndexError(f"{self!r} has no picture {numbers.min()} or {numbers.max()}")
-        if self._pixels is not None:
-            return torch.from_numpy(np.ascontiguousarray(self._pixels[numbers]))
-        out = np.empty((len(numbers), 3, self.size, self.size), np.uint8)
-        for row, i in enumerate(numbers):
-            out[row] = self._read_or_next(int(i) % len(self._labels))
-        return torch.from_numpy(out)
+        return numbers % max(num, 1)
 
     def labels(self, indices: Iterable[int] | None = None) -> Int64[Tensor, " n"]:
         """The class labels with these numbers, or all."""
-        self._survey()
-        return torch.from_numpy(
-            self._labels.copy() if indices is None else self._labels[np.asarray(list(indices), np.int64)]
-        )
+        self._pixels.survey()
+        rows = slice(None) if indices is None else self._rows(indices)
+        return torch.from_numpy(self._source.labels[self._pixels.numbers[rows]])
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """What the values of `maps` index; () where the data has no label maps; ValueError as by `maps`."""
+        return self._maps.names(self._stem("-maps"), self.fingerprint) if self._maps else ()
+
+    def maps(self, indices: Iterable[int], progress: Progress | None = None) -> UInt8[Tensor, "n s s"]:
+        """The label maps of the pictures with these numbers, resized and cropped as they are, nearest neighbour.
+
+        Values index `map_names`: those of the files are kept, but 255, the usual mark of unlabelled pixels, becomes
+        the label after the highest that occurs in any split. Where the pictures are in memory, all maps are read (or
+        rendered) on the first call, and kept beside the pictures' own cache. The first call also checks every map:
+        ValueError where some pictures have none, or one of another size, or one that is no picture of labels.
+        """
+        if self._maps is None:
+            raise ValueError(
+                f"{self.name} has no label maps; that of images/a.jpg is segmentations/a.png, that of a.jpg a.seg.png"
+            )
+        rows, stem = self._rows(indices), self._stem("-maps")
+        self._maps.names(stem, self.fingerprint, progress)
+        if not self._pixels.are_kept:
+            return torch.from_numpy(self._maps.read(self._pixels.numbers_read(rows), progress))
+        try:
+            kept = self._maps.keep(self._pixels.numbers, stem, self.fingerprint, progress)
+        except OSError as error:
+            warnings.warn(f"label maps are not cached under {self._cache_dir}: {error}", stacklevel=2)
+            kept = self._maps.keep(self._pixels.numbers, None, self.fingerprint, progress)
+        return torch.from_numpy(np.ascontiguousarray(kept[rows]))
 
     @property
     def box_names(self) -> tuple[str, ...]:
         """What the labels of boxes index; () where the data has no boxes."""
-        assert self._source is not None
         return self._find_annotations()[1] if self._source.box_names is None else self._source.box_names
 
     def annotations(self, progress: Progress | None = None, cache_dir: str | Path | None = None) -> list[Annotation]:
@@ -128,18 +146,17 @@ class ImageSet(Dataset):
         of a large set that turns out to be unreadable has its own annotation, not that of the next.
         """
         known, _ = self._find_annotations(progress, cache_dir)
-        return [replace(a, label=int(label)) for a, label in zip(known, self._labels, strict=True)]
+        return [replace(a, label=label) for a, label in zip(known, self.labels().tolist(), strict=True)]
 
     def _find_annotations(self, progress: Progress | None = None, cache_dir: str | Path | None = None) -> Known:
-        self._survey()
-        assert self._source is not None
-        if self._known is None or len(self._known[0]) != len(self._labels):
-            find = partial(self._source.annotate, self._chosen, progress)
+        num = len(self)
+        if self._known is None or len(self._known[0]) != num:
+            find = partial(self._source.annotate, self._pixels.numbers, progress)
             self._known = None
             if cache_dir is not None and self.name == "scenes":
-                stem = f"{self.name}-{self.split}-{self.size}px-{self.fingerprint[:16]}-annotations.json"
                 try:
-                    self._known = keep_known(Path(cache_dir) / stem, self.fingerprint, find)
+                    file = Path(cache_dir) / f"{self._cache_name}-annotations.json"
+                    self._known = keep_known(file, self.fingerprint, find)
                 except OSError as error:
                     warnings.warn(f"annotations are not cached under {cache_dir}: {error}", stacklevel=3)
             self._known = self._known or find()
@@ -153,138 +170,28 @@ class ImageSet(Dataset):
         ValueError if it would take more than `max_bytes`. The cache is keyed by the fingerprint and written atomically;
         where it cannot be written (a full disk), that is said and the pictures stay in memory.
         """
-        needed = len(self._labels) * 3 * self.size**2
+        needed = self._pixels.num_bytes
         if needed > max_bytes:
             raise ValueError(
                 f"{self.name} at {self.size} px takes {needed:,} bytes, more than {max_bytes=:,}; lower num or size"
             )
-        if cache_dir is None or isinstance(self._pixels, np.memmap):
-            if self._pixels is None:
-                self._decode_all(progress)
+        if cache_dir is None or self._pixels.is_on_disk:
+            self._pixels.decode_all(progress)
             return self
-        folder = Path(cache_dir)
-        stem = folder / f"{self.name}-{self.split}-{self.size}px-{self.fingerprint[:16]}"
-        if self._load_cache(stem):
-            return self
+        self._cache_dir = Path(cache_dir)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{stem}.lock"):  # six runs that start together decode once
-                if not self._load_cache(stem):
-                    if self._pixels is None:
-                        self._decode_all(progress)
-                    self._write_cache(stem)
-                    self._load_cache(stem)
+            self._pixels.keep(self._cache_dir / self._cache_name, self.fingerprint, progress)
         except OSError as error:
-            warnings.warn(f"pictures are not cached under {folder}: {error}", stacklevel=2)
-            if self._pixels is None:
-                self._decode_all(progress)
+            warnings.warn(f"pictures are not cached under {cache_dir}: {error}", stacklevel=2)
+            self._pixels.decode_all(progress)
         return self
 
-    # What is readable
-    def _survey(self) -> None:
-        if self._surveyed:
-            return
-        if len(self._labels) * 3 * self.size**2 <= KEEP_BYTES:
-            self._decode_all()
-        self._surveyed = True
+    @property
+    def _cache_name(self) -> str:
+        return f"{self.name}-{self.split}-{self.size}px-{self.fingerprint[:16]}"
 
-    def _decode_all(self, progress: Progress | None = None) -> None:
-        pixels = np.empty((len(self._chosen), 3, self.size, self.size), np.uint8)
-        kept: list[int] = []
-        num, chunk = len(self._chosen), 512
-        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # PIL decodes outside of Python's lock
-            for start in range(0, num, chunk):
-                rows = range(start, min(start + chunk, num))
-                for row, picture in zip(rows, pool.map(self._read, rows), strict=True):
-                    if picture is not None:
-                        pixels[len(kept)] = picture
-                        kept.append(row)
-                if progress is not None:
-                    progress(rows.stop, num)
-        self._skipped.sort()
-        self._judge_skipped(len(self._chosen), tell=True)
-        self._pixels = pixels[: len(kept)]
-        self._chosen, self._labels, self._surveyed = self._chosen[kept], self._labels[kept], True
-
-    def _read(self, row: int) -> np.ndarray | None:
-        assert self._source is not None
-        number = int(self._chosen[row])
-        try:
-            return self._source.read(number)
-        except MemoryError:
-            raise
-        except Exception as error:  # a damaged file makes decoders raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            told = f"{self._source.names[number]} ({reason})"
-            if told not in self._skipped:
-                self._skipped.append(told)
-            return None
-
-    def _read_or_next(self, row: int) -> np.ndarray:
-        for step in range(len(self._chosen)):
-            picture = self._read((row + step) % len(self._chosen))
-            if picture is not None:
-                return picture
-            self._judge_skipped(len(self._chosen), tell=step == 0 and len(self._skipped) == 1)
-        raise ValueError(f"no picture of {self.name} can be read: {self._named()}")
-
-    def _judge_skipped(self, total: int, tell: bool) -> None:
-        num = len(self._skipped)
-        if num and (num == total or (num > SKIP_ALWAYS and num > SKIP_SHARE * total)):
-            raise ValueError(
-                f"{num} of {total} pictures of {self.name} ({self.split}) cannot be read: {self._named()}; "
-                f"up to {SKIP_ALWAYS}, or {SKIP_SHARE:.0%}, are skipped as long as any are left"
-            )
-        if num and tell:
-            warnings.warn(
-                f"{num} of {total} pictures of {self.name} ({self.split}) cannot be read, skipped: {self._named()}",
-                stacklevel=2,
-            )
-
-    def _named(self) -> str:
-        return ", ".join(self._skipped[:10]) + (
-            f" and {len(self._skipped) - 10} more" if len(self._skipped) > 10 else ""
-        )
-
-    # The cache
-    def _load_cache(self, stem: Path) -> bool:
-        try:
-            with open(f"{stem}.json") as file:
-                known = json.load(file)
-            pixels = np.load(f"{stem}.npy", mmap_mode="r")
-        except (OSError, ValueError, EOFError):
-            return False
-        labels = np.array(known["labels"], np.int64)
-        if known["fingerprint"] != self.fingerprint or pixels.shape != (len(labels), 3, self.size, self.size):
-            return False
-        first_told = not self._skipped
-        self._pixels, self._labels, self._skipped, self._surveyed = pixels, labels, known["skipped"], True
-        self._chosen = np.array(known["chosen"], np.int64)
-        if first_told:
-            self._judge_skipped(len(labels) + len(self._skipped), tell=True)
-        return True
-
-    def _write_cache(self, stem: Path) -> None:
-        known = {
-            "fingerprint": self.fingerprint,
-            "labels": self._labels.tolist(),
-            "chosen": self._chosen.tolist(),
-            "skipped": self._skipped,
-        }
-        for suffix in (".npy", ".json"):  # the small file last: where it is, the large one is whole
-            handle, part = tempfile.mkstemp(dir=stem.parent, prefix=".writing-")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    if suffix == ".npy":
-                        np.save(file, self._pixels)
-                    else:
-                        file.write(json.dumps(known).encode())
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(part, f"{stem}{suffix}")
-            except BaseException:
-                Path(part).unlink(missing_ok=True)
-                raise
+    def _stem(self, ending: str) -> Path | None:
+        return self._cache_dir / f"{self._cache_name}{ending}" if self._cache_dir else None
 
 
 def open_dataset(

@@ -131,8 +131,8 @@ def test_captions_beside_pictures(tmp_path):
     said = []
     for place in (folder, tar):
         sets = [open_dataset(place, size=8, split=split) for split in ("train", "validation")]
-        annotations = {data._source.names[k]: a for data in sets for k, a in zip(data._pixels.numbers, data.annotations(),
-                                                                                strict=True)}
+        annotations = {data._source.names[k]: a for data in sets
+                       for k, a in zip(data._pixels.numbers, data.annotations(), strict=True)}
         said.append({name: (a.caption, a.more_captions) for name, a in annotations.items()})
         assert all(data.box_names == () for data in sets) and all(a.boxes == () for a in annotations.values())
     assert said[0] == said[1] == {
