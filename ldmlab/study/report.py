@@ -8,27 +8,18 @@ import io
 import time
 import tokenize
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ldmlab.study import (
-    clocks,
-    figures,
-    figures_guidance,
-    figures_image_guiding,
-    figures_rate,
-    figures_sampling,
-    figures_snr,
-    paper,
-    tables,
-)
+from ldmlab.study import paper, tables
 from ldmlab.study.claims import SUPPORTED, Verdict, frame, ledger
+from ldmlab.study.drawings import DRAWINGS, Drawing
 from ldmlab.study.fit import choose_device
 from ldmlab.study.parameters import NOTEBOOKS
 from ldmlab.study.presets import FS, study_spec
@@ -43,34 +34,6 @@ WANTED: dict[str, tuple[tuple[int, str], ...]] = {
     "06_snr_rescaling": ((8, "kl"),), "07_sampling": KL, "16_evaluation": ((8, "kl"),),
 }
 SEEDS = {"04_tradeoff": 2}  # runs a claim rests on; elsewhere one
-
-
-class Drawing(NamedTuple):
-    """A figure of the study: what it shows, whose records it takes, and the metric by which they have to compare."""
-
-    shows: str
-    notebook: str
-    metric: str
-    draw: Callable[[Sequence[Record]], Figure]
-    per_f: bool = False  # one f at a time
-
-
-DRAWINGS: dict[str, Drawing] = {
-    "tradeoff": Drawing("Fig. 6, 7, 17; Tab. 8", "04_tradeoff", "fd_lab", figures.fig_tradeoff),
-    "clocks": Drawing("Fig. 6, 17 by other clocks", "04_tradeoff", "fd_lab", clocks.fig_clocks),
-    "reconstruction": Drawing("Tab. 8", "04_tradeoff", "rfd_lab", tables.fig_reconstruction),
-    "guidance": Drawing("Tab. 10", "03_diffusion", "fd_lab_by_guidance", tables.fig_guidance, per_f=True),
-    "rate_distortion": Drawing("Fig. 2", "05_rate_distortion", "rfd_lab", figures_rate.fig_rate_distortion),
-    "sampling": Drawing("Fig. 7", "07_sampling", "fd_lab", figures_sampling.fig_steps),
-    "samplers": Drawing("samplers side by side", "07_sampling", "fd_lab", figures_sampling.fig_samplers),
-    "rescaling": Drawing("Fig. 15", "06_snr_rescaling", "fd_lab_2x_kl_rescaled", figures_snr.fig_rescaling,
-                         per_f=True),
-    "guidance_class": Drawing("Tab. 3, 10", "08_class_conditional", "fd_lab_by_guidance", figures_guidance.fig_trade),
-    "guidance_text": Drawing("Tab. 2", "09_text_to_image", "fd_lab_by_guidance", figures_guidance.fig_trade),
-    "guidance_layout": Drawing("Tab. 9", "10_layout_to_image", "fd_lab_by_guidance", figures_guidance.fig_trade),
-    "image_guiding": Drawing("Fig. 14", "14_image_guiding", "psnr_unguided",
-                             lambda records: figures_image_guiding.fig_image_guiding(records[0]), per_f=True),
-}
 
 
 class Report:
