@@ -50,8 +50,7 @@ class Comparison:
     @cached_property
     def pictures(self) -> dict[str, Tensor]:
         """All pictures by method, the real and the spoiled ones among them."""
-        spoiled = degrade(degrade(self.truth, "blur", 4.0), "noise", 0.8)
-        return {TRUTH: self.truth, SPOILED: spoiled, **self.methods}
+        return {TRUTH: self.truth, SPOILED: degrade(self.truth, "noise", 1.5), **self.methods}
 
     @cached_property
     def hashes(self) -> dict[str, list[str]]:

@@ -133,3 +133,14 @@ def results(comparison: Comparison, answers: Sequence[Answer], level: float = 0.
         {pair: preference(votes, *pair, level) for pair in itertools.combinations(comparison.methods, 2)
          if set(pair) in asked},
         strengths, [rater for rater in raters if rater not in excluded], excluded, notes)
+
+
+def as_table(found: Results):
+    """Shares of both tasks, a pandas DataFrame with a row each; empty where nobody has answered."""
+    import pandas as pd
+
+    rows = {f"{name} over the {TRUTH}": p for name, p in found.vs_truth.items()}
+    rows |= {f"{first} over {second}": p for (first, second), p in found.between.items()}
+    return pd.DataFrame({name: {"share": p.share, "low": p.interval.low, "high": p.interval.high, "answers": p.n,
+                                "raters": len(p.by_rater), "worth, if independent": p.n / p.design_effect}
+                         for name, p in rows.items()}).T.round(2)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ldmlab.study import paper, tables
+from ldmlab.study import clocks, paper
 from ldmlab.study.claims import SUPPORTED, Verdict, frame, ledger
 from ldmlab.study.drawings import DRAWINGS, Drawing
 from ldmlab.study.fit import choose_device
