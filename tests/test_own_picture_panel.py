@@ -68,10 +68,11 @@ def test_an_upload_is_used_and_a_wrong_one_told_in_its_place(monkeypatch):
     Image.new("RGB", (20, 16), (1, 2, 3)).save(raw, "PNG")
 
     def upload(content):
-        fields.children[0].set_trait("value", ({"name": "x.png", "type": "image/png", "size": len(content),
-                                                "content": memoryview(content), "last_modified": datetime.datetime(2026, 1, 1)},))
+        file = {"name": "x.png", "type": "image/png", "size": len(content), "content": memoryview(content),
+                "last_modified": datetime.datetime(2026, 1, 1)}
+        fields.children[0].set_trait("value", (file,))
 
     upload(b"no picture")
     assert "no picture" in said.value and not seen
     upload(raw.getvalue())
-    assert len(seen) == 1 and said.value == "" and picture.value.startswith(b"\x89PNG")
+    assert len(seen) == 1 and said.value == "" and bytes(picture.value).startswith(b"\x89PNG")

@@ -70,7 +70,7 @@ def test_impossible_specs_are_named():
 @pytest.mark.parametrize("kind, told", [("mask", {}), ("labels", {}),
                                         ("low_resolution", {"factor": 4, "degradation": "bsr"})])
 def test_models_told_place_by_place_can_be_built_at_every_f(tier, kind, told):
-    """Widths exist for each, of one size but at f = 32, where they come in steps too wide; nothing attends to tokens."""
+    """Widths exist for each, of one size but at f = 32, where they come in steps too wide; no tokens are attended to."""
     sizes = {}
     for f in FS:
         config = denoiser_config(study_spec(f, tier=tier, condition=kind, told=told).diffusion, num_classes=12)
@@ -82,7 +82,7 @@ def test_models_told_place_by_place_can_be_built_at_every_f(tier, kind, told):
 
 
 def test_paper_sizes_of_models_told_place_by_place():
-    """Inpainting and semantic synthesis have the 215M of Tab. 15; super-resolution's 169M count the first stage, too."""
+    """Inpainting and semantic synthesis have the 215M of Tab. 15; super-resolution's 169M count the first stage."""
     million = {kind: count_params(study_spec(4, "vq", tier="paper", condition=kind, told=told).diffusion.denoiser) / 1e6
                for kind, told in (("mask", {}), ("labels", {}), ("low_resolution", {"factor": 4}))}
     assert round(million["mask"]) == round(million["labels"]) == 215
