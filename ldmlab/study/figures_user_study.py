@@ -108,10 +108,10 @@ def fig_questions_needed(record: Record) -> Figure:
     effect = float(np.median(effects)) if effects else 1.0
     for wanted, line in ((0.8, "-"), (0.9, (0, (4, 1.6)))):
         ax.plot(shares, [questions_needed(float(p), wanted) for p in shares], color=ACCENT, ls=line,
-                label=f"power {wanted:.0%}, independent answers")
+                label=f"power {100 * wanted:.0f} %, independent answers")
     ax.plot(shares, [questions_needed(float(p), 0.8, design_effect=effect) for p in shares], color=SECOND,
             label=f"power 80 %, design effect {effect:.1f} of the simulated class")
-    for y, (row, (_, share)) in zip((-16, -28, -16, -28), tab4().items(), strict=True):
+    for y, (row, (_, share)) in zip((0, -40, 0, -16), tab4().items(), strict=True):
         if share > 0.5:
             n = questions_needed(share)
             ax.plot(share, n, "D", ms=5, mfc="white", mec=INK, zorder=4)

@@ -2,6 +2,7 @@
 
 Task "truth" sets the real picture against one of a method, task "methods" two methods against each other; "check" sets
 the real picture against itself, spoiled: who prefers that was not looking.
+Deviation: the paper mentions no attention checks.
 """
 
 import hashlib

@@ -10,7 +10,9 @@ import pytest
 from ldmlab.study.parameters import NOTEBOOKS, PARAMETERS, ParameterError, Parameters, parse_layout, read_parameters
 
 GOOD = {"f": 8, "reg": "kl", "data": "scenes", "size": 0, "tier": "auto", "seed": 0, "scale_mode": "dataset",
-        "num_steps": 50, "eta": 0.0, "guidance_scale": 1.0, "caption": "A red car.", "layout": "", "factor": 4,
+        "num_steps": 50, "eta": 0.0, "guidance_scale": 1.0, "caption": "A red car.", "layout": "", "factor": 4, "degradation": "bicubic",
+        "attention": True, "picture": "",
+        "rater": "", "num_questions": 10, "exposure_s": 3.0,
         "classes": "car, boat"}
 
 
@@ -53,7 +55,8 @@ def test_a_wrong_value_is_named_with_what_is_accepted(name, value):
     ("10_layout_to_image", "layout", "car 0.1 0.2 0.3 0.4; sun", "no box: 'sun'"),
     ("10_layout_to_image", "layout", "car 0.5 0.2 0.5 0.4", "left is not below right"),
     ("10_layout_to_image", "layout", "car 0.1 0.2 nan 0.4", "left is not below right"),
-    ("14_image_guiding", "factor", 3, ""),
+    ("14_image_guiding", "factor", 3, ""), ("17_user_study", "rater", "anna & bert", ""),
+    ("17_user_study", "num_questions", 0, ""), ("17_user_study", "exposure_s", -1.0, ""),
 ])
 def test_what_is_asked_for_is_checked_too(notebook, name, value, why):
     """The box that is wrong is named, not only the list that holds it."""
