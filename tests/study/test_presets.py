@@ -70,7 +70,7 @@ def test_impossible_specs_are_named():
 @pytest.mark.parametrize("kind, told", [("mask", {}), ("labels", {}),
                                         ("low_resolution", {"factor": 4, "degradation": "bsr"})])
 def test_models_told_place_by_place_can_be_built_at_every_f(tier, kind, told):
-    """Widths exist for each, of one size but at f = 32, where they come in steps too wide; no tokens are attended to."""
+    """Widths exist for each, of one size but at f = 32, where steps are too wide; nothing attends to tokens."""
     sizes = {}
     for f in FS:
         config = denoiser_config(study_spec(f, tier=tier, condition=kind, told=told).diffusion, num_classes=12)
