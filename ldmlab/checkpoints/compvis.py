@@ -1,4 +1,4 @@
-"""CompVis state dicts <-> ours: declarative rename rules, applied in order, the same table read both ways."""
+"""CompVis state dicts <-> ours: tables of rename rules, read both ways, of modules, and of what is left out and why."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -55,6 +55,7 @@ UNET_RULES: tuple[Rule, ...] = (
 )
 
 TRANSFORMER_RULES: tuple[Rule, ...] = (
+    Rule("transformer.norm", "norm"),  # before the layers' norms get this name, and after they lost it on the way back
     Rule("transformer.attn_layers.layers.{i}.0", "layers.{i}.norm"),
     Rule("transformer.attn_layers.layers.{i}.1", "layers.{i}.inner"),
     Rule("inner.net.0.0", "inner.0"),
@@ -62,8 +63,8 @@ TRANSFORMER_RULES: tuple[Rule, ...] = (
     Rule("inner.to_out", "inner.out"),
     Rule("transformer.token_emb", "token_embedding"),
     Rule("transformer.pos_emb.emb", "position_embedding"),
-    Rule("transformer.norm", "norm"),
 )
+DISCRIMINATOR_RULES: tuple[Rule, ...] = (Rule("main.{i}", "layers.{i}"),)
 CLASSIFIER_RULES: tuple[Rule, ...] = (
     Rule("out.{i}", "head.{i}"),  # before the rules of the UNet, whose `out` is another
     Rule("head.{i}.positional_embedding", "head.{i}.position"),
@@ -71,6 +72,51 @@ CLASSIFIER_RULES: tuple[Rule, ...] = (
     Rule("head.{i}.c_proj", "head.{i}.out"),
     *UNET_RULES,
 )
+
+
+class Part(NamedTuple):
+    """One module of a released model: the prefix of its keys in a file, its name here, the rules for the rest."""
+
+    theirs: str
+    ours: str
+    rules: tuple[Rule, ...]
+
+
+LDM_PARTS: tuple[Part, ...] = (
+    Part("model.diffusion_model.", "denoiser", UNET_RULES),
+    Part("first_stage_model.", "first_stage", FIRST_STAGE_RULES),
+    Part("cond_stage_model.", "conditioner", TRANSFORMER_RULES),  # the other conditioners' keys are the same in both
+)
+FIRST_STAGE_PARTS: tuple[Part, ...] = (
+    Part("loss.discriminator.", "discriminator", DISCRIMINATOR_RULES),
+    Part("", "first_stage", FIRST_STAGE_RULES),
+)
+
+
+class Ignored(NamedTuple):
+    """Keys that no module of ours holds, as a regular expression over all of a key, and why it may be so."""
+
+    pattern: str
+    reason: str
+
+
+TABLES = (
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+)
+IGNORED: tuple[Ignored, ...] = (
+    Ignored("|".join(TABLES), "tables of the schedule, computed from its beta_t"),
+    Ignored("lvlb_weights", "weights of the variational bound, computed from beta_t; older files have them"),
+    Ignored("logvar", "log-scale of the loss at each t: a constant, as no released model learns it"),
+    Ignored("scale_factor", "read into the model's scale_factor"),
+    Ignored(r"model_ema\.(decay|num_updates)", "the average's own settings, which only further training needs"),
+    Ignored(r"cond_stage_model\.transformer\.to_logits\..*", "logits over words, which no LDM asks for"),
+    Ignored(r"(first_stage_model\.)?loss\.perceptual_loss\..*", "LPIPS: frozen, published by its authors"),
+    Ignored(r"(first_stage_model\.)?loss\.logvar", "log-scale of the likelihood: a constant, in no optimizer"),
+    Ignored(r"first_stage_model\.loss\.discriminator\..*", "an LDM trains no first stage"),
+)
+IGNORED_FOR_MASKS = Ignored(r"cond_stage_model\..*", "the first stage once more, which also encodes the masked picture")
 
 
 @cache

@@ -196,14 +196,17 @@ def test_a_server_that_promises_more_than_it_has(server, offer, tmp_path):
     assert visible(tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
-def test_a_web_page_is_no_file(server, offer, tmp_path, kind):
+@pytest.mark.parametrize("kind, page", [
+    ("text/html; charset=utf-8", b"this link has expired"),
+    ("application/octet-stream", b"\n <!DOCTYPE html><p>gone"),
+])
+def test_a_web_page_is_no_file(server, offer, tmp_path, kind, page):
     """A dead link often answers 200 with a page; it does not harm what had arrived of the real file either."""
     server.break_after = 1000
     server.content = bytes(10_000)
     with pytest.raises(FetchError):
         fetch("x", tmp_path)
-    server.break_after, server.type, server.content, server.tag = None, kind, b"\n <!DOCTYPE html><p>gone", '"two"'
+    server.break_after, server.type, server.content, server.tag = None, kind, page, '"two"'
     with pytest.raises(FetchError, match="a web page"):
         fetch("x", tmp_path)
     assert visible(tmp_path) == [] and kept(tmp_path) == 5000

@@ -1,6 +1,6 @@
 """Replays of the recorded cases: module name in index.json -> function(case)."""
 
-from . import classifier, conditioning, diffusion, first_stage, layouts, spatial
+from . import classifier, conditioning, diffusion, first_stage, layouts, learning_rates, spatial
 from .blocks import replay_blocks
 
 REPLAYS = {
@@ -9,6 +9,7 @@ REPLAYS = {
     **diffusion.REPLAYS,
     **first_stage.REPLAYS,
     **layouts.REPLAYS,
+    **learning_rates.REPLAYS,
     **spatial.REPLAYS,
     "blocks": replay_blocks,
 }

@@ -10,7 +10,7 @@ from ldmlab.checkpoints.compvis import UNET_RULES, from_compvis, to_compvis
 from ldmlab.diffusion import schedules
 from ldmlab.diffusion.attention import CrossAttention, FeedForward, SelfAttention, SpatialTransformer, TransformerBlock
 from ldmlab.diffusion.blocks import Downsample, ResBlock, Upsample, timestep_embedding
-from ldmlab.diffusion.conditioning import ClassEmbedder
+from ldmlab.diffusion.conditioning import ClassEmbedder, conditioned
 from ldmlab.diffusion.denoiser import DenoiserConfig, UNet
 from ldmlab.diffusion.ema import EMA
 from ldmlab.diffusion.guidance import classifier_free
@@ -19,10 +19,11 @@ from ldmlab.diffusion.objective import denoising_error, weighted_objective
 from ldmlab.diffusion.samplers import ddim, ddim_alpha_bars, ddim_sigma, ddim_timesteps, ddpm, plms
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.spatial import fill, inpainting_condition
-from ldmlab.diffusion.training import DiffusionModule, LatentModule
+from ldmlab.diffusion.spatial_conditioning import LabelMap
+from ldmlab.diffusion.training import DiffusionModule
 from ldmlab.first_stage.latents import latent_stats
 
-from . import first_stage, spatial
+from . import first_stage
 from .case import Case, StateDict
 
 
@@ -452,8 +453,21 @@ def replay_scaling(case: Case) -> None:
         case.compare("out.decode_force_not_quantize", model.decode(stats.unscale(z), quantize=False))
 
 
+class SoftLabelMap(LabelMap):
+    """The recorded maps are no labels but any numbers, a channel a label."""
+
+    def encode(self, y: Tensor) -> Tensor:
+        return self.rescaler(y)
+
+
+def label_map(case: Case, params: dict, part: str) -> SoftLabelMap:
+    model = SoftLabelMap(2 ** params.get("n_stages", 1), params["in_channels"], params["out_channels"])
+    case.load_into(model.rescaler, lambda state: state, part)
+    return model
+
+
 # tau_theta by its recorded name; None is for a model without.
-TAUS = {"ClassEmbedder": class_embedder, "SpatialRescaler": spatial.spatial_rescaler, None: None}
+TAUS = {"ClassEmbedder": class_embedder, "SpatialRescaler": label_map, None: None}
 
 
 def replay_training(case: Case) -> None:
@@ -467,18 +481,7 @@ def replay_training(case: Case) -> None:
     if tau is not None:
         tau.requires_grad_(ldm.get("cond_stage_trainable", False))
     model, loss_type, schedule = unet(case, c["unet"], "unet").train(), ldm.get("loss_type", "l2"), schedule_of(ldm)
-    if kind == "SpatialRescaler":  # DiffusionModule takes tokens: of a model by channels, what is shared is replayed
-        module = LatentModule({"denoiser": model, "tau": tau}, schedule, model.config.out_channels, scale_factor=(1.0,),
-                              lr=c["lr"], warmup_steps=0, weight_decay=0.01, ema_decay=0.9999)
-    else:
-        module = DiffusionModule(model, schedule, tau, lr=c["lr"], loss=loss_type)
-
-    def eps_hat(z_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        condition = tau(y) if tau is not None else None
-        if kind == "SpatialRescaler":
-            return model(torch.cat([z_t, condition], 1), t)
-        return model(z_t, t, condition)
-
+    module = DiffusionModule(model, schedule, tau, lr=c["lr"], loss=loss_type)
     optimizer = module.configure_optimizers()
     losses = []
     for step in range(len(case.tensor("out.losses"))):
@@ -486,15 +489,15 @@ def replay_training(case: Case) -> None:
         t, noise = case.tensor(f"in.step{step}.t"), case.tensor(f"in.step{step}.noise")
         y = case.tensor(f"in.step{step}.{ldm.get('cond_stage_key', 'class_label')}") if tau is not None else None
         y = y.movedim(-1, 1) if kind == "SpatialRescaler" else y
-        error = denoising_error(eps_hat(schedule.q_sample(z0, t, noise), t, y), noise, loss_type)
         if step == 0:
+            eps_hat = conditioned(model, tau, y)(schedule.q_sample(z0, t, noise), t)
+            error = denoising_error(eps_hat, noise, loss_type)
             bound = weighted_objective(error, t, schedule, vlb_weight=1.0) - error.mean()
             case.compare("out.step0.z", module.z0_from_moments(z0))
             case.compare("out.step0.loss_vlb", bound)
             if tau is not None:
                 case.compare("out.step0.c", tau(y))
-        by_tokens = isinstance(module, DiffusionModule)
-        loss = module.eps_loss(z0, y, t, noise) if by_tokens else weighted_objective(error, t, schedule)
+        loss = module.eps_loss(z0, y, t, noise)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
