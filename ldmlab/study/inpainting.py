@@ -95,7 +95,7 @@ def record_inpainting(run: Run) -> Record:
             x_hat = restore(run, x, mask, method)
             scores = restored_scores(run, x, x_hat)
             if "fd_lab" not in scores:
-                note = f"FD-lab left out: {len(x)} pictures, fewer than features"
+                note = f"FD-lab left out: {len(x)} pictures, or the training set, fewer than features"
                 record.events += [] if note in record.events else [note]
             add_method(record, f"{method}_{which}", scores)
             if which == "all":

@@ -84,7 +84,7 @@ def record_semantic(run: Run) -> Record:
     for method, pictures in {"samples": samples, "reconstructions": rec}.items():
         scores = restored_scores(run, x, pictures)
         if "fd_lab" not in scores and method == "samples":
-            record.events.append(f"FD-lab left out: {len(x)} pictures, fewer than features")
+            record.events.append(f"FD-lab left out: {len(x)} pictures, or the training set, fewer than features")
         add_method(record, method, scores)
     if run.pictures.train.map_names != LABELS:
         record.events.append("the judge knows `scenes` alone: whether samples show their maps is not measured")

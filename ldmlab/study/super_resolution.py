@@ -111,7 +111,7 @@ def record_super_resolution(run: Run) -> Record:
     for method in methods_of(run):
         scores = restored_scores(run, x, restore(run, y, x, method))
         if "fd_lab" not in scores:
-            note = f"FD-lab left out: {len(x)} pictures, fewer than features"
+            note = f"FD-lab left out: {len(x)} pictures, or the training set, fewer than features"
             record.events += [] if note in record.events else [note]
         add_method(record, method, scores)
     return record

@@ -18,6 +18,7 @@ from ldmlab.study.looks import reconstruct
 from ldmlab.study.paths import results_dir
 from ldmlab.study.session import Run
 from ldmlab.study.style import ACCENT, small_print, styled
+from ldmlab.study.tables import blanks
 
 SIDE = {"smoke": 96, "laptop": 512, "gpu": 512, "paper": 1024}
 AMPLIFIED = 8  # the difference map
@@ -105,4 +106,8 @@ def benchmark_table():
     if not path.exists():
         print(f"no measurement at {path}: python benchmarks/tiling.py makes one")
         return pd.DataFrame()
-    return pd.DataFrame(json.loads(path.read_text())["rows"])
+    columns = {"model": "model", "side": "side [px]", "tile": "tile [px]", "overlap": "overlap [px]", "tiles": "tiles",
+               "peak_mib": "peak [MiB]", "imported_mib": "of it before [MiB]", "psnr_db": "PSNR [dB]",
+               "difference_rms_levels": "RMS against whole [levels]", "seam": "seam"}
+    frame = pd.DataFrame(json.loads(path.read_text()))
+    return blanks(frame[[name for name in columns if name in frame]].rename(columns=columns).round(1))
