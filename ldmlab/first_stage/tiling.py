@@ -70,7 +70,7 @@ class Tiled(nn.Module):
     ):
         """`tile` and `overlap` in pixels, multiples of f; by default the training size, and see below.
 
-        The default overlap is 8 latent cells or a quarter of the tile, whichever is more, and at most half of it: a
+        The default overlap is a quarter of the tile, or 8 latent cells if that is more, but at most three quarters: a
         tile of one cell has none. `progress(done, total)` hears of tiles, where there are several.
         ValueError for sides that f does not divide, and for an overlap that is not in 0..tile - f.
         """
@@ -78,7 +78,7 @@ class Tiled(nn.Module):
         self.first_stage, self.progress = first_stage, progress
         f = first_stage.f
         self.tile = first_stage.config.resolution if tile is None else tile
-        self.overlap = min(max(8 * f, self.tile // 4), self.tile // 2) // f * f if overlap is None else overlap
+        self.overlap = min(max(8 * f, self.tile // 4), self.tile * 3 // 4) // f * f if overlap is None else overlap
         if self.tile < f or self.tile % f or self.overlap % f:
             raise ValueError(f"tile and overlap are in pixels and divisible by f = {f}; "
                              f"got tile={self.tile}, overlap={self.overlap}")

@@ -54,14 +54,14 @@ def read_parameters(notebook: str, namespace: Mapping[str, Any]) -> Parameters:
     values, problems = {}, []
     for name in names:
         if name not in namespace:
-            problems.append(f"{name}: not set; accepted is {PARAMETERS[name].accepted}")
+            problems.append(f"{name}: not set; accepted is {parameter(notebook, name).accepted}")
             continue
         try:
-            values[name] = PARAMETERS[name].parse(namespace[name])
+            values[name] = parameter(notebook, name).parse(namespace[name])
         except ValidationError as error:
             reason = error.errors()[0].get("ctx", {}).get("error")
             why = f"{reason}; " if reason and str(reason) else ""
-            problems.append(f"{name} = {namespace[name]!r}: {why}accepted is {PARAMETERS[name].accepted}")
+            problems.append(f"{name} = {namespace[name]!r}: {why}accepted is {parameter(notebook, name).accepted}")
     if values.get("size", 0) % values.get("f", 1):
         problems.append(f"size = {values['size']}: not divisible by f = {values['f']}; "
                         f"accepted is 0 or a multiple of f from {_MIN_SIZE} on")
@@ -167,6 +167,12 @@ _MIN_SIZE = 32
 _Int = Annotated[int, BeforeValidator(_no_bool)]
 _Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_finite)]
 
+# The rows of checkpoints.released, which needs torch.
+RELEASED = (
+    "kl-f4", "kl-f8", "kl-f16", "kl-f32", "vq-f4", "vq-f4-noattn", "vq-f8", "vq-f8-n256", "vq-f16", "celeba256",
+    "ffhq256", "lsun_beds256", "lsun_churches256", "cin256", "cin256-v2", "text2img256", "txt2img-1p4B-eval",
+    "layout2img-openimages256", "semantic_synthesis256", "semantic_synthesis512", "bsr_sr", "inpainting_big")
+
 PARAMETERS: dict[str, Parameter] = {
     "f": Parameter(Annotated[_Int, AfterValidator(_factor)], "downsampling factor", "one of 1 2 4 8 16 32"),
     "reg": Parameter(Literal["kl", "vq"], "regularization of the latents", "kl or vq"),
@@ -202,7 +208,21 @@ PARAMETERS: dict[str, Parameter] = {
                             "a number from 0 (no limit) to 60"),
     "guidance_scale": Parameter(Annotated[_Float, Field(ge=0)], "how hard the condition pulls",
                                 "a number from 0 on"),
+    "model": Parameter(Literal[RELEASED], "which released model", f"one of {' '.join(RELEASED)}"),
+    "file": Parameter(Annotated[str, AfterValidator(_path)], "its weights",
+                      "'' (the file that was fetched) or the path of a .ckpt, a .safetensors or a folder of diffusers"),
 }
+# Where a notebook's parameter of this name accepts other values.
+OWN: dict[tuple[str, str], Parameter] = {
+    ("19_released_models", "num_steps"): Parameter(
+        Annotated[_Int, Field(ge=0, le=1000)], "DDIM steps", "0 (the tier's own) or a whole number to 1000"),
+}
+
+
+def parameter(notebook: str, name: str) -> Parameter:
+    """A parameter as a notebook has it."""
+    return OWN.get((notebook, name), PARAMETERS[name])
+
 
 NOTEBOOKS: dict[str, tuple[str, ...]] = {
     "00_tour": ("f", "data", "tier", "seed"),
@@ -223,6 +243,7 @@ NOTEBOOKS: dict[str, tuple[str, ...]] = {
     "15_beyond_training_size": ("f", "reg", "data", "size", "tier", "seed", "picture"),
     "16_evaluation": ("f", "data", "size", "tier", "seed"),
     "17_user_study": ("f", "reg", "data", "size", "tier", "seed", "rater", "num_questions", "exposure_s"),
+    "19_released_models": ("model", "file", "data", "size", "tier", "seed", "num_steps", "guidance_scale", "caption"),
     "20_report": ("data", "size", "tier"),
 }
 
@@ -237,6 +258,7 @@ SHOWN_ONLY: dict[str, tuple[str, ...]] = {
     "14_image_guiding": ("guidance_scale",),
     "15_beyond_training_size": ("picture",),
     "17_user_study": ("rater", "num_questions", "exposure_s"),
+    "19_released_models": ("caption",),
 }
 
 
@@ -257,6 +279,6 @@ def _injected(namespace: Mapping[str, Any]) -> dict[str, str]:
 
 def _message(notebook: str, problems: list[str]) -> str:
     count = "a parameter" if len(problems) == 1 else f"{len(problems)} parameters"
-    names = ", ".join(f"{name} ({PARAMETERS[name].meaning})" for name in NOTEBOOKS[notebook])
+    names = ", ".join(f"{name} ({parameter(notebook, name).meaning})" for name in NOTEBOOKS[notebook])
     return "\n".join([f"{notebook} did not start because of {count}:", *(f"  {line}" for line in problems),
                       f"{notebook} accepts {names}."])

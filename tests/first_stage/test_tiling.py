@@ -128,9 +128,9 @@ def test_gradients_pass_through_tiles():
     assert (z.grad.abs().sum(1) > 0).all()
 
 
-@pytest.mark.parametrize(("f", "resolution", "overlap"), [(4, 32, 16), (32, 32, 0), (8, 256, 64), (2, 256, 64)])
+@pytest.mark.parametrize(("f", "resolution", "overlap"), [(4, 32, 24), (32, 32, 0), (8, 256, 64), (2, 256, 64)])
 def test_defaults_follow_the_training_size(f, resolution, overlap):
-    """The tile is the training size; the overlap a quarter of it, 8 cells at least, half the tile at most."""
+    """The tile is the training size; the overlap a quarter of it, 8 cells at least, three quarters at most."""
     tiled = Tiled(build_autoencoder(replace(model(f).config, resolution=resolution)))
     assert (tiled.tile, tiled.overlap) == (resolution, overlap)
 
