@@ -21,7 +21,7 @@ from ldmlab.study.own import tiled
 from ldmlab.study.paths import runs_dir
 from ldmlab.study.progress import progress
 from ldmlab.study.records import Record
-from ldmlab.study.series import add_points
+from ldmlab.study.series import add_points, as_metrics
 from ldmlab.study.session import Run
 
 SCALES = (1, 2, 3)  # of the training size
@@ -118,6 +118,7 @@ def record_beyond(run: Run) -> Record:
                 score = frechet_estimate(real, fake, allow_few=few, seed=run.spec.seed,
                                          num_resamples=scorer.num_resamples)
                 add_points(record, {f"fd_lab_by_size_{name}": score}, side)
+                record.metrics |= as_metrics({f"fd_lab_{name}_{side}px": score})
     if n <= scorer.nets["fd-lab"].dim and not scorer.rehearsal:
         record.events.append(f"FD-lab of {n} pictures, fewer than features: compare these among themselves only")
     return record
