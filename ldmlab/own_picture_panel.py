@@ -1,6 +1,8 @@
 """Pictures of one's own in a notebook: from a path, or uploaded in the browser; a wrong file is told in its place."""
 
+import contextlib
 import html
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +68,8 @@ def _uploads(use: Use, wants: str, caption: str) -> "Widget":
 
     names = {"picture": ("picture",), "mask": ("picture", "mask"), "labels": ("label map",)}[wants]
     fields = [ipywidgets.FileUpload(accept="image/*", multiple=False, description=name) for name in names]
-    picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+    picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start",
+                                                     "display": "none"})
     said = ipywidgets.HTML("Choose a file." if len(names) == 1 else "Choose a picture and its mask, white where the "
                                                                      "hole is.")
 
@@ -81,9 +84,12 @@ def _uploads(use: Use, wants: str, caption: str) -> "Widget":
             else:
                 first = decode_bytes(raw[0])
                 given = (first, *(open_mask(part, tuple(first.shape[1:])) for part in raw[1:]))
-            made = use(*given)
+            notes = io.StringIO()
+            with contextlib.redirect_stdout(notes):  # what is printed in a handler would go to JupyterLab's log
+                made = use(*given)
             fig = picture_grid({"": torch.cat(list(made.values()))}, columns=tuple(made), caption=caption, cell=1.9)
-            picture.value, said.value = as_png(fig), ""
+            picture.value, picture.layout.display = as_png(fig), None
+            said.value = "<br>".join(dict.fromkeys(map(html.escape, notes.getvalue().splitlines())))
         except ValueError as error:
             said.value = html.escape(str(error))
 
