@@ -107,7 +107,7 @@ def test_the_parameters_cell_is_what_papermill_can_read(name):
     cell = code[0]
     assert cell.metadata.get("tags") == ["parameters"]
     for line in cell.source.splitlines():
-        assert re.fullmatch(r"\w+: (int|float|str) = [^=#]+  # [^=]+", line), line
+        assert re.fullmatch(r"\w+: (int|float|str|bool) = [^=#]+  # [^=]+", line), line
     names = [node.target.id for node in ast.parse(cell.source).body]
     assert tuple(names) == NOTEBOOKS[name]
     assert code[1].source.startswith("from ldmlab.study import start_run\n\nrun = start_run(")
