@@ -6,8 +6,8 @@ finds a row by either name; `released_model` builds, loads and writes it.
 
 from dataclasses import dataclass, replace
 
-from ldmlab.checkpoints.learning_rate import Cycle, LearningRate
 from ldmlab.diffusion.layout import DenoiserConfig
+from ldmlab.diffusion.learning_rate import Cycle, LearningRate
 from ldmlab.diffusion.schedules import Schedule, scaled_linear
 from ldmlab.first_stage.networks import AutoencoderConfig
 

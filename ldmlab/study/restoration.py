@@ -22,7 +22,6 @@ from ldmlab.study.session import Run
 
 NUM = {"smoke": 16, "laptop": 512, "gpu": 2048, "paper": 5000}  # validation pictures restored
 MEASURES = {"psnr": "PSNR [dB]", "ssim": "SSIM", "pd_referee": "PD-referee", "fd_lab": "FD-lab", "kid_lab": "KID-lab"}
-BETTER = {"psnr": "higher", "ssim": "higher", "pd_referee": "lower", "fd_lab": "lower", "kid_lab": "lower"}
 
 
 def true_pictures(run: Run) -> Float[Tensor, "n 3 H W"]:
