@@ -267,7 +267,9 @@ def perceptual_loss(kind: str = "auto") -> PsimLoss | LpipsLoss:
         raise ValueError(f"kind must be 'auto', 'lpips' or 'psim-lab', got {kind!r}")
     trunk = lpips_trunk()
     if kind == "lpips" and not trunk.exists():
-        raise FileNotFoundError(f"LPIPS needs torchvision's VGG16 weights at {trunk}; put them there or use 'psim-lab'")
+        raise FileNotFoundError(
+            f"LPIPS needs torchvision's VGG16 weights at {trunk} (553.4 MB). With a network, `python -m "
+            "ldmlab.checkpoints fetch vgg16` gets them; or put the file there yourself, or use 'psim-lab'")
     if kind != "psim-lab" and trunk.exists():
         return LpipsLoss(trunk)
     return PsimLoss(feature_net("psim-lab"))

@@ -184,11 +184,11 @@ def test_lpips_only_with_weights_at_hand(trunk_folder, monkeypatch):
 
 
 def test_without_weights_the_labs_own_network_stands_in(tmp_path, monkeypatch):
-    """Nothing is downloaded: "auto" is PSIM-lab under its own name, and asking for LPIPS says where it would lie."""
+    """Nothing is downloaded: "auto" is PSIM-lab under its own name, and asking for LPIPS says how to get it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("tried to download"))
     assert perceptual_loss("auto").name == "PSIM-lab"
-    with pytest.raises(FileNotFoundError, match=perception.LPIPS_TRUNK):
+    with pytest.raises(FileNotFoundError, match=f"{perception.LPIPS_TRUNK}.*ldmlab.checkpoints fetch vgg16"):
         perceptual_loss("lpips")
 
 

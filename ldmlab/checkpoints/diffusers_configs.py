@@ -103,7 +103,7 @@ def autoencoder_to_theirs(config: AutoencoderConfig, scale_factor: float) -> Jso
         raise _cannot("f = 1", "pixels need no first stage")
     if config.patch > 1 or config.linear_shortcut:
         field = f"patch = {config.patch}" if config.patch > 1 else "linear_shortcut = True"
-        raise _cannot(field, "train a first stage on `diffusers_configs.plain(config)` instead")
+        raise _cannot(field, "`ldmlab.study.released_models.exportable_run` trains a model that it can build")
     if config.ch_mult[0] != 1:
         raise _cannot(f"ch_mult = {config.ch_mult}", "its first entry must be 1")
     sides = [config.resolution // 2**i for i in range(len(config.ch_mult))]

@@ -6,8 +6,9 @@ without a condition, by text, and of low-resolution pictures. Of other models, `
 class for, to be put together by hand: a class-conditional denoiser takes `encoder_hidden_states` (b, 1, d), the token
 of the class, whose table is not among the parts.
 
-First stages of the tiers below `paper` have patches and a shortcut that diffusers lacks. To train one that it can run,
-take `diffusers_configs.plain` of its configuration; for text, also f = 8 and `max_length` 77, which are built in there.
+First stages of the tiers below `paper` have patches and a shortcut that diffusers lacks. `exportable_run` of
+`ldmlab.study.released_models` trains a model that it can run: its first stage is `diffusers_configs.plain` of the
+tier's own and, for text, f = 8 and `max_length` = 77, which are built in there.
 
 Reading runs no code of a folder: weights come from safetensors, else from a .bin, opened as by `opening`.
 """
@@ -32,7 +33,7 @@ from ldmlab.diffusion.denoiser import UNet
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.spatial_conditioning import LowResolution
-from ldmlab.diffusion.text import MAX_LENGTH, CaptionTokenizer
+from ldmlab.diffusion.text import MAX_LENGTH, CaptionTokenizer, write_vocabulary
 from ldmlab.diffusion.transformer import TokenTransformer
 from ldmlab.first_stage.autoencoder import AutoencoderKL, AutoencoderVQ, IdentityAutoencoder, build_autoencoder
 from ldmlab.first_stage.latents import LatentStats
@@ -82,7 +83,7 @@ def write_pipeline(model: LatentDiffusion, folder: Path | str) -> str:
     name = pipeline_name(model)
     parts = write_parts(model, folder)
     if name == "LDMTextToImagePipeline":
-        _write_vocabulary(model.conditioner.tokenizer, Path(folder) / "tokenizer")
+        _write_tokenizer(model.conditioner.tokenizer, Path(folder) / "tokenizer")
         parts |= {"tokenizer": ("transformers", "BertTokenizer")}
     _write_json(Path(folder) / "model_index.json", {"_class_name": name, "_diffusers_version": LAYOUT, **parts})
     return name
@@ -142,15 +143,10 @@ def _write_json(path: Path, values: configs.Json) -> None:
     atomic_write(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def _write_vocabulary(tokenizer: CaptionTokenizer, folder: Path) -> None:
-    atomic_write(folder / "vocab.txt", _lines(tokenizer._bert.get_vocab()).encode())
+def _write_tokenizer(tokenizer: CaptionTokenizer, folder: Path) -> None:
+    tokenizer.save(folder)
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True,
                                                    "model_max_length": tokenizer.max_length})
-
-
-def _lines(pieces: dict[str, int]) -> str:
-    """A vocabulary as vocab.txt has it: one piece a line, in the order of their numbers."""
-    return "".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.get))
 
 
 def _scale_factor(stats: LatentStats) -> float:
@@ -249,7 +245,7 @@ def _read_tokenizer(folder: Path, max_length: int) -> CaptionTokenizer:
     if not isinstance(pieces, dict) or sorted(pieces.values()) != list(range(len(pieces))):
         raise ValueError(f"{path} holds no vocabulary of word pieces as BERT has one")
     with tempfile.TemporaryDirectory() as copy:
-        Path(copy, "vocab.txt").write_text(_lines(pieces), encoding="utf-8")
+        write_vocabulary(pieces, copy)
         if (settings := folder / "tokenizer_config.json").is_file():
             shutil.copy(settings, copy)
         return CaptionTokenizer(copy, max_length)

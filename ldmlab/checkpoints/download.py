@@ -74,7 +74,8 @@ def add_fetch(subparsers: "argparse._SubParsersAction") -> None:
     """Add the command `fetch [NAME] [--folder FOLDER]`; its `run(args)` is what the caller calls."""
     parser = subparsers.add_parser("fetch", help="download a released file and check it; without a name, list them")
     parser.add_argument("name", nargs="?", help="a name of the manifest, such as kl-f8")
-    parser.add_argument("--folder", help="where it goes (default: $LDMLAB_CHECKPOINTS or ~/.cache/ldmlab/checkpoints)")
+    parser.add_argument("--folder", help="where it goes (default: $LDMLAB_CHECKPOINTS or ~/.cache/ldmlab/checkpoints, "
+                        "torch's hub folder for the networks of metrics)")
     parser.set_defaults(run=_run)
 
 
@@ -138,7 +139,7 @@ def _lying(row: Released, place: Path) -> Path | None:
 
 
 def _keep_record(row: Released, path: Path, digest: str, came_from: str) -> None:
-    trust = "as published" if row.sha256 else "trusted on first use: none is published"
+    trust = "as the manifest states it" if row.sha256 else "trusted on first use: none is published"
     if row.copy:
         same = row.copy.sha256 == digest
         trust += f"; {'the same as' if same else 'NOT that of'} the copy at {row.copy.source}"

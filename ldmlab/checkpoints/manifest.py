@@ -109,7 +109,8 @@ _ROWS: tuple[Released, ...] = (
             about="which the authors' notebook calls the small bsr light model"),
     # Networks that look at pictures: PSIM of the first stages is LPIPS with VGG16.
     Released("vgg16", LPIPS_TRUNK, (f"https://download.pytorch.org/models/{LPIPS_TRUNK}",),
-             "torchvision.models.VGG16_Weights.IMAGENET1K_V1 (address, 527.8 MiB, eight digits of the hash)",
+             "torchvision.models.VGG16_Weights.IMAGENET1K_V1 (address, 527.8 MiB, the first eight digits of the hash; "
+             "the other digits and the bytes are as those who have the file count them)",
              size=553_433_881, sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
              license="BSD-3-Clause (torchvision)", hub=True, about="VGG16 of torchvision, the trunk of LPIPS"),
 )

@@ -7,7 +7,7 @@ set's own captions, trained on the spot. Nothing is downloaded.
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,10 @@ class CaptionTokenizer:
         """The word pieces of a caption, all of them, without what opens, closes and fills up."""
         return self._bert.tokenize(caption)
 
+    def save(self, folder: str | Path) -> Path:
+        """Write the vocabulary to folder/vocab.txt, from which `CaptionTokenizer(folder)` is the same; the folder."""
+        return write_vocabulary(self._bert.get_vocab(), folder)
+
     def unknown(self, captions: Iterable[str]) -> list[str]:
         """The words of the captions that are [UNK], sorted."""
         words = sorted({word for caption in captions for word in re.findall(r"[a-z]+", caption.lower())})
@@ -81,6 +85,12 @@ class CaptionTokenizer:
         return self._bert.unk_token in pieces or (self.closed and len(pieces) > 1)
 
 
+def write_vocabulary(pieces: Mapping[str, int], folder: str | Path) -> Path:
+    """Write word pieces to folder/vocab.txt as BERT has them, one a line in the order of their ids; the folder."""
+    lines = "".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.get))
+    return atomic_write(Path(folder) / "vocab.txt", lines.encode()).parent
+
+
 def train_vocabulary(captions: Sequence[str], folder: str | Path) -> Path:
     """Learn a WordPiece vocabulary in which every word of the captions is whole, and write folder/vocab.txt."""
     from tokenizers import BertWordPieceTokenizer
@@ -89,11 +99,7 @@ def train_vocabulary(captions: Sequence[str], folder: str | Path) -> Path:
     # Merging goes on until all words are whole: what is left over are letters, for words that are not among them.
     tokenizer.train_from_iterator(captions, vocab_size=30_522, min_frequency=1, show_progress=False,
                                   special_tokens=list(SPECIAL))
-    vocabulary = tokenizer.get_vocab()
-    path = Path(folder) / "vocab.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, "".join(f"{piece}\n" for piece in sorted(vocabulary, key=vocabulary.get)).encode())
-    return path.parent
+    return write_vocabulary(tokenizer.get_vocab(), folder)
 
 
 def find_vocabulary(data: str, captions: Sequence[str], cache: Path) -> tuple[Path, bool]:

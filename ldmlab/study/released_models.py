@@ -17,6 +17,7 @@ from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.diffusion.spatial_conditioning import LabelMap, LowResolution, MaskedPicture, SpatialConditioner
 from ldmlab.diffusion.text import BERT, MAX_LENGTH, CaptionTokenizer, find_bert
 from ldmlab.first_stage.latents import LatentStats
+from ldmlab.study import start_run
 from ldmlab.study.session import Run
 
 OPENIMAGES_CLASSES = 340  # of boxes, in the released code's list
@@ -120,16 +121,22 @@ def export(model: LatentDiffusion, folder: Path | str) -> str:
         return f"not expressible: {error}"
 
 
-def exportable_run(seed: int = 0) -> Run:
-    """A text-to-image run of tier smoke, trained in a minute, whose architecture diffusers has classes for.
+def exportable_run(data: str = "scenes", tier: str = "auto", seed: int = 0, size: int = 0, *, text: bool = True) -> Run:
+    """A run at f = 8 whose model diffusers has classes for: told by captions or, without `text`, the class if any.
 
-    Its first stage has neither patches nor shortcut, and its captions are of the released length.
+    Parameters are those of 09_text_to_image, or of 07_sampling without `text`; `run.diffusion.model` trains the model,
+    or finds it again. Its first stage has neither patches nor shortcut, and its captions are of the released length.
+    ParameterError for what the notebooks do not accept.
     """
-    params = {"f": 8, "reg": "kl", "data": "scenes", "size": 0, "tier": "smoke", "seed": seed, "caption": "",
-              "guidance_scale": 1.0}
-    run = Run("09_text_to_image", params, quiet=True)
-    spec = run.spec
-    run.spec = replace(
-        spec, first_stage=replace(spec.first_stage, autoencoder=diffusers_configs.plain(spec.first_stage.autoencoder)),
-        diffusion=replace(spec.diffusion, condition=replace(spec.diffusion.condition, max_length=MAX_LENGTH)))
+    told = {"caption": "", "guidance_scale": 1.0} if text else {}
+    run = start_run("09_text_to_image" if text else "07_sampling",
+                    {"f": 8, "reg": "kl", "data": data, "size": size, "tier": tier, "seed": seed, **told})
+    if not text and (num_classes := run.pictures.train.num_classes):
+        print(f"{run.spec.data.name} has {num_classes} classes, and diffusers no pipeline for a model that is told the "
+              "class: write_parts of ldmlab.checkpoints.diffusers_folders writes its parts", flush=True)
+    first_stage, diffusion = run.spec.first_stage, run.spec.diffusion
+    first_stage = replace(first_stage, autoencoder=diffusers_configs.plain(first_stage.autoencoder))
+    if text:
+        diffusion = replace(diffusion, condition=replace(diffusion.condition, max_length=MAX_LENGTH))
+    run.spec = replace(run.spec, first_stage=first_stage, diffusion=diffusion)
     return run

@@ -177,7 +177,7 @@ def test_a_wrong_hash_is_thrown_away(server, offer, tmp_path):
     assert visible(tmp_path) == [] and kept(tmp_path) == 0
     server.content = CONTENT
     fetch("x", tmp_path)
-    assert "as published" in (tmp_path / "x.ckpt.json").read_text()
+    assert "as the manifest states" in (tmp_path / "x.ckpt.json").read_text()
 
 
 def test_another_size_is_refused_before_a_byte_is_kept(server, offer, tmp_path):

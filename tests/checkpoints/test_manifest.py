@@ -7,8 +7,9 @@ import torch
 
 from ldmlab.checkpoints.download import default_folder
 from ldmlab.checkpoints.manifest import DIFFUSERS, find, released
+from ldmlab.evaluation.inception import InceptionNet, find_inception
 from ldmlab.evaluation.inception import manifest as inception_manifest
-from ldmlab.perception import lpips_trunk
+from ldmlab.perception import lpips_trunk, perceptual_loss
 
 FIRST_STAGES = "kl-f4 kl-f8 kl-f16 kl-f32 vq-f4 vq-f4-noattn vq-f8 vq-f8-n256 vq-f16".split()
 MODELS = """celeba256 ffhq256 lsun_churches256 lsun_beds256 cin256 cin256-v2 text2img256 txt2img-1p4B-eval bsr_sr
@@ -44,8 +45,21 @@ def test_networks_of_metrics_go_where_they_are_looked_for(monkeypatch, tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     vgg, inception = find("vgg16"), find("inception")
     assert default_folder(vgg) / vgg.file == lpips_trunk()
+    (tmp_path / "checkpoints").mkdir()
+    (default_folder(inception) / inception.file).touch()
+    assert find_inception() == default_folder(inception) / inception.file
     assert inception.sha256 == inception_manifest()["sha256"] and inception.hub
     assert vgg.sha256.startswith(vgg.file.removeprefix("vgg16-").removesuffix(".pth"))
+
+
+@pytest.mark.parametrize("wanted", [InceptionNet, lambda: perceptual_loss("lpips")], ids=["Inception", "LPIPS"])
+def test_the_command_that_an_error_names_exists(monkeypatch, tmp_path, wanted):
+    """A network that is missing says `fetch NAME`, and the manifest has that name, with the file that was missing."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="python -m ldmlab.checkpoints fetch") as error:
+        wanted()
+    row = find(re.search(r"fetch (\w+)", str(error.value))[1])
+    assert row.hub and row.file in str(error.value) and f"{row.size / 1e6:.1f} MB" in str(error.value)
 
 
 def test_an_unknown_name_lists_the_known():

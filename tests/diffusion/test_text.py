@@ -63,6 +63,15 @@ def test_a_vocabulary_that_does_not_know_the_captions_is_refused(tmp_path):
         CaptionTokenizer(tmp_path, known=[CAPTION])
 
 
+def test_a_vocabulary_that_is_saved_comes_back(tokenizer, tmp_path):
+    """Every piece under the id that the model was trained with, and the text in UTF-8."""
+    again = CaptionTokenizer(tokenizer.save(tmp_path / "new"))
+    assert torch.equal(again([CAPTION, "zebra"]), tokenizer([CAPTION, "zebra"])) and len(again) == len(tokenizer)
+    train_vocabulary(["ein Käfer über dem See"], tmp_path / "mine")
+    folder = CaptionTokenizer(tmp_path / "mine").save(tmp_path / "copy")
+    assert (folder / "vocab.txt").read_bytes() == (tmp_path / "mine" / "vocab.txt").read_bytes()
+
+
 @pytest.mark.parametrize("content, told", [(None, "no vocab.txt"), ("red\nblue\n", r"lacks \[PAD\]")])
 def test_a_file_that_is_no_vocabulary_is_refused(tmp_path, content, told):
     """Before any training, by name."""

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
+from ldmlab.checkpoints import diffusers_configs as configs
 from ldmlab.checkpoints.diffusers_folders import read_pipeline
 from ldmlab.checkpoints.released import FIRST_STAGES, LDMS, ROWS, released, scaled_down
 from ldmlab.checkpoints.released_model import build
@@ -12,10 +14,13 @@ from ldmlab.diffusion.text import SCENES_VOCABULARY
 from ldmlab.study import paper, released_models
 from ldmlab.study.figures_released import fig_released, table
 from ldmlab.study.parameters import RELEASED
+from ldmlab.study.presets import TIERS
 from ldmlab.study.records import Record
 from ldmlab.study.released import ReleasedRun, drawn
+from ldmlab.study.released_models import exportable_run
 from ldmlab.study.released_scores import record_released
 from ldmlab.study.released_targets import NO_ROW, TARGETS, compare, reconstruction_target, sampling_target
+from ldmlab.study.runs import denoiser_config
 
 PARAMS = {"model": "kl-f8", "file": "", "data": "scenes", "size": 0, "tier": "smoke", "seed": 0, "num_steps": 0,
           "guidance_scale": 1.0, "caption": ""}
@@ -247,3 +252,26 @@ def test_export_writes_what_diffusers_can_run_and_says_what_it_cannot(lab_root, 
         run(model="celeba256", file=str(tmp_path / "a")).model  # noqa: B018
     said = released_models.export(run(model="cin256-v2").model, tmp_path / "b")
     assert said.startswith("not expressible") and "class" in said and not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_the_recipe_for_diffusers_holds_at_every_tier(lab_root, tmp_path, tier):
+    """Whatever a tier changes, diffusers has classes for first stage and denoiser, with captions and without."""
+    for i in range(24):
+        Image.new("RGB", (40, 40), (10 * i, 90, 200)).save(tmp_path / f"{i}.png")
+    told = exportable_run(tier=tier)
+    assert (told.spec.f, told.spec.diffusion.condition.max_length) == (8, 77)
+    for r in (told, exportable_run(str(tmp_path), tier, text=False)):
+        first_stage = configs.autoencoder_to_theirs(r.spec.first_stage.autoencoder, 1.0)
+        denoiser = configs.denoiser_to_theirs(denoiser_config(r.spec.diffusion, 0), 4)
+        assert first_stage["_class_name"] == "AutoencoderKL"
+        assert denoiser["_class_name"] == ("UNet2DConditionModel" if r is told else "UNet2DModel")
+
+
+def test_the_recipe_for_diffusers_speaks_before_it_trains(lab_root, capsys):
+    """Classes have no pipeline, which a user should know before an hour of training; parameters are checked."""
+    exportable_run(tier="smoke", text=False)
+    assert "scenes has 12 classes, and diffusers no pipeline" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="tier = 'big'"):
+        exportable_run(tier="big")
+    assert not list(lab_root.rglob("first_stage-*"))
