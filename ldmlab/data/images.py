@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from ldmlab.data.annotate import Progress
 from ldmlab.data.annotations import Annotation, Known, keep_known
-from ldmlab.data.decode import PROTOCOL
+from ldmlab.data.decode import DECODERS, PROTOCOL
 from ldmlab.data.listing import fraction
 from ldmlab.data.maps import Maps
 from ldmlab.data.names import SPLITS, check_data_name
@@ -203,12 +203,16 @@ def open_dataset(
     seed: int = 0,
     root: str | Path | None = None,
     download: bool = False,
+    decoder: str = "pil",
 ) -> ImageSet:
     """Open pictures by name or path as squares of `size`: `scenes`, a folder, a .tar or shards, a torchvision set.
 
     `num` takes at most so many, drawn by a hash of `seed` and the name, so evenly over classes; for `scenes` it is the
     number of scenes and `seed` the world's. `root` is where torchvision's sets lie (default: the variable LDMLAB_DATA,
-    else ~/.cache/ldmlab/datasets). ValueError for what is not there, unknown or empty.
+    else ~/.cache/ldmlab/datasets). `decoder` reads the files of folders and tars: "pil", or, where loading binds,
+    "torch" (PIL decodes, torch resizes, some values off by a level) or "pil-draft" (large JPEG at a reduced scale);
+    both change what a score is taken on and join protocol and fingerprint. ValueError for what is not there, unknown
+    or empty.
     """
     kind = check_data_name(name_or_path)
     if split not in SPLITS:
@@ -217,6 +221,10 @@ def open_dataset(
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     if num is not None and num < 1:
         raise ValueError(f"num must be at least 1, or None for all, got {num}")
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder {decoder!r} is unknown; accepted: {', '.join(DECODERS)}")
+    if decoder != "pil" and kind in ("scenes", "torchvision"):
+        raise ValueError(f"decoder {decoder!r} is for folders and tar files; {name_or_path} takes 'pil' only")
     if kind == "scenes":
         source = scenes_source(split, size, num, seed)
         protocol: dict = {"resize": "none: rendered at size", "crop": "none", "colour": "RGB"}
@@ -224,7 +232,8 @@ def open_dataset(
         place = Path(root or os.environ.get("LDMLAB_DATA") or Path.home() / ".cache" / "ldmlab" / "datasets")
         source, protocol = torchvision_source(str(name_or_path), split, size, place, download), dict(PROTOCOL)
     else:
-        source, protocol = files_source(kind, str(name_or_path), split, size), dict(PROTOCOL)
+        source = files_source(kind, str(name_or_path), split, size, decoder)
+        protocol = PROTOCOL | DECODERS[decoder]
     chosen = np.arange(len(source.names))
     if num is not None and num < len(chosen):
         order = sorted(range(len(chosen)), key=lambda i: fraction("subset", seed, source.names[i]))

@@ -38,8 +38,8 @@ class Source:
     maps: MapSource | None = None  # None: no label maps
 
 
-def _read_file(entries: list[Entry], size: int, i: int) -> np.ndarray:
-    return decode(entries[i].bytes(), size)
+def _read_file(entries: list[Entry], size: int, decoder: str, i: int) -> np.ndarray:
+    return decode(entries[i].bytes(), size, decoder)
 
 
 def _read_torchvision(pictures: Any, indices: np.ndarray, size: int, i: int) -> np.ndarray:
@@ -64,8 +64,8 @@ def _read_scene(seed: int, split: str, size: int, i: int) -> np.ndarray:
     return render_images(seed, split, [i], size)[0][0]
 
 
-def files_source(kind: str, path: str, split: str, size: int) -> Source:
-    """A folder of pictures, a tar file, or shards."""
+def files_source(kind: str, path: str, split: str, size: int, decoder: str = "pil") -> Source:
+    """A folder of pictures, a tar file, or shards, decoded by one of `decode.DECODERS`."""
     if kind == "folder":
         roots = [str(Path(path).expanduser())]
         entries = scan_folder(Path(path).expanduser())
@@ -96,7 +96,7 @@ def files_source(kind: str, path: str, split: str, size: int) -> Source:
         classes,
         num_classes,
         digest.hexdigest(),
-        partial(_read_file, chosen, size),
+        partial(_read_file, chosen, size, decoder),
         partial(annotate_files, roots, places, size),
         maps=MapSource(partial(read_map, chosen, size), partial(find_map_names, every)) if any_map else None,
     )

@@ -76,7 +76,10 @@ def frechet_distance(
 
 
 def covariance_root(cov: Float[Tensor, "*b d d"]) -> Float[Tensor, "*b d d"]:
-    """Some A with A^T A = cov."""
+    """Some A with A^T A = cov: Cholesky's, quicker and more accurate, or from the eigenvalues where cov is singular."""
+    lower, failed = torch.linalg.cholesky_ex(cov)
+    if not failed.any():
+        return lower.mT
     values, vectors = torch.linalg.eigh(cov)
     return values.clamp(min=0).sqrt()[..., None] * vectors.mT
 

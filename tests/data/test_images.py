@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ldmlab.data.decode import decode
 from ldmlab.data.images import check_range, open_dataset, to_float, to_uint8
 from ldmlab.data.names import check_data_name, expand_shards
 
@@ -175,6 +177,81 @@ def test_exif_rotation_is_applied(tmp_path):
         image.save(tmp_path / f"{k}.jpg", exif=exif)
     x = open_dataset(tmp_path, size=32)[0]["image"].float()
     assert x[:, :, 20:].mean() > 240 and x[:, :, :12].mean() < 15  # white is now on the right
+
+
+def jpeg(image: Image.Image, **options) -> bytes:
+    return encoded(image, "JPEG", quality=95, **options)
+
+
+def stored(turned: int) -> bytes:
+    """A smooth picture, stored as EXIF orientation `turned` says."""
+    y, x = np.mgrid[:60, :90]
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    return jpeg(Image.fromarray(np.stack([x * 2, y * 4, x + y], 2).astype(np.uint8)), exif=exif)
+
+
+@pytest.mark.parametrize("decoder", ["pil-draft", "torch"])
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_a_quick_decoder_shows_the_same_picture(decoder, turned):
+    """Upright, the same square: within a level by torch, and what a draft at half the size keeps."""
+    raw = stored(turned)
+    for size in (24, 32, 60, 64):
+        given, expected = (decode(raw, size, name).astype(int) for name in (decoder, "pil"))
+        assert np.abs(given - expected).max() <= (1 if decoder == "torch" else 12)
+        assert np.abs(given - expected).mean() < 1.5
+
+
+@pytest.mark.parametrize("decoder", ["pil-draft", "torch"])
+@pytest.mark.parametrize("mode", modes())
+def test_a_quick_decoder_reads_every_mode_as_pil_does(mode, decoder):
+    """Alpha, palettes, 16 bit and CMYK come out the same to the byte where nothing is resized."""
+    assert np.array_equal(decode(modes()[mode][0], 16, decoder), decode(modes()[mode][0], 16))
+
+
+def test_a_draft_is_a_reduced_scale(monkeypatch):
+    """Of a large JPEG only an eighth a side is decoded; a side never falls below the size that is asked for."""
+    raw, loaded = jpeg(picture(0, 520, 264)), []
+    monkeypatch.setattr("ldmlab.data.decode.square", lambda x, size: loaded.append(x.size) or np.zeros((3, size, size)))
+    for size, decoder in ((32, "pil"), (32, "pil-draft"), (40, "pil-draft"), (200, "pil-draft")):
+        decode(raw, size, decoder)
+    assert loaded == [(520, 264), (65, 33), (130, 66), (520, 264)]
+
+
+def test_the_decoder_is_part_of_the_data(tmp_path):
+    """Protocol and fingerprint say who decoded, and nothing where it was PIL; damaged files are skipped as ever."""
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        for k in range(4):
+            (tmp_path / part / f"{k}.jpg").write_bytes(jpeg(picture(k, 40, 40)))
+        raw = jpeg(picture(9, 200, 200))
+        (tmp_path / part / "torn.jpg").write_bytes(raw[: len(raw) // 2])
+    sets = {name: open_dataset(tmp_path, size=16, decoder=name) for name in ("pil", "pil-draft", "torch")}
+    assert len({data.fingerprint for data in sets.values()}) == 3
+    assert sets["pil"].fingerprint == open_dataset(tmp_path, size=16).fingerprint
+    assert "decoder" not in sets["pil"].protocol and "PIL bicubic" in sets["pil"].protocol["resize"]
+    assert "1/8" in sets["pil-draft"].protocol["resize"] and "torch bicubic" in sets["torch"].protocol["resize"]
+    for data in sets.values():
+        with pytest.warns(UserWarning, match="torn.jpg"):
+            assert len(data) == 4
+    assert (all_images(sets["pil"]).int() - all_images(sets["torch"]).int()).abs().max() <= 1
+    assert torch.equal(all_images(pickle.loads(pickle.dumps(sets["torch"]))), all_images(sets["torch"]))
+
+
+def test_fingerprints_of_known_data_stay(tmp_path):
+    """Checkpoints and caches are found by them: an option that is not used changes none."""
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").write_bytes(b"bytes")
+        os.utime(tmp_path / f"{name}.jpg", ns=(0, 0))
+    assert open_dataset(tmp_path, size=32).fingerprint.startswith("8a08b37c9587974246209d91452729e7")
+
+
+@pytest.mark.parametrize("name, decoder, told", [("folder", "opencv", "accepted: pil, pil-draft, torch"),
+                                                 ("scenes", "torch", "folders and tar files")])
+def test_other_decoders_are_refused(name, decoder, told, folder):
+    """An unknown one, and one for data that has no files to decode."""
+    with pytest.raises(ValueError, match=told):
+        open_dataset(folder if name == "folder" else name, size=32, decoder=decoder)
 
 
 def test_resize_is_antialiased_and_crop_is_central(tmp_path):

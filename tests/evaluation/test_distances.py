@@ -68,6 +68,20 @@ def test_frechet_with_fewer_vectors_than_entries():
     assert frechet(moments(few), moments(few)) < 1e-9
 
 
+def test_frechet_of_nearly_singular_covariances():
+    """As covariances of features are: eigenvalues over eleven powers of ten; some that are zero in one, or in both."""
+    g = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(64, 64, generator=g, dtype=torch.float64))[0]
+    i, zero = torch.arange(64, dtype=torch.float64), torch.zeros(64, dtype=torch.float64)
+    s1 = (-0.2 * i).exp()
+    s2 = s1 * (1 + 0.5 * i.sin())
+    for a, b, off in ((s1, s2, 1e-9), (s1 * (i < 40), s2, 1e-6), (s1, s2 * (i < 40), 1e-6),
+                      (s1 * (i < 40), s2 * (i < 30), 1e-6)):
+        cov1, cov2 = (basis * s.square() @ basis.T for s in (a, b))
+        expected = (a - b).square().sum().item()
+        assert math.isclose(frechet_distance(zero, cov1, zero, cov2), expected, rel_tol=off)
+
+
 def test_frechet_of_two_points_each():
     """Rank one: tr (C1 C2)^(1/2) is the product of the two lengths times the cosine between the lines."""
     a, b = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]]), torch.tensor([[0.6, 0.8, 0], [-0.6, -0.8, 0]])

@@ -33,6 +33,21 @@ def test_missing_modes_cost_recall_and_strange_samples_precision():
     assert 0.5 < precision < 0.75 and recall > 0.8
 
 
+def test_values_are_those_of_torch_fidelity(monkeypatch):
+    """In blocks that divide neither set, with each pair looked at once, and for other k."""
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    monkeypatch.setattr("ldmlab.evaluation.precision_recall.BLOCK", 64)
+    g = torch.Generator().manual_seed(2)
+    real, fake = torch.randn(150, 16, generator=g), 1.1 * torch.randn(201, 16, generator=g) + 0.2
+    for k in (1, 3, 5):
+        options = {"prc_neighborhood": k, "prc_batch_size": 1000, "save_cpu_ram": False, "verbose": False}
+        theirs = prc_features_to_metric(fake.double(), real.double(), **options)
+        precision, recall = precision_recall(real, fake, k)
+        assert math.isclose(precision, theirs["precision"], rel_tol=1e-6) and 0 < precision < 1
+        assert math.isclose(recall, theirs["recall"], rel_tol=1e-6) and 0 < recall < 1
+
+
 def test_far_from_the_origin_neighbours_stay_apart():
     """A common offset changes nothing, though squares of its size would swallow the distances in float32."""
     g = torch.Generator().manual_seed(1)
