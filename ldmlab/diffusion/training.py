@@ -1,6 +1,7 @@
 """Training a latent diffusion model: the objective of Eq. 2/3 on cached latents, with EMA."""
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import pytorch_lightning as pl
 import torch
@@ -69,6 +70,16 @@ class LatentModule(pl.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.ema.update(self.trained)
 
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """By the norm over all that trains; float16, which scales gradients, is left to Lightning to refuse.
+
+        Lightning's own clipping refuses a fused optimizer under bfloat16 as well, where nothing is scaled.
+        """
+        if self.trainer.precision == "16-mixed":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(self.trained.parameters(), gradient_clip_val)
+
     def training_state(self) -> dict:
         """All that continues the run: weights, EMA, optimizer; tensors and numbers only."""
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -90,6 +101,8 @@ class DiffusionModule(LatentModule):
     """L_LDM = E || eps - eps_theta(z_t, t, tau(y)) ||^2 over random z_0, t and eps [LDM v2, Eq. 2, 3].
 
     `scale_factor` (1,) or (c,) multiplies z; `first_stage` and it belong together, so both are checked and saved.
+    A step takes its batch in `accumulate` parts, one after the other, whose gradients add up to those of the whole: the
+    memory of one part, and the same step but for rounding and for what is dropped at random.
     """
 
     def __init__(
@@ -105,20 +118,35 @@ class DiffusionModule(LatentModule):
         weight_decay: float = 0.01,
         ema_decay: float = 0.9999,
         channels_last: bool = False,
+        accumulate: int = 1,
     ):
+        if accumulate < 1:
+            raise ValueError(f"accumulate counts the parts of a batch, from 1 on; got {accumulate}")
         if channels_last:
             denoiser.to(memory_format=torch.channels_last)  # before the averages are made in its likeness
         trained = {"denoiser": denoiser} | ({"tau": conditioner} if conditioner else {})
         super().__init__(trained, schedule, denoiser.config.out_channels, scale_factor=scale_factor, lr=lr,
                          warmup_steps=warmup_steps, weight_decay=weight_decay, ema_decay=ema_decay)
-        self.denoiser, self.conditioner, self.loss = denoiser, conditioner, loss
+        self.denoiser, self.conditioner, self.loss, self.accumulate = denoiser, conditioner, loss, accumulate
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         z0 = self.z0_from_moments(batch["moments"])
         t = torch.randint(self.schedule.T, (len(z0),), device=z0.device)
         eps = torch.randn_like(z0)
         y = None if self.conditioner is None else self.conditioner.told(batch)
-        return {"loss": self.eps_loss(z0, y, t, eps)}
+        *others, last = zip(*(repeat(None) if v is None else v.chunk(self.accumulate) for v in (z0, y, t, eps)),
+                            strict=False)
+        self.trained.zero_grad()
+        done = torch.zeros((), device=z0.device)
+        for part in others:
+            loss = len(part[0]) / len(z0) * self.eps_loss(*part)
+            with torch.autocast(z0.device.type, enabled=False):
+                self.trainer.strategy.backward(loss, None)
+            done += loss.detach()
+        return {"loss": done + len(last[0]) / len(z0) * self.eps_loss(*last)}
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer) -> None:
+        """Not here, between the loss and its backward pass: `training_step` does it, before a batch's first part."""
 
     def eps_loss(
         self, z0: Float[Tensor, "b c h w"], y: Shaped[Tensor, "b ..."] | None, t: Int[Tensor, " b"],

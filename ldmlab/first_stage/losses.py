@@ -1,9 +1,9 @@
 """How a first stage learns: L1 + perceptual + adversarial + regularization [LDM v2, Eq. 25].
 
-Generator and discriminator share one forward pass of the autoencoder. The reconstruction terms are differentiated as
-far as the picture x_rec; the two gradients there give the adversarial weight, and their weighted sum travels back
-through the autoencoder once. The discriminator's parameters get nothing from that, and nothing of its own loss reaches
-the autoencoder.
+Generator and discriminator share one forward pass of the autoencoder, unless the released order of updates is asked
+for. The reconstruction terms are differentiated as far as the picture x_rec; the two gradients there give the
+adversarial weight, and their weighted sum travels back through the autoencoder once. The discriminator's parameters get
+nothing from that, and nothing of its own loss reaches the autoencoder.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,16 @@ class ActNorm(nn.Module):
         self.loc = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
         self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
+        self._looked = False  # at `initialized`, which makes a GPU wait: once is enough
 
     def forward(self, h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if self.training and not self.initialized:
-            with torch.no_grad():
-                self.loc.copy_(-h.mean((0, 2, 3), keepdim=True))
-                self.scale.copy_(1.0 / (h.std((0, 2, 3), keepdim=True) + 1e-6))
-                self.initialized.fill_(1)
+        if self.training and not self._looked:
+            if not self.initialized:
+                with torch.no_grad():
+                    self.loc.copy_(-h.mean((0, 2, 3), keepdim=True))
+                    self.scale.copy_(1.0 / (h.std((0, 2, 3), keepdim=True) + 1e-6))
+                    self.initialized.fill_(1)
+            self._looked = True
         return self.scale * (h + self.loc)
 
 
@@ -184,7 +187,7 @@ class FirstStageLoss(nn.Module):
         """(hinge loss, mean real logit, mean fake logit), to be minimised by the discriminator [LDM v2, Eq. 25].
 
         Deviation: handed the x_rec of the generator's own pass, it sees the reconstruction before that update, while
-        the released code makes another one after it; to follow the released code, make that one and hand it over.
+        the released code makes another one after it. `FirstStageModule(exact=True)` hands that one over.
         """
         real, fake = self.discriminator(x.detach()), self.discriminator(x_rec.detach().float())
         return hinge_loss(real, fake), real.detach().mean(), fake.detach().mean()

@@ -1,4 +1,4 @@
-"""Training a first stage: one forward pass serves autoencoder and discriminator; a watchdog guards reconstruction."""
+"""Training a first stage: one forward pass for autoencoder and discriminator, or the released two; a watchdog."""
 
 import pytorch_lightning as pl
 import torch
@@ -13,6 +13,10 @@ WATCHDOG_MARGIN_DB = 1.0
 
 class FirstStageModule(pl.LightningModule):
     """Autoencoder and discriminator, each with its optimizer [LDM v2, Eq. 25, App. G].
+
+    Deviation: the discriminator learns from the reconstruction that the autoencoder learned from. With `exact` it gets
+    another one, as in the released code: made after the autoencoder's update, from a fresh sample of the posterior, at
+    the cost of a second forward pass. While the discriminator is not active, both are the same.
 
     Deviation: the learning rate may be warmed up and, from `decay_from` of the run on, fall linearly to `final_lr` of
     its value; the released models keep it constant (`warmup_steps=0, final_lr=1`).
@@ -33,12 +37,13 @@ class FirstStageModule(pl.LightningModule):
         final_lr: float = 1.0,
         clip_norm: float | None = None,
         revive_every: int = 0,
+        exact: bool = False,
     ):
         super().__init__()
         self.autoencoder, self.loss = autoencoder, loss
         self.lr, self.disc_lr, self.num_steps = lr, disc_lr or lr, num_steps
         self.warmup_steps, self.decay_from, self.final_lr = warmup_steps, decay_from, final_lr
-        self.clip_norm, self.revive_every = clip_norm, revive_every
+        self.clip_norm, self.revive_every, self.exact = clip_norm, revive_every, exact
         self.step = 0  # finished steps; Lightning's own count adds up both optimizers
         self.best_psnr = float("-inf")
 
@@ -59,10 +64,12 @@ class FirstStageModule(pl.LightningModule):
         opt_ae.step()
         logged = {"loss": terms.loss.detach(), "l1": terms.l1, "perceptual": terms.perceptual, **out.info}
 
-        # Discriminator: the same reconstructions, cut off from the autoencoder.
+        # Discriminator: the same reconstructions or, as released, new ones, cut off from the autoencoder.
         if self.loss.adversary_active(self.step):
             self._set_lr(opt_disc, self.disc_lr)
-            disc_loss, real, fake = self.loss.discriminator_loss(x, out.x_rec)
+            with torch.no_grad():
+                x_rec = self.autoencoder(x).x_rec if self.exact else out.x_rec
+            disc_loss, real, fake = self.loss.discriminator_loss(x, x_rec)
             opt_disc.zero_grad()
             self.manual_backward(disc_loss)
             opt_disc.step()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldmlab.atomic import atomic_write
@@ -116,12 +116,14 @@ def fit(
     num_workers: int = 0,
     log_every: int = 20,
     at_steps: dict[int, list[Callable[[Any, int, Curve], None]]] | None = None,
+    compiled: nn.Module | None = None,
 ) -> Curve:
     """Train `module` for `num_steps` steps in all, continuing from `run_dir`'s checkpoint if there is one.
 
     `module` is a LightningModule with `training_state()`, `load_training_state(state)` and a `training_step` that
     returns {"loss": ..., further scalars}. `dataset[i]` for i < 2 n, i >= n being mirror images; batches are fetched
-    whole through `__getitems__`. `at_steps[k]` are called with (module, k, curve) once step k is done.
+    whole through `__getitems__`. `at_steps[k]` are called with (module, k, curve) once step k is done. `compiled`, a
+    part of `module`, is compiled after some steps, and what that cost and gained is printed, see `Compiling`.
     Returns the curve: losses every `log_every` steps and what the callbacks added.
     """
     curve, start = Curve(), 0
@@ -137,7 +139,12 @@ def fit(
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=lambda batch: batch,
                         pin_memory=device.type == "cuda", persistent_workers=False)
     loop = _loop_callback(module, curve, state_file, start, num_steps, seed, label, log_every, at_steps or {})
-    _trainer(device, usable_precision(precision, device), [loop], module).fit(module, loader)
+    callbacks = [loop]
+    if compiled is not None:
+        from ldmlab.study.compiling import Compiling
+
+        callbacks = [Compiling(compiled, label, num_steps - start, curve), loop]  # first: scoring is no part of a step
+    _trainer(device, usable_precision(precision, device), callbacks, module).fit(module, loader)
     if loop.done < num_steps:  # Lightning turns some interrupts into a quiet return
         raise KeyboardInterrupt(f"{label}: stopped at step {loop.done} of {num_steps}; run the same again to continue")
     return curve
@@ -180,10 +187,10 @@ def _loop_callback(module, curve: Curve, state_file: Path, start: int, num_steps
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             self.done += 1
-            self.train_s += time.perf_counter() - self.began
             logged = self.done % log_every == 0 or self.done == num_steps or self.done in at_steps
             if trainer.strategy.root_device.type == "cpu" or logged or self.done % _CHECK_EVERY_ON_CUDA == 0:
                 self._check(outputs, pl_module)
+            self.train_s += time.perf_counter() - self.began  # after the check, in which the GPU's work is waited for
             if logged:
                 values = {name: float(value) for name, value in outputs.items()}
                 curve.add(self.done, **values, train_s=self.train_s)

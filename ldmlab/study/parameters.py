@@ -197,6 +197,7 @@ PARAMETERS: dict[str, Parameter] = {
     "factor": Parameter(Annotated[_Int, AfterValidator(_shrinking)], "by how much the target is smaller",
                         "one of 2 4 8"),
     "degradation": Parameter(Literal["bicubic", "bsr"], "how pictures are made small", "bicubic or bsr"),
+    "compile": Parameter(bool, "whether torch.compile speeds up the denoiser's training", "true or false"),
     "attention": Parameter(bool, "whether the first stage attends in its middle", "true or false"),
     "picture": Parameter(Annotated[str, AfterValidator(_path)], "a picture of your own",
                          "'' (none) or the path of a picture, a folder or a .tar"),
@@ -229,7 +230,7 @@ NOTEBOOKS: dict[str, tuple[str, ...]] = {
     "01_autoencoders": ("f", "reg", "data", "size", "tier", "seed"),
     "02_latents": ("f", "reg", "data", "size", "tier", "seed", "scale_mode"),
     "03_diffusion": ("f", "reg", "data", "size", "tier", "seed", "num_steps", "eta", "guidance_scale"),
-    "04_tradeoff": ("f", "reg", "data", "size", "tier", "seed"),
+    "04_tradeoff": ("f", "reg", "data", "size", "tier", "seed", "compile"),
     "05_rate_distortion": ("f", "reg", "data", "size", "tier", "seed"),
     "06_snr_rescaling": ("f", "data", "size", "tier", "seed"),
     "07_sampling": ("f", "reg", "data", "size", "tier", "seed"),
@@ -243,12 +244,15 @@ NOTEBOOKS: dict[str, tuple[str, ...]] = {
     "15_beyond_training_size": ("f", "reg", "data", "size", "tier", "seed", "picture"),
     "16_evaluation": ("f", "data", "size", "tier", "seed"),
     "17_user_study": ("f", "reg", "data", "size", "tier", "seed", "rater", "num_questions", "exposure_s"),
+    "18_compute": ("f", "reg", "data", "size", "tier", "seed"),
     "19_released_models": ("model", "file", "data", "size", "tier", "seed", "num_steps", "guidance_scale", "caption"),
     "20_report": ("data", "size", "tier"),
 }
 
-# Parameters that choose pictures to look at, and change nothing that is measured.
+# Parameters that choose pictures to look at, and change nothing that is measured; or how it is computed, and change the
+# seconds, as another machine would: then the record's events tell.
 SHOWN_ONLY: dict[str, tuple[str, ...]] = {
+    "04_tradeoff": ("compile",),
     "08_class_conditional": ("classes",),
     "09_text_to_image": ("caption", "guidance_scale"),
     "10_layout_to_image": ("layout", "guidance_scale"),

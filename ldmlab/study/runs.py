@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -124,7 +124,8 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
         perceptual_weight=plan.perceptual_weight, disc_weight=plan.disc_weight)
     module = FirstStageModule(
         model, loss, lr=plan.lr, disc_lr=plan.disc_lr, num_steps=plan.num_steps, warmup_steps=plan.warmup_steps,
-        decay_from=plan.decay_from, final_lr=plan.final_lr, clip_norm=plan.clip_norm, revive_every=plan.revive_every)
+        decay_from=plan.decay_from, final_lr=plan.final_lr, clip_norm=plan.clip_norm, revive_every=plan.revive_every,
+        exact=plan.exact)
     val = pictures.val.images(range(min(256, len(pictures.val))))
 
     def validate(module, step: int, curve: Curve) -> None:
@@ -268,13 +269,14 @@ def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion,
     module = DiffusionModule(
         model.denoiser, model.schedule, model.conditioner, scale_factor=first_stage.stats.scale_factor,
         loss=plan.loss, lr=plan.lr, warmup_steps=plan.warmup_steps, weight_decay=plan.weight_decay,
-        ema_decay=plan.ema_decay, channels_last=device.type == "cuda")
+        ema_decay=plan.ema_decay, channels_last=device.type == "cuda", accumulate=plan.accumulate)
 
     def milestone(module, step: int, curve: Curve) -> None:
         began = time.perf_counter()
         module.trained.eval()
         model.schedule = module.schedule
-        with module.ema.applied_to(module.trained):
+        eager = torch.compiler.set_stance("force_eager") if plan.compile else nullcontext()
+        with eager, module.ema.applied_to(module.trained):
             curve.add(step, **on_milestone(model, step))
         module.trained.train()
         curve.add(step, scoring_s=time.perf_counter() - began)
@@ -287,7 +289,8 @@ def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion,
             latents = Conditioned(latents, read_conditions(model.conditioner, pictures))
     curve = fit(module, latents, num_steps=plan.num_steps, batch_size=min(plan.batch_size, len(latents) // 2),
                 seed=spec.seed, run_dir=folder, label=f"{spec.name} on {first_stage.name}", device=device,
-                precision=plan.precision, at_steps={step: [milestone] for step in marks})
+                precision=plan.precision, at_steps={step: [milestone] for step in marks},
+                compiled=model.denoiser if plan.compile else None)
     with module.ema.applied_to(module.trained):
         tensors = {name: value.clone() for name, value in module.trained.state_dict().items()}
         identity = weights_hash(module.trained)

@@ -26,7 +26,7 @@ class Run:
         tier = params["tier"]
         if tier == "auto":
             tier = "gpu" if self.device.type == "cuda" else "laptop"
-        changes = {"scale_mode": params["scale_mode"]} if "scale_mode" in params else {}
+        changes = {name: params[name] for name in ("scale_mode", "compile") if name in params}
         f, reg, size = params["f"], params.get("reg", "kl"), params.get("size", 0)
         condition = CONDITIONS.get(notebook, "class")
         told = {name: params[name] for name in SPATIAL.get(condition, ())}

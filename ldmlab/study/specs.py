@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ldmlab.diffusion.denoiser import DenoiserConfig
 from ldmlab.first_stage.networks import AutoencoderConfig
@@ -42,6 +43,7 @@ class FirstStageSpec:
     disc_ch: int = 64
     disc_lr: float | None = None  # as the autoencoder's, if None
     revive_every: int = 0
+    exact: bool = False  # the released order of updates, see FirstStageModule
     val_every: int = 1000
     precision: str = "32-true"  # "bf16-mixed" is taken where the device computes in it, see fit.usable_precision
 
@@ -98,6 +100,8 @@ class DiffusionSpec:
     target_params: int | None = None  # widths are matched to this number, so that all f are equally large
     milestones: tuple[int, ...] = ()  # steps at which samples are scored; the last step always is
     condition: ConditionSpec | SpatialSpec | None = None  # None is the class, where the data has classes
+    accumulate: int = 1  # parts that a batch is taken in, to save memory; batch_size stays that of the whole
+    compile: bool = False  # the denoiser by torch.compile, for training; needs a C++ compiler, or Triton on a GPU
 
 
 @dataclass(frozen=True)
@@ -147,10 +151,18 @@ class StudySpec:
         return f"LDM-{self.f}"
 
 
+# Fields that came later are left out at these values: models keep the names that they are filed under.
+_CAME_LATER = {"condition": None, "exact": False}
+# How a step is computed. Like the device, this changes rounding and random draws, so a model is found either way.
+_NOT_CONTENT = ("accumulate", "compile")
+
+
 def content_key(*parts) -> str:
     """sha256 of the parts' contents, 12 hex digits: what a trained model is filed under."""
-    plain = [asdict(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
-    for part in plain:
-        if isinstance(part, dict) and part.get("condition", "") is None:
-            del part["condition"]  # as if it had never come: models of a class keep the names they are filed under
+    plain = [_content(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
     return hashlib.sha256(json.dumps([VERSION, *plain], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _content(spec) -> dict[str, Any]:
+    return {name: value for name, value in asdict(spec).items()
+            if name not in _NOT_CONTENT and _CAME_LATER.get(name, ...) is not value}

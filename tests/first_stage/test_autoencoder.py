@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ldmlab.first_stage.autoencoder import AutoencoderKL, AutoencoderVQ, build_autoencoder
 from ldmlab.first_stage.losses import PatchDiscriminator
@@ -117,6 +119,33 @@ def test_attention_follows_the_configured_resolution():
     assert attends == [False, True, False, True]
     assert isinstance(encoder.mid.attention, Attention)
     assert not isinstance(Encoder(small(8, mid_attn=False)).mid.attention, Attention)
+
+
+class LargestResult(TorchDispatchMode):
+    """Remembers how many entries the largest tensor had that any operation gave."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [part for part in tree_leaves(result) if isinstance(part, torch.Tensor)]
+        self.entries = max([self.entries, *(part.numel() for part in tensors)])
+        return result
+
+
+@pytest.mark.parametrize("side", [4, 16])
+def test_attention_is_the_formula_whichever_way_it_is_computed(side):
+    """With few positions and with many, softmax(q k^T / sqrt(c)) v; with many, nothing has n x n entries."""
+    torch.manual_seed(0)
+    attention, x = Attention(8, norm_groups=4), torch.randn(2, 8, side, side)
+    h = attention.norm(x)
+    q, k, v = (conv(h).flatten(2).mT for conv in (attention.q, attention.k, attention.v))
+    out = (q @ k.mT / 8**0.5).softmax(-1) @ v
+    with LargestResult() as largest:
+        result = attention(x)
+    torch.testing.assert_close(result, x + attention.out(out.mT.reshape(x.shape)), rtol=0, atol=1e-5)
+    if side == 16:
+        assert largest.entries < 256**2
 
 
 def test_kl_training_samples_and_caching_does_not():

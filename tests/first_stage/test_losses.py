@@ -5,6 +5,7 @@ import torch
 
 from ldmlab.first_stage.autoencoder import AutoencoderConfig, build_autoencoder
 from ldmlab.first_stage.losses import ActNorm, FirstStageLoss, PatchDiscriminator, adaptive_weight, hinge_loss
+from ldmlab.perception import PsimLoss, feature_net
 
 
 class Distance(torch.nn.Module):
@@ -196,3 +197,31 @@ def test_actnorm_takes_its_scale_from_the_first_training_batch():
     torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(out.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
     assert torch.equal(norm(10 * h), norm.scale * (10 * h + norm.loc)) and norm.initialized == 1
+
+
+def test_target_features_have_no_graph(monkeypatch):
+    """The perceptual loss follows the reconstruction's features back and keeps nothing of the picture's."""
+    psim, seen = PsimLoss(feature_net("psim-lab")), []
+    maps_of = psim.net.stage_maps
+
+    def watched(x):
+        seen.append(maps_of(x))
+        return seen[-1]
+
+    monkeypatch.setattr(psim.net, "stage_maps", watched)
+    x, x_rec = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32, requires_grad=True)
+    psim(x, x_rec).sum().backward()
+    target, other = seen
+    assert x_rec.grad.abs().sum() > 0 and all(m.requires_grad for m in other)
+    assert not any(m.requires_grad for m in target)
+
+
+def test_actnorm_looks_once_whether_it_is_initialized():
+    """Reading that flag makes a GPU wait; one that came with weights is believed, and they stay."""
+    norm = ActNorm(3)
+    norm.load_state_dict({"loc": torch.ones(1, 3, 1, 1), "scale": 2 * torch.ones(1, 3, 1, 1),
+                          "initialized": torch.tensor(1, dtype=torch.uint8)})
+    h = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(norm(h), 2 * (h + 1))
+    norm.initialized = None  # looking again would now raise
+    torch.testing.assert_close(norm(h), 2 * (h + 1))

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from ldmlab.data.images import open_dataset
+from ldmlab.data.images import open_dataset, to_float
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.latents import MirroredImages
-from ldmlab.first_stage.losses import FirstStageLoss, PatchDiscriminator
+from ldmlab.first_stage.losses import FirstStageLoss, PatchDiscriminator, adaptive_weight, hinge_loss
 from ldmlab.first_stage.networks import AutoencoderConfig
 from ldmlab.first_stage.training import FirstStageModule
-from ldmlab.study.fit import fit
+from ldmlab.study.fit import StepSampler, fit, step_seed
 
 
 def small_module(reg="kl", disc_start=0, **options):
@@ -100,3 +100,51 @@ def test_validation_leaves_training_mode_and_gradients_alone():
     result = module.validate(open_dataset("scenes", size=32, num=4).images(range(4)))
     assert 0 < result["val_psnr"] < 60 and module.autoencoder.training
     assert all(p.grad is None for p in module.parameters())
+
+
+def train_as_released(module, steps):
+    """The released code's step, written down once more: two forward passes, one backward from loss to first layer."""
+    data, autoencoder, loss = MirroredImages(open_dataset("scenes", size=32, num=16)), module.autoencoder, module.loss
+    opt_ae, opt_disc = (torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.5, 0.9))
+                        for net in (autoencoder, loss.discriminator))
+    for step, indices in enumerate(StepSampler(16, 8, seed=0, start=0, stop=steps)):
+        torch.manual_seed(step_seed(0, step))
+        x = to_float(data.__getitems__(indices)["image"])
+        out = autoencoder(x)
+        nll = ((x - out.x_rec).abs() + loss.perceptual(x, out.x_rec).view(-1, 1, 1, 1)).sum() / len(x)
+        g = -loss.discriminator(out.x_rec).mean()
+        weight = adaptive_weight(*(torch.autograd.grad(term, autoencoder.last_layer, retain_graph=True)[0]
+                                   for term in (nll, g)))
+        opt_ae.zero_grad()
+        (nll + weight * g + 1e-6 * out.reg_loss).backward()
+        opt_ae.step()
+        x_rec = autoencoder(x).x_rec.detach()
+        opt_disc.zero_grad()
+        hinge_loss(loss.discriminator(x), loss.discriminator(x_rec)).backward()
+        opt_disc.step()
+    return module
+
+
+def distance(a, b):
+    """Largest difference of two networks' weights but for keys' biases, whose gradients are rounding alone."""
+    pairs = zip(a.named_parameters(), b.parameters(), strict=True)
+    return max(float((p - q).detach().abs().max()) for (name, p), q in pairs if not name.endswith("attention.k.bias"))
+
+
+def test_exact_mode_follows_the_released_schedule(tmp_path):
+    """Both networks move as by the released code's two forward passes; with one, the discriminator goes another way."""
+    released, exact, reuse = train_as_released(small_module(), 3), small_module(exact=True), small_module()
+    train(exact, tmp_path / "exact", steps=3)
+    train(reuse, tmp_path / "reuse", steps=3)
+    assert distance(exact.autoencoder, released.autoencoder) < 1e-5
+    assert distance(exact.loss.discriminator, released.loss.discriminator) < 1e-5
+    assert distance(reuse.loss.discriminator, released.loss.discriminator) > 1e-4
+
+
+def test_before_the_discriminator_starts_both_modes_are_one(tmp_path):
+    """Then a second forward pass would serve nothing, and there is none."""
+    modes = [small_module(disc_start=3, exact=exact) for exact in (True, False)]
+    for i, module in enumerate(modes):
+        train(module, tmp_path / str(i), steps=3)
+    for a, b in zip(*(module.parameters() for module in modes), strict=True):
+        assert torch.equal(a, b)

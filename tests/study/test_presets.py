@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from ldmlab.diffusion.denoiser import count_params, match_widths
+from ldmlab.diffusion.denoiser import DenoiserConfig, count_params, match_widths
+from ldmlab.first_stage.networks import AutoencoderConfig
 from ldmlab.study.presets import FS, LAPTOP_PARAMS, TIERS, study_spec
 from ldmlab.study.runs import denoiser_config
-from ldmlab.study.specs import content_key
+from ldmlab.study.specs import DiffusionSpec, FirstStageSpec, SpatialSpec, content_key
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -56,6 +57,29 @@ def test_content_key_changes_with_content_only():
     spec = study_spec(8)
     assert content_key(spec.first_stage) == content_key(study_spec(8).first_stage)
     assert content_key(spec.first_stage) != content_key(replace(spec.first_stage, lr=1.0))
+
+
+def test_specs_of_old_keep_their_keys():
+    """Models trained before a field came are found again: its default counts for nothing."""
+    autoencoder = AutoencoderConfig(f=8, z_channels=4, ch=32, num_codes=512)
+    denoiser = DenoiserConfig(4, 4, (32, 64), num_res_blocks=1, num_heads=1, context_dim=64)
+    diffusion = DiffusionSpec(denoiser, num_steps=100, batch_size=16, lr=1e-3)
+    assert content_key(FirstStageSpec(autoencoder, num_steps=10, batch_size=4, lr=1e-3)) == "94ce66054406"
+    assert content_key(diffusion) == "fa6226b12998"
+    assert content_key(replace(diffusion, condition=SpatialSpec("mask"))) == "856b0ca77956"
+
+
+def test_how_a_step_is_computed_is_no_content():
+    """Parts and compilation change rounding; a model is found either way. The released schedule is another training."""
+    spec = study_spec(8, accumulate=4, compile=True)
+    assert spec.diffusion.accumulate == 4 and content_key(spec.diffusion) == content_key(study_spec(8).diffusion)
+    assert content_key(replace(spec.first_stage, exact=True)) != content_key(spec.first_stage)
+
+
+def test_only_the_papers_tier_follows_the_released_schedule():
+    """It stands for published hyper-parameters; the others take the faster one."""
+    assert {tier: study_spec(8, tier=tier).first_stage.exact for tier in TIERS} == {
+        "smoke": False, "laptop": False, "gpu": False, "paper": True}
 
 
 def test_impossible_specs_are_named():
