@@ -95,7 +95,7 @@ def table_figure(rows: list[dict]) -> Figure:
         _panel(ax, panel)
     pale = "Pale bars give another result (bf16, another order of updates, another resampler), as their names say. "
     small_print(fig, pale * any(not row["exact"] for row in rows) + "Medians of rounds in shuffled order, all ways in "
-                "one process. Dashed: the time of the same operations at the rate of a large matrix product.",
+                "one process. Dashed: the same operations at the rate of this machine's fastest large one.",
                 _about(rows))
     return fig
 

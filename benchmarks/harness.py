@@ -53,7 +53,7 @@ class Goal:
 class Work:
     """A thing to do, in how many pieces (`n` `unit`s a call), the ways to do it, and what is asked of them.
 
-    `flops` of one call and `dtype` add the floor: the time at the rate of this machine's largest matrix product.
+    `flops` of one call and `dtype` add the floor: the time at the rate of this machine's fastest large operation.
     """
 
     name: str
@@ -154,14 +154,15 @@ def _ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
 
 
 def peak_flops(dtype: str) -> float:
-    """FLOP/s of this machine's best large matrix product: the floor that no way can pass."""
+    """FLOP/s of this machine's fastest large matrix product or convolution: the floor that no way can pass."""
     import torch
 
+    from ldmlab.evaluation.cost import peak_jobs
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    n = 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    best = min(_seconds(Way("", lambda: a @ b), 10 if device == "cuda" else 1) for _ in range(5))
-    return 2 * n**3 / best
+    calls = 20 if device == "cuda" else 2
+    jobs = [(Way("", job), work) for job, work in peak_jobs(device, getattr(torch, dtype))]
+    return max(work / _seconds(way, calls) for way, work in jobs for _ in range(6))
 
 
 def measure(work: Work, args: argparse.Namespace) -> list[dict]:
@@ -195,7 +196,7 @@ def measure(work: Work, args: argparse.Namespace) -> list[dict]:
         for row in rows:
             row["share_of_peak"] = work.flops / row["median_s"] / peak
         rows.append({"work": work.name, "variant": f"floor, {work.dtype}", "kind": "floor", "exact": True, "goals": [],
-                     "note": f"{work.flops / 1e9:.4g} GFLOP at {peak / 1e9:.4g} GFLOP/s, a large matrix product",
+                     "note": f"{work.flops / 1e9:.4g} GFLOP at {peak / 1e9:.4g} GFLOP/s, this machine's peak",
                      "min_s": work.flops / peak, "median_s": work.flops / peak, "per_s": work.n * peak / work.flops,
                      "unit": work.unit, "over": {}, "void": False})
     _print(rows)

@@ -84,7 +84,7 @@ def work(name: str, args, row_name: str, b: int) -> Work:
         steps[ORIGINAL] = (make(unet(model), call_original, levers=False, average=ORIGINAL, backward_inside=z.is_cuda),
                            encoding(theirs.moments))
         agreement |= agree("moments, original", steps[ORIGINAL][1]([0, 3]), online([0, 3]), 1e-4)
-    if z.is_cuda or free > (len(steps) + 1) * need + 4 * GIB:
+    if z.is_cuda or free > (2 + bool(args.original)) * need + 3 * GIB:
         twin = diffusers_twin(first_stage).eval()
         steps["diffusers"] = (make(diffusers_twin(model, 256 // f), call_diffusers, levers=False, average="diffusers"),
                               encoding(lambda x: twin.quant_conv(twin.encoder(x))))

@@ -1,11 +1,17 @@
 """Attention in the denoiser: self-attention over positions, and transformer blocks that attend to a condition."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .blocks import GroupNorm, zeroed
+
+# Of views, the CPU's kernel builds the matrix of all pairs: at 1024 positions that takes three times as long as to copy
+# them first. Short sequences lose little by it, and stay nearer to the rounding of the released code.
+LONG = 512
 
 
 class SelfAttention(nn.Module):
@@ -21,33 +27,56 @@ class SelfAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x).flatten(2))  # (b, 3 c, n), n = h w: q, k, v of a head side by side, as released
-        q, k, v = qkv.view(b, self.num_heads, 3, c // self.num_heads, h * w).transpose(3, 4).unbind(2)
+        heads = qkv.view(b, self.num_heads, 3, c // self.num_heads, h * w).transpose(3, 4)
+        if h * w >= LONG:
+            heads = heads.contiguous()
+        q, k, v = heads.unbind(2)
         attended = F.scaled_dot_product_attention(q, k, v)  # (b, heads, n, c / heads)
         return x + self.proj_out(attended.transpose(2, 3).reshape(b, c, h * w)).view(b, c, h, w)
 
 
+class KeysValues(NamedTuple):
+    """A condition as each cross-attention of a denoiser sees it, by `CrossAttention.place`; no step changes it.
+
+    Each has K and V (b, heads, m, head_dim), or, where there is one token, only what it adds to any x, (b, 1, dim).
+    """
+
+    projections: tuple[tuple[Tensor, ...], ...]
+
+
 class CrossAttention(nn.Module):
-    """softmax(Q K^T / sqrt(d)) V with Q from `x`, K and V from `context`, or from `x` itself [LDM v2, Sec. 3.3]."""
+    """softmax(Q K^T / sqrt(d)) V with Q from `x`, K and V from `context`, or from `x` itself [LDM v2, Sec. 3.3].
+
+    `place` says which part of `KeysValues` is its own; the denoiser counts.
+    """
 
     def __init__(self, dim: int, context_dim: int, num_heads: int, head_dim: int):
         super().__init__()
         inner = num_heads * head_dim
-        self.num_heads = num_heads
+        self.num_heads, self.place = num_heads, 0
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_k = nn.Linear(context_dim, inner, bias=False)
         self.to_v = nn.Linear(context_dim, inner, bias=False)
         self.out = nn.Linear(inner, dim)
 
     def forward(
-        self, x: Float[Tensor, "b n dim"], context: Float[Tensor, "b m d"] | None = None
+        self, x: Float[Tensor, "b n dim"], context: Float[Tensor, "b m d"] | KeysValues | None = None
     ) -> Float[Tensor, "b n dim"]:
-        context = x if context is None else context
+        if isinstance(context, KeysValues):
+            projected = context.projections[self.place]
+        else:
+            projected = self.project(x if context is None else context)
+        if len(projected) == 1:
+            return projected[0].expand(-1, x.shape[1], -1)
+        attended = F.scaled_dot_product_attention(self._heads(self.to_q(x)), *projected)  # (b, heads, n, head_dim)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+    def project(self, context: Float[Tensor, "b m d"]) -> tuple[Tensor, ...]:
+        """What `context` comes to before any x is seen, as in `KeysValues`."""
         if context.shape[1] == 1 and not torch.is_grad_enabled():
             # The softmax over one token is 1, so Q and K need no work; in training they keep their (zero) gradients.
-            return self.out(self.to_v(context)).expand(-1, x.shape[1], -1)
-        q, k, v = (self._heads(a) for a in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        attended = F.scaled_dot_product_attention(q, k, v)  # (b, heads, n, head_dim)
-        return self.out(attended.transpose(1, 2).flatten(2))
+            return (self.out(self.to_v(context)),)
+        return self._heads(self.to_k(context)), self._heads(self.to_v(context))
 
     def _heads(self, a: Float[Tensor, "b n inner"]) -> Float[Tensor, "b heads n head_dim"]:
         return a.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
@@ -80,7 +109,7 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(dim)
 
     def forward(
-        self, x: Float[Tensor, "b n dim"], context: Float[Tensor, "b m d"] | None = None
+        self, x: Float[Tensor, "b n dim"], context: Float[Tensor, "b m d"] | KeysValues | None = None
     ) -> Float[Tensor, "b n dim"]:
         x = x + self.self_attention(self.norm1(x))
         x = x + self.cross_attention(self.norm2(x), context)
@@ -101,7 +130,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zeroed(nn.Conv2d(inner, channels, 1))
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b m d"] | None = None
+        self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b m d"] | KeysValues | None = None
     ) -> Float[Tensor, "b c h w"]:
         h = self.proj_in(self.norm(x))  # (b, inner, h, w)
         size, tokens = h.shape[2:], h.flatten(2).transpose(1, 2)  # (b, h w, inner)

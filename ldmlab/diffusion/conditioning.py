@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from ldmlab.data.annotations import Annotation
 from ldmlab.diffusion.boxes import BoxTokenizer
+from ldmlab.diffusion.denoiser import with_context
 from ldmlab.diffusion.spatial_conditioning import SpatialConditioner
 from ldmlab.diffusion.text import CaptionTokenizer
 from ldmlab.diffusion.transformer import TokenTransformer
@@ -148,7 +149,7 @@ def conditioned(
         return denoiser
     c = conditioner(y)
     if conditioner.enters == "tokens":
-        return lambda z_t, t: denoiser(z_t, t, c)
+        return with_context(denoiser, c)
     return lambda z_t, t: denoiser(torch.cat([z_t, c.to(z_t)], 1), t)
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from .denoiser import with_context
 from .guiders import Guider
 from .samplers import EpsModel
 from .schedules import Schedule
@@ -27,11 +28,11 @@ def classifier_free(
     [null, c] as released. [CFG] counts from 0: its w is s - 1. One null context serves a whole batch.
     """
     if guidance_scale == 1:
-        return lambda z_t, t: denoiser(z_t, t, context)
-    both = torch.cat([null_context.expand_as(context), context])
+        return with_context(denoiser, context)
+    both = with_context(denoiser, torch.cat([null_context.expand_as(context), context]))
 
     def eps_model(z_t: Float[Tensor, "b c h w"], t: Shaped[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-        eps_null, eps_cond = denoiser(torch.cat([z_t, z_t]), torch.cat([t, t]), both).to(z_t.dtype).chunk(2)
+        eps_null, eps_cond = both(torch.cat([z_t, z_t]), torch.cat([t, t])).to(z_t.dtype).chunk(2)
         return eps_null + guidance_scale * (eps_cond - eps_null)
 
     return eps_model

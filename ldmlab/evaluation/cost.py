@@ -4,6 +4,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,25 @@ def synchronize() -> None:
         torch.cuda.synchronize()
     elif torch.backends.mps.is_available():
         torch.mps.synchronize()
+
+
+def peak_jobs(device: torch.device | str, dtype: torch.dtype) -> list[tuple[Callable[[], object], int]]:
+    """Large jobs with the operations of each, whose fastest shows what a device can do in `dtype`.
+
+    Matrix products and convolutions of 3 x 3: which of them a machine does best depends on its libraries. In float32 on
+    an AMD processor the convolutions were 2.5 times as fast.
+    """
+    device = torch.device(device)
+    large = device.type != "cpu"
+    jobs: list[tuple[Callable[[], object], int]] = []
+    for n in (4096, 8192) if large else (1024, 2048):
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        jobs.append((partial(torch.mm, a, b), 2 * n**3))
+    for c, side, n in ((512, 64, 16), (1024, 32, 32)) if large else ((256, 32, 4), (128, 64, 8)):
+        x, w = torch.randn(n, c, side, side, device=device), torch.randn(c, c, 3, 3, device=device)
+        x, w = (a.to(dtype=dtype, memory_format=torch.channels_last) for a in (x, w))
+        jobs.append((partial(torch.conv2d, x, w, padding=1), 2 * n * (3 * c * side) ** 2))
+    return jobs
 
 
 def throughput(fn: Callable[[], object], n: int, *, warmup: int = 1, repeats: int = 5) -> float:
