@@ -64,8 +64,8 @@ def accelerate(
     """A faster copy of a denoiser or decoder, for sampling only; `module` itself stays as it is.
 
     `dtype` is that of the weights and of all between input and answer, but for normalisation and the embedding of t:
-    torch.bfloat16 is about 1e-2 off. `compile` fuses the operations and, without gradients, packs the weights: a
-    minute or two at the first call, and again for every other shape of input. `cuda_graphs` replays the launches of a shape's
+    torch.bfloat16 is about 1e-2 off. `compile` fuses the operations and, without gradients, packs the weights: a minute
+    or two at the first call, and again for every other shape of input. `cuda_graphs` replays the launches of a shape's
     first call: for small batches, where launching costs more than computing. ValueError for a dtype that is no float,
     for a module without weights, and for CUDA graphs where it is not on a CUDA device.
     """
