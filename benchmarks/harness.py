@@ -22,7 +22,7 @@ from typing import Any
 
 CONTROL = (0.97, 1.03)
 LEVEL = 0.95
-LEAST_S = 0.25  # a timing takes at least this long, of as many calls as that needs
+LEAST_S = 1.0  # a timing takes at least this long, of as many calls as that needs
 # glibc gives large blocks back to the system and takes the first touch of new ones into the next timing.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "20000000000"}
 
@@ -53,7 +53,8 @@ class Goal:
 class Work:
     """A thing to do, in how many pieces (`n` `unit`s a call), the ways to do it, and what is asked of them.
 
-    `flops` of one call and `dtype` add the floor: the time at the rate of this machine's fastest large operation.
+    `flops` of one call and `dtype` add the floor: the time at the rate of this machine's fastest large operation. Of
+    works that only move memory it is that of their `num_bytes`, read and written.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Work:
     unit: str = "calls"
     flops: float = 0.0
     dtype: str = "float32"
+    num_bytes: float = 0.0
     agreement: dict[str, float] = field(default_factory=dict)  # what was compared, and how far it was off
 
 
@@ -165,6 +167,16 @@ def peak_flops(dtype: str) -> float:
     return max(work / _seconds(way, calls) for way, work in jobs for _ in range(6))
 
 
+def peak_bandwidth() -> float:
+    """Bytes per second, read and written, of a large copy."""
+    import torch
+
+    source = torch.ones(2**26, device="cuda" if torch.cuda.is_available() else "cpu")
+    target = torch.empty_like(source)
+    way = Way("", lambda: target.copy_(source))
+    return 2 * source.nbytes / min(_seconds(way, 2) for _ in range(6))
+
+
 def measure(work: Work, args: argparse.Namespace) -> list[dict]:
     """The rows of one work: seconds of each way, and how many times as fast as each other way it is."""
     rng = random.Random(args.seed)
@@ -191,13 +203,16 @@ def measure(work: Work, args: argparse.Namespace) -> list[dict]:
                          "met": None if void else over[goal.peer]["low"] >= goal.at_least}
                         for goal in work.goals if goal.ours == way.name]
         rows.append(row)
-    if work.flops:
-        peak = peak_flops(work.dtype)
+    if work.flops or work.num_bytes:
+        if work.flops:
+            amount, peak, unit, name = work.flops, peak_flops(work.dtype), "FLOP", f"floor, {work.dtype}"
+        else:
+            amount, peak, unit, name = work.num_bytes, peak_bandwidth(), "byte", "floor, memory"
         for row in rows:
-            row["share_of_peak"] = work.flops / row["median_s"] / peak
-        rows.append({"work": work.name, "variant": f"floor, {work.dtype}", "kind": "floor", "exact": True, "goals": [],
-                     "note": f"{work.flops / 1e9:.4g} GFLOP at {peak / 1e9:.4g} GFLOP/s, this machine's peak",
-                     "min_s": work.flops / peak, "median_s": work.flops / peak, "per_s": work.n * peak / work.flops,
+            row["share_of_peak"] = amount / row["median_s"] / peak
+        rows.append({"work": work.name, "variant": name, "kind": "floor", "exact": True, "goals": [],
+                     "note": f"{amount / 1e9:.4g} G{unit} at {peak / 1e9:.4g} G{unit}/s, this machine's peak",
+                     "min_s": amount / peak, "median_s": amount / peak, "per_s": work.n * peak / amount,
                      "unit": work.unit, "over": {}, "void": False})
     _print(rows)
     return rows

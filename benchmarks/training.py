@@ -154,7 +154,10 @@ def update_work(name: str, args) -> Work:
     for step in ways.values():
         step.gradients()
     rows = [Way(way, step.update, "ours" if way == "ours" else "peer") for way, step in ways.items()]
-    return Work(name, rows, [Goal("ours", ORIGINAL, 3.0)] if args.original else [], unit="updates")
+    num_params = sum(p.numel() for p in ways["ours"].model.parameters())
+    # AdamW reads the gradient, reads and writes weight and two moments; EMA reads the weight, reads and writes itself.
+    return Work(name, rows, [Goal("ours", ORIGINAL, 3.0)] if args.original else [], unit="updates",
+                num_bytes=40 * num_params)
 
 
 def add_options(parser) -> None:
