@@ -19,6 +19,7 @@ from peers import call_diffusers, call_original, call_ours, diffusers_twin, fill
 from torch import Tensor
 from training import Step
 
+from ldmlab.checkpoints.diffusers_folders import describe
 from ldmlab.checkpoints.released import released
 from ldmlab.data.images import open_dataset, to_float
 from ldmlab.diffusion.denoiser import UNet
@@ -84,13 +85,18 @@ def work(name: str, args, row_name: str, b: int) -> Work:
         steps[ORIGINAL] = (make(unet(model), call_original, levers=False, average=ORIGINAL, backward_inside=z.is_cuda),
                            encoding(theirs.moments))
         agreement |= agree("moments, original", steps[ORIGINAL][1]([0, 3]), online([0, 3]), 1e-4)
-    if z.is_cuda or free > (2 + bool(args.original)) * need + 3 * GIB:
+    try:
+        described = describe(model)
+    except ValueError as error:
+        print(f"  {name}: diffusers is left out, {error}")
+        described = None
+    if described and not (z.is_cuda or free > (2 + bool(args.original)) * need + 3 * GIB):
+        print(f"  {name}: diffusers is left out, {free / GIB:.0f} GiB are free")
+    elif described:
         twin = diffusers_twin(first_stage).eval()
         steps["diffusers"] = (make(diffusers_twin(model, 256 // f), call_diffusers, levers=False, average="diffusers"),
                               encoding(lambda x: twin.quant_conv(twin.encoder(x))))
         agreement |= agree("moments, diffusers", steps["diffusers"][1]([0, 3]), online([0, 3]), 1e-4)
-    else:
-        print(f"  {name}: diffusers is left out, {free / GIB:.0f} GiB are free")
     ways = [Way(way, FromPictures(step, moments, schedule, c, len(images)), "ours" if "ours" in way else "peer",
                 note=f"{seconds:.3g} s a picture to fill the cache, both flips" if way == "ours" else "")
             for way, (step, moments) in steps.items()]
