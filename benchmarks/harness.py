@@ -132,18 +132,17 @@ def _rounds(work: Work, rounds: int, rng: random.Random) -> dict[str, list[float
     import torch
 
     cuda = torch.cuda.is_available()
-    first = work.ways[0]
-    for way in work.ways:
+    ways, calls = [*work.ways, Way("A/A", work.ways[0].run, "control", prepare=work.ways[0].prepare)], {}
+    for way in ways:
         _seconds(way, 20 if cuda else 1)
-    calls = max(50 if cuda else 1, round(LEAST_S / _seconds(first, 1)))
-    ways = [*work.ways, Way("A/A", first.run, "control", prepare=first.prepare)]
+        calls[way.name] = max(50 if cuda else 1, round(LEAST_S / _seconds(way, 1)))
     seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     gc.collect()
     gc.disable()
     try:
         for _ in range(rounds):
             for way in rng.sample(ways, len(ways)):
-                seconds[way.name].append(_seconds(way, calls))
+                seconds[way.name].append(_seconds(way, calls[way.name]))
     finally:
         gc.enable()
     return seconds
