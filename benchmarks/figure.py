@@ -30,7 +30,7 @@ def tables(folder: Path) -> dict[str, list[dict]]:
 
 def _about(rows: list[dict]) -> str:
     """Machine and versions, once each."""
-    seen = {f"{row['env']['device_name']}, {row['env']['threads']} threads, torch {row['env']['torch']}"
+    seen = {f"{row['env']['device_name']}, threads {row['env']['threads']}, torch {row['env']['torch']}"
             for row in rows}
     peers = {f"{name} {row['env'][name]}" for row in rows for name in ("diffusers", "torch-fidelity", "scipy")
              if name in row["env"]}
@@ -44,7 +44,7 @@ def goals(found: dict[str, list[dict]]) -> Figure | None:
     entries = [(row, goal) for rows in found.values() for row in rows for goal in row["goals"] if not row["void"]]
     if not entries:
         return None
-    fig, ax = plt.subplots(figsize=(8.2, 0.6 + 0.29 * len(entries)), layout="constrained")
+    fig, ax = plt.subplots(figsize=(8.2, 0.6 + 0.31 * len(entries)), layout="constrained")
     for y, (_, goal) in enumerate(entries):
         tint = ACCENT if goal["met"] else SECOND
         low, high = goal["low"] or goal["ratio"], goal["high"] or goal["ratio"]
@@ -55,7 +55,7 @@ def goals(found: dict[str, list[dict]]) -> Figure | None:
         ax.plot([goal["at_least"]] * 2, [y - 0.36, y + 0.36], color=INK, linewidth=1.4)
     ax.axvline(1, color=GREY, linewidth=0.7)
     names = [f"{row['work']}\n{row['variant']} over {goal['peer']}" for row, goal in entries]
-    ax.set_yticks(range(len(entries)), names, fontsize=SMALL - 1.1, linespacing=0.95)
+    ax.set_yticks(range(len(entries)), names, fontsize=SMALL - 1.1, linespacing=1.15)
     ax.set_ylim(len(entries) - 0.4, -0.6)
     log_axis(ax.xaxis)
     ax.set_xlim(right=3 * max(max(goal["high"] or goal["ratio"], goal["at_least"]) for _, goal in entries))
@@ -94,9 +94,9 @@ def table_figure(rows: list[dict]) -> Figure:
     for ax, panel in zip(axes[:, 0], panels, strict=True):
         _panel(ax, panel)
     pale = "Pale bars give another result (bf16, another order of updates, another resampler), as their names say. "
+    dashed = " Dashed: the same work at the rate of this machine's fastest large operation, or of a copy."
     small_print(fig, pale * any(not row["exact"] for row in rows) + "Medians of rounds in shuffled order, all ways in "
-                "one process. Dashed: the same operations at the rate of this machine's fastest large one.",
-                _about(rows))
+                "one process." + dashed * any(row["kind"] == "floor" for row in rows), _about(rows))
     return fig
 
 
