@@ -1,4 +1,4 @@
-"""What a score costs beside torch-fidelity and scipy: Fréchet distance, Inception features, precision and recall.
+"""What a score costs beside torch-fidelity and scipy: Fréchet distance, Inception features.
 
 `python benchmarks/evaluation.py [--device cuda] [--rounds N] [--only WORK] [--out FILE]`. The Fréchet distances are of
 covariances with common eigenvectors, whose distance is known; how far each way is from it stands in `agreement`.
@@ -18,12 +18,10 @@ from harness import Goal, Way, Work, agree, parse, run_table
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from ldmlab.data.images import to_float
 from ldmlab.evaluation.distances import FeatureMoments, frechet, frechet_distance
 from ldmlab.evaluation.inception import InceptionNet
-from ldmlab.evaluation.precision_recall import precision_recall
 
 FIDELITY, SCIPY = "torch-fidelity", "scipy.linalg.sqrtm"
 LAYERS = ["2048", "logits_unbiased"]
@@ -140,25 +138,6 @@ def inception_features(name: str, device: torch.device, n: int = 32, side: int =
     return Work(name, ways, goals, n, "pictures", agreement=agreement)
 
 
-def precision_and_recall(name: str, n: int = 5000, d: int = 2048) -> Work:
-    """Of two sets of n vectors that overlap in part."""
-    torch.manual_seed(0)
-    factors = torch.randn(64, d)
-    real, fake = (0.05 * (torch.randn(n, 64) @ factors * s).relu() + 0.02 * torch.rand(n, d) for s in (1, 0.98))
-    options = {"prc_neighborhood": 3, "prc_batch_size": 10000, "save_cpu_ram": False, "verbose": False}
-
-    def theirs() -> tuple[float, float]:
-        result = prc_features_to_metric(fake, real, **options)
-        return result["precision"], result["recall"]
-
-    def ours() -> tuple[float, float]:
-        return precision_recall(real, fake)
-
-    agreement = agree("precision, recall", torch.tensor(ours()), torch.tensor(theirs()), 1e-6)
-    ways = [Way(FIDELITY, theirs, "peer"), Way("ours", ours, note="each pair once")]
-    return Work(name, ways, [Goal("ours", FIDELITY, 1)], unit="scores", agreement=agreement)
-
-
 def add_options(parser) -> None:
     parser.set_defaults(rounds=6)  # a call of sqrtm takes ten seconds
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -177,7 +156,6 @@ def main() -> None:
             "Fréchet distance from moments, d = 2048": full_rank,
             "Fréchet distance of 500 vectors, d = 2048": few_vectors,
             features: partial(inception_features, device=torch.device("cpu")),
-            "precision and recall, 5000 of each, d = 2048": precision_and_recall,
         }
     run_table("evaluation", [(name, partial(build, name)) for name, build in works.items()], args)
 

@@ -7,52 +7,28 @@ script of Dhariwal and Nichol that the paper uses, or on those of VGG16: none of
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ldmlab.evaluation.distances import FeatureMoments, Score, score_name
 
-BLOCK = 2048  # vectors of each set whose distances are held at once
-
 
 def precision_recall(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], k: int = 3) -> tuple[float, float]:
-    """(precision, recall), both in [0, 1]; the values of torch-fidelity.
+    """(precision, recall) by torch-fidelity, both in [0, 1].
 
     Precision is the share of generated vectors inside a real one's ball, recall that of real vectors inside a generated
     one's; a ball reaches to the k-th neighbour in its own set. Both depend on the numbers n and m.
     """
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
     if k < 1 or min(len(real), len(fake)) <= k:
         raise ValueError(f"balls to neighbour k = {k} need more than k >= 1 vectors, got {len(real)} and {len(fake)}")
     # The squares of vectors far from 0 would swallow their distances in float32: first the common mean is taken away.
     mean = real.detach().cpu().double().mean(0)
     real, fake = ((v.detach().cpu().double() - mean).float() for v in (real, fake))
-    in_real, in_fake = torch.zeros(len(fake), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
-    real_radii, fake_radii = _radii(real, k), _radii(fake, k)
-    for i in range(0, len(fake), BLOCK):
-        for j in range(0, len(real), BLOCK):
-            rows, columns = slice(i, i + BLOCK), slice(j, j + BLOCK)
-            squares = _squared_distances(fake[rows], real[columns])
-            in_real[rows] |= (squares <= real_radii[columns]).any(1)
-            in_fake[columns] |= (squares <= fake_radii[rows, None]).any(0)
-    return in_real.double().mean().item(), in_fake.double().mean().item()
-
-
-def _radii(v: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
-    """The squared distance of each vector to its k-th neighbour; each pair of vectors is looked at once."""
-    nearest = torch.full((len(v), k + 1), torch.inf)  # itself among them
-    for i in range(0, len(v), BLOCK):
-        for j in range(i, len(v), BLOCK):
-            rows, columns = slice(i, i + BLOCK), slice(j, j + BLOCK)
-            squares = _squared_distances(v[rows], v[columns])
-            for part, block in ((rows, squares), (columns, squares.T))[: 1 + (j > i)]:
-                nearest[part] = torch.cat([nearest[part], block], 1).topk(k + 1, largest=False).values
-    return nearest.amax(1)
-
-
-def _squared_distances(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    squares = torch.addmm(b.square().sum(1)[None], a, b.T, alpha=-2)
-    return squares.add_(a.square().sum(1)[:, None]).clamp_(min=0)
+    options = {"prc_neighborhood": k, "prc_batch_size": 2048, "save_cpu_ram": True, "verbose": False}
+    result = prc_features_to_metric(fake, real, **options)
+    return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
 
 
 def precision_recall_scores(

@@ -103,7 +103,7 @@ class Attention(nn.Module):
         h = self.norm(x)
         q, k, v = (conv(h).flatten(2).mT.unsqueeze(1) for conv in (self.q, self.k, self.v))  # (b, 1, h*w, c)
         # Fused kernels, which never hold the n x n weights, want the channels of a position side by side. On a CPU they
-        # pay where positions are many: from n = 8 c on, a tenth or more of a forward pass, and a step is no slower.
+        # pay where positions are many: from n = 8 c on, a tenth or more of a forward pass.
         if x.is_cuda or q.shape[2] >= 8 * q.shape[3]:
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         h = F.scaled_dot_product_attention(q, k, v)
