@@ -7,6 +7,7 @@ attention outside of it; here its backward runs inside, and its note says so. Co
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -155,9 +156,24 @@ def update_work(name: str, args) -> Work:
         step.gradients()
     rows = [Way(way, step.update, "ours" if way == "ours" else "peer") for way, step in ways.items()]
     num_params = sum(p.numel() for p in ways["ours"].model.parameters())
+    rows.append(Way("one buffer", in_one_buffer(num_params), exact=False,
+                    note="what a single tensor of as many weights takes: not shipped, gradients would have to be added"))
     # AdamW reads the gradient, reads and writes weight and two moments; EMA reads the weight, reads and writes itself.
     return Work(name, rows, [Goal("ours", ORIGINAL, 3.0)] if args.original else [], unit="updates",
                 num_bytes=40 * num_params)
+
+
+def in_one_buffer(num_params: int) -> Callable[[], None]:
+    """The same two updates without the cost of many tensors: what is left is the memory's."""
+    flat = nn.Parameter(torch.randn(num_params, device=choose_device()))
+    flat.grad, average = torch.randn_like(flat), flat.detach().clone()
+    optimizer = torch.optim.AdamW([flat], lr=1e-6, fused=True)
+
+    def update() -> None:
+        optimizer.step()
+        average.lerp_(flat.detach(), 1e-4)
+
+    return update
 
 
 def add_options(parser) -> None:
