@@ -157,7 +157,7 @@ def update_work(name: str, args) -> Work:
     rows = [Way(way, step.update, "ours" if way == "ours" else "peer") for way, step in ways.items()]
     num_params = sum(p.numel() for p in ways["ours"].model.parameters())
     rows.append(Way("one buffer", in_one_buffer(num_params), exact=False,
-                    note="what a single tensor of as many weights takes: not shipped, gradients would have to be added"))
+                    note="a single tensor of as many weights: not shipped, as gradients would have to be added"))
     # AdamW reads the gradient, reads and writes weight and two moments; EMA reads the weight, reads and writes itself.
     return Work(name, rows, [Goal("ours", ORIGINAL, 3.0)] if args.original else [], unit="updates",
                 num_bytes=40 * num_params)
