@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ldmlab.diffusion.attention import CrossAttention
+from ldmlab.diffusion.attention import CrossAttention, Linear
 
 
 class Residual(nn.Module):
@@ -38,7 +38,7 @@ class TokenTransformer(nn.Module):
             nn.init.normal_(embedding.weight, std=0.02)
         layers = []
         for _ in range(num_layers):
-            mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+            mlp = nn.Sequential(Linear(dim, 4 * dim), nn.GELU(), Linear(4 * dim, dim))
             layers += [Residual(dim, CrossAttention(dim, dim, num_heads, head_dim)), Residual(dim, mlp)]
         self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(dim)

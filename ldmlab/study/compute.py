@@ -2,7 +2,7 @@
 
 Counting needs no weights and no machine: models are built on torch's "meta" device. Operations are those of
 convolutions and matrix products, two for a multiplication with its addition, for one picture. A context of one token
-is attended to once, not at every position: up to 4 % less than in the released code.
+is counted as in the released code, at every position; ours attends to it once and does up to 4 % less.
 """
 
 import json
@@ -81,7 +81,10 @@ class Costs:
 
 def count_denoiser(config: DenoiserConfig, side: int, num_tokens: int = 1) -> int:
     """Operations of one forward pass on one latent of `side` squared, with `num_tokens` of context if it takes one."""
-    return _count_denoiser(replace(config, attention_at=tuple(sorted(config.attention_at))), side, num_tokens)
+    config = replace(config, attention_at=tuple(sorted(config.attention_at)))
+    if num_tokens == 1:  # from two on each token adds as much as another; our pass with a single one takes a short cut
+        return 2 * _count_denoiser(config, side, 2) - _count_denoiser(config, side, 3)
+    return _count_denoiser(config, side, num_tokens)
 
 
 @cache

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmlab.diffusion import attention
-from ldmlab.diffusion.attention import CrossAttention, attend
+from ldmlab.diffusion.attention import CrossAttention, Linear, attend
 
 D = 8
 
@@ -36,13 +36,15 @@ def test_attention_is_its_equation(n, m, layout, dtype, rtol):
         torch.testing.assert_close(value, wanted, rtol=0, atol=rtol * float(wanted.abs().max().clamp(min=1)))
 
 
-def test_products_and_fused_kernel_agree_in_bfloat16(monkeypatch):
-    """On both sides of `WRITTEN_OUT` the answer is the same to bfloat16's precision."""
-    q, k, v = (torch.randn(2, 3, 64, D, generator=torch.Generator().manual_seed(s)).bfloat16() for s in range(3))
+@pytest.mark.parametrize("dtype, rtol", [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
+def test_products_and_fused_kernel_agree(monkeypatch, dtype, rtol):
+    """On both sides of the bound the answer is the same, to the precision at hand."""
+    q, k, v = (torch.randn(2, 3, 64, D, generator=torch.Generator().manual_seed(s)).to(dtype) for s in range(3))
     products = with_gradients(attend, q, k, v)
-    monkeypatch.setattr(attention, "WRITTEN_OUT", 0)
+    monkeypatch.setattr(attention, "FEW", 0)
+    monkeypatch.setattr(attention, "FEW_BF16", 0)
     for fused, product in zip(with_gradients(attend, q, k, v), products, strict=True):
-        torch.testing.assert_close(fused, product, rtol=0, atol=4e-2 * float(product.abs().max()))
+        torch.testing.assert_close(fused, product, rtol=0, atol=rtol * float(product.abs().max()))
 
 
 def test_one_token_trains_as_two_equal_ones():
@@ -63,3 +65,27 @@ def test_one_token_trains_as_two_equal_ones():
     for short, long in zip(*found, strict=True):
         torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-5)
     assert not layer.to_q.weight.grad.isnan().any() and layer.to_v.weight.grad.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("layout", ["tokens", "views of channels"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_map_is_the_same_as_a_convolution(monkeypatch, layout, bias):
+    """However large the batch, and so by whichever kernel: values, and gradients of tokens, weight and bias."""
+    torch.manual_seed(0)
+    layer = Linear(12, 20, bias=bias)
+    x = torch.randn(3, 7, 12) if layout == "tokens" else torch.randn(3, 12, 7).mT
+    plain = with_gradients(lambda x, *w: nn.functional.linear(x, *w), x, *layer.parameters())
+    monkeypatch.setattr(attention, "LARGE", 0)
+
+    def of_layer(x: Tensor, *weights: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(("weight", "bias"), weights, strict=False)), x)
+
+    for value, wanted in zip(with_gradients(of_layer, x, *layer.parameters()), plain, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_linear_map_keeps_to_autocast(monkeypatch):
+    """Under autocast large maps are bfloat16, as small ones are."""
+    monkeypatch.setattr(attention, "LARGE", 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Linear(4, 4)(torch.randn(2, 3, 4)).dtype == torch.bfloat16
