@@ -14,8 +14,8 @@ from .blocks import GroupNorm, zeroed
 FEW, FEW_BF16 = 160**2, 1024**2
 
 
-# Multiplications from which the convolution in `Linear` pays.
-LARGE = 2**24
+# Multiplications from which the convolution in `Linear` pays, where there is oneDNN.
+LARGE = 2**24 if torch.backends.mkldnn.is_available() else float("inf")
 
 
 class Linear(nn.Linear):
@@ -25,7 +25,7 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Float[Tensor, "b n c_in"]) -> Float[Tensor, "b n c_out"]:
-        large = x.shape[0] * x.shape[1] * self.weight.numel() >= LARGE and torch.backends.mkldnn.is_available()
+        large = x.shape[0] * x.shape[1] * self.weight.numel() >= LARGE
         if not (large and x.is_cpu and x.dtype == torch.float32) or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         pixels = x.unsqueeze(1).permute(0, 3, 1, 2)  # (b, c_in, 1, n): a row of pixels, channels last as tokens lie

@@ -1,11 +1,13 @@
 """Attention: whichever way its products are taken, the equation's values and gradients."""
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ldmlab.diffusion import attention
 from ldmlab.diffusion.attention import CrossAttention, Linear, attend
+from ldmlab.diffusion.denoiser import DenoiserConfig, UNet
 
 D = 8
 
@@ -89,3 +91,18 @@ def test_a_linear_map_keeps_to_autocast(monkeypatch):
     monkeypatch.setattr(attention, "LARGE", 0)
     with torch.autocast("cpu", torch.bfloat16):
         assert Linear(4, 4)(torch.randn(2, 3, 4)).dtype == torch.bfloat16
+
+
+def test_a_denoiser_compiles_in_one_piece(monkeypatch):
+    """No way of taking a product breaks the graph that `torch.compile` is given: it would pay for each piece."""
+    monkeypatch.setattr(attention, "LARGE", 0)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the tests' checks of shapes would break it
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    config = DenoiserConfig(
+        3, 3, (8, 16), num_res_blocks=1, attention_at=(2,), num_heads=2, norm_groups=4, context_dim=6)
+    model, given = UNet(config).eval(), (torch.randn(2, 3, 4, 4), torch.arange(2), torch.randn(2, 3, 6))
+    whole = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(whole(*given), model(*given))
+    torch.compiler.reset()
