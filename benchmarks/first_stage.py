@@ -1,7 +1,7 @@
 """One training step of a first stage with perceptual loss and discriminator: ours in both schedules, the original.
 
 `python benchmarks/first_stage.py --original FOLDERS [--rounds N] [--only WORK] [--out FILE]`. VQ-f4 at its released
-width on pictures of 64 pixels, batch 2; LPIPS with a VGG16 of random weights, the same on both sides and held in eval
+width on pictures of 64 pixels, batch 2, and of its own 256 pixels, batch 1; LPIPS with a VGG16 of random weights, the same on both sides and held in eval
 mode, which the released code forgets. The original's step is that of its autoencoders under the Lightning of its day:
 for each optimizer a forward pass of its own, the other's parameters frozen. Mode "released" updates in its order;
 "reuse" shows the discriminator the reconstruction that the autoencoder has just learnt from, which is another
@@ -26,7 +26,6 @@ from ldmlab.first_stage.training import FirstStageModule
 from ldmlab.perception import LpipsLoss
 from ldmlab.study.fit import choose_device
 
-SIDE, BATCH = 64, 2
 LR = 4.5e-6
 
 
@@ -84,7 +83,7 @@ class Original:
                 autoencoder.quantize.embedding.weight.grad]
 
 
-def work(name: str, args, active: bool) -> Work:
+def work(name: str, args, active: bool, side: int, batch: int) -> Work:
     from torchvision.models import vgg16
 
     device = choose_device()
@@ -93,7 +92,7 @@ def work(name: str, args, active: bool) -> Work:
     with tempfile.TemporaryDirectory() as folder:
         torch.save(trunk, Path(folder) / "vgg16.pth")
         perceptual = LpipsLoss(Path(folder) / "vgg16.pth").to(device)
-    pictures = torch.randint(256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8, device=device)
+    pictures = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, device=device)
     config = released("vq-f4").config
 
     def autoencoder() -> nn.Module:
@@ -117,14 +116,18 @@ def work(name: str, args, active: bool) -> Work:
             for way, step in steps.items()]
     least = {"ours, reuse": 1.35, "ours, released schedule": 1.0, "ours": 1.35}
     goals = [Goal(way, ORIGINAL, least[way]) for way in steps if way in least] if args.original else []
-    return Work(name, ways, goals, n=BATCH, unit="pictures", agreement=agreement)
+    return Work(name, ways, goals, n=batch, unit="pictures", agreement=agreement)
 
 
 def main() -> None:
     args = parse(__doc__, "first_stage", add_option)
     about = find_original(args.original)
-    works = {"first-stage step, discriminator active": True, "first-stage step, before the discriminator": False}
-    run_table("first_stage", [(name, partial(work, name, args, active)) for name, active in works.items()], args,
+    works = {
+        "first-stage step, discriminator active": (True, 64, 2),
+        "first-stage step, before the discriminator": (False, 64, 2),
+        "first-stage step, 256 px, discriminator active": (True, 256, 1),
+    }
+    run_table("first_stage", [(name, partial(work, name, args, *settings)) for name, settings in works.items()], args,
               **about)
 
 

@@ -45,7 +45,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 def square(picture: Image.Image, size: int) -> np.ndarray:
     """Resize the shorter side to `size`, crop the centre: (3, size, size) uint8."""
     picture = _resize_and_crop(to_rgb(picture), size, Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+    return np.stack([np.asarray(band) for band in picture.split()])
 
 
 def square_map(labels: np.ndarray, size: int) -> np.ndarray:
@@ -60,12 +60,15 @@ def _sides(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def _resize_and_crop(picture: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
-    if size != min(picture.size):
-        picture = picture.resize(_sides(*picture.size, size), resampling)
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    if picture.size != (size, size):
-        picture = picture.crop((left, top, left + size, top + size))
-    return picture
+    """As one resize and one crop, to the bit: of a wide picture, PIL's second pass gets the columns kept, only."""
+    width, height = _sides(*picture.size, size)
+    left, top = (width - size) // 2, (height - size) // 2
+    if width > size:
+        columns = picture.resize((width, picture.height), resampling)
+        picture = columns.crop((left, 0, left + size, picture.height))
+    if picture.size != (size, height):
+        picture = picture.resize((size, height), resampling)
+    return picture.crop((0, top, size, top + size)) if height > size else picture
 
 
 def decode(raw: bytes, size: int, decoder: str = "pil") -> np.ndarray:

@@ -12,6 +12,9 @@ class EMA:
 
     The n-th update, counted from 1, is shadow <- lerp(shadow, parameter, 1 - decay_n), for all parameters at once and
     without waiting for the device: n is a Python int. Shadows are float32 or wider.
+
+    A model's parameters are looked up when it is first met, as by an optimizer: new values in them count, others put in
+    their place do not.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: bool = True):
@@ -19,6 +22,8 @@ class EMA:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay, self.warmup, self.num_updates = decay, warmup, 0
         self.shadow = {name: p.detach().to(_wide(p.dtype), copy=True) for name, p in _trained(model)}
+        self._met: nn.Module | None = None
+        self._parameters: list[nn.Parameter] = []  # of the model last met, in the order of the shadows
 
     def to(self, device: torch.device | str) -> "EMA":
         """Move the shadows; returns self."""
@@ -32,7 +37,8 @@ class EMA:
         n = self.num_updates
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
         shadows, parameters = self._pairs(model)
-        torch._foreach_lerp_(shadows, [p.to(s.dtype) for s, p in zip(shadows, parameters, strict=True)], 1 - decay)
+        wide = [p if p.dtype == s.dtype else p.to(s.dtype) for s, p in zip(shadows, parameters, strict=True)]
+        torch._foreach_lerp_(shadows, wide, 1 - decay)
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -64,11 +70,13 @@ class EMA:
 
     def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         """Shadows and parameters in the same order; ValueError where the model is not the one averaged."""
-        parameters = dict(_trained(model))
-        if parameters.keys() != self.shadow.keys():
-            differing = sorted(parameters.keys() ^ self.shadow.keys())
-            raise ValueError(f"this model trains other parameters than were averaged: {differing[:5]}")
-        return list(self.shadow.values()), [parameters[name] for name in self.shadow]
+        if model is not self._met:  # the walk through its modules takes a fifth of an update and more
+            parameters = dict(_trained(model))
+            if parameters.keys() != self.shadow.keys():
+                differing = sorted(parameters.keys() ^ self.shadow.keys())
+                raise ValueError(f"this model trains other parameters than were averaged: {differing[:5]}")
+            self._met, self._parameters = model, [parameters[name] for name in self.shadow]
+        return list(self.shadow.values()), self._parameters
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

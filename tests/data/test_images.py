@@ -266,6 +266,16 @@ def test_resize_is_antialiased_and_crop_is_central(tmp_path):
     assert "bicubic" in protocol["resize"] and protocol["crop"] == "centre square" and protocol["size"] == 32
 
 
+@pytest.mark.parametrize("sides", [(50, 37), (37, 50), (90, 16), (40, 40), (16, 31), (16, 16), (7, 12), (9, 5)])
+def test_a_crop_between_the_passes_changes_no_bit(sides):
+    """What is decoded is one resize of the whole picture and one crop: wide, tall, square, as large, enlarged."""
+    size, image = 16, picture(3, *sides)
+    whole = image.resize([max(size, round(side * size / min(sides))) for side in sides], Image.Resampling.BICUBIC)
+    left, top = ((side - size) // 2 for side in whole.size)
+    expected = np.asarray(whole)[top : top + size, left : left + size].transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode(encoded(image), size), expected)
+
+
 def broken_folder(root, good: int, bad: int):
     for k in range(good):
         (root / f"good{k:03}.png").write_bytes(encoded(picture(k, 8, 8)))
