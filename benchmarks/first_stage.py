@@ -1,11 +1,11 @@
 """One training step of a first stage with perceptual loss and discriminator: ours in both schedules, the original.
 
 `python benchmarks/first_stage.py --original FOLDERS [--rounds N] [--only WORK] [--out FILE]`. VQ-f4 at its released
-width on pictures of 64 pixels, batch 2, and of its own 256 pixels, batch 1; LPIPS with a VGG16 of random weights, the same on both sides and held in eval
-mode, which the released code forgets. The original's step is that of its autoencoders under the Lightning of its day:
-for each optimizer a forward pass of its own, the other's parameters frozen. Mode "released" updates in its order;
-"reuse" shows the discriminator the reconstruction that the autoencoder has just learnt from, which is another
-trajectory. Without --original only ours are timed.
+width on pictures of 64 pixels, batch 2, and of its own 256 pixels, batch 1; LPIPS with a VGG16 of random weights, the
+same on both sides and held in eval mode, which the released code forgets. The original's step is that of its
+autoencoders under the Lightning of its day: for each optimizer a forward pass of its own, the other's parameters
+frozen. Mode "released" updates in its order; "reuse" shows the discriminator the reconstruction that the autoencoder
+has just learnt from, which is another trajectory. Without --original only ours are timed.
 """
 
 import tempfile
