@@ -82,6 +82,16 @@ class ImageSet(Dataset):
         return f"ImageSet({self.name!r}, {self.split}, {len(self)} pictures, {self.size} px, {classes} classes)"
 
     @property
+    def num_bytes(self) -> int:
+        """What all pictures take once they are decoded."""
+        return self._pixels.num_bytes
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether all pictures are decoded; where not, a file is read (or a scene rendered) each time it is used."""
+        return self._pixels.are_kept
+
+    @property
     def skipped(self) -> list[str]:
         """The names of the files that could not be read."""
         self._pixels.survey()
@@ -170,10 +180,10 @@ class ImageSet(Dataset):
         ValueError if it would take more than `max_bytes`. The cache is keyed by the fingerprint and written atomically;
         where it cannot be written (a full disk), that is said and the pictures stay in memory.
         """
-        needed = self._pixels.num_bytes
-        if needed > max_bytes:
+        if self.num_bytes > max_bytes:
             raise ValueError(
-                f"{self.name} at {self.size} px takes {needed:,} bytes, more than {max_bytes=:,}; lower num or size"
+                f"{self.name} at {self.size} px takes {self.num_bytes:,} bytes, more than {max_bytes=:,}; "
+                "lower num or size"
             )
         if cache_dir is None or self._pixels.is_on_disk:
             self._pixels.decode_all(progress)
@@ -203,16 +213,16 @@ def open_dataset(
     seed: int = 0,
     root: str | Path | None = None,
     download: bool = False,
-    decoder: str = "pil",
+    decoder: str | None = None,
 ) -> ImageSet:
     """Open pictures by name or path as squares of `size`: `scenes`, a folder, a .tar or shards, a torchvision set.
 
     `num` takes at most so many, drawn by a hash of `seed` and the name, so evenly over classes; for `scenes` it is the
     number of scenes and `seed` the world's. `root` is where torchvision's sets lie (default: the variable LDMLAB_DATA,
-    else ~/.cache/ldmlab/datasets). `decoder` reads the files of folders and tars: "pil", or, where loading binds,
-    "torch" (PIL decodes, torch resizes, some values off by a level) or "pil-draft" (large JPEG at a reduced scale);
-    both change what a score is taken on and join protocol and fingerprint. ValueError for what is not there, unknown
-    or empty.
+    else ~/.cache/ldmlab/datasets). `decoder` (default: the variable LDMLAB_DECODER) reads the files of folders and
+    tars: "pil", or, where loading binds, "torch" (PIL decodes, torch resizes, some values off by a level) or
+    "pil-draft" (large JPEG at a reduced scale); both change what a score is taken on and join protocol and
+    fingerprint. ValueError for what is not there, unknown or empty.
     """
     kind = check_data_name(name_or_path)
     if split not in SPLITS:
@@ -221,6 +231,8 @@ def open_dataset(
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     if num is not None and num < 1:
         raise ValueError(f"num must be at least 1, or None for all, got {num}")
+    if decoder is None:
+        decoder = "pil" if kind in ("scenes", "torchvision") else os.environ.get("LDMLAB_DECODER") or "pil"
     if decoder not in DECODERS:
         raise ValueError(f"decoder {decoder!r} is unknown; accepted: {', '.join(DECODERS)}")
     if decoder != "pil" and kind in ("scenes", "torchvision"):

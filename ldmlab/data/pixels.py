@@ -17,6 +17,11 @@ SKIP_ALWAYS, SKIP_SHARE = 3, 0.01  # unreadable files that are forgiven: this ma
 _CHUNK = 512  # pictures decoded ahead of what is stored
 
 
+def _decoders() -> ThreadPoolExecutor:
+    """As many threads as torch has, since PIL decodes outside of Python's lock: one in a DataLoader's worker."""
+    return ThreadPoolExecutor(max(1, torch.get_num_threads()))
+
+
 class Pixels:
     """Some pictures of a source, one a row, but for those that cannot be read, which are named in `skipped`.
 
@@ -53,8 +58,9 @@ class Pixels:
         if self._kept is not None:
             return np.ascontiguousarray(self._kept[rows])
         out = np.empty((len(rows), 3, self.size, self.size), np.uint8)
-        for place, row in enumerate(rows.tolist()):
-            out[place] = self._read_or_next(row)[1]
+        with _decoders() as pool:
+            for place, (_, picture) in enumerate(pool.map(self._read_or_next, rows.tolist())):
+                out[place] = picture
         return out
 
     def numbers_read(self, rows: np.ndarray) -> list[int]:
@@ -77,7 +83,7 @@ class Pixels:
         pixels = np.empty((len(self.numbers), 3, self.size, self.size), np.uint8)
         readable: list[int] = []
         num = len(self.numbers)
-        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # PIL decodes outside of Python's lock
+        with _decoders() as pool:
             for start in range(0, num, _CHUNK):
                 rows = range(start, min(start + _CHUNK, num))
                 for row, picture in zip(rows, pool.map(self._try, rows), strict=True):

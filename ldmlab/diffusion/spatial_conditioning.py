@@ -178,7 +178,7 @@ class WithPictures(Dataset):
         if len(pictures) != len(latents):
             raise ValueError(f"{len(latents)} latents, mirror images included, are not of {len(pictures)} pictures")
         self.latents, self.pictures, self.maps = latents, pictures, maps
-        self.first_stage = latents.first_stage
+        self.first_stage, self.is_kept = latents.first_stage, latents.is_kept and pictures.is_kept
 
     def __len__(self) -> int:
         return len(self.latents)

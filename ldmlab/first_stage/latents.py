@@ -95,6 +95,8 @@ class Latents(Dataset):
     What a diffusion model trains on; `first_stage` (a hash) says whose latents they are.
     """
 
+    is_kept = True  # a batch needs no picture to be decoded
+
     def __init__(self, moments: np.ndarray, labels: np.ndarray, first_stage: str):
         self.moments, self.labels, self.first_stage = moments, labels, first_stage
 
@@ -116,6 +118,11 @@ class MirroredImages(Dataset):
 
     def __init__(self, images: ImageSet):
         self.images, self._labels = images, images.labels()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a batch needs no picture to be decoded."""
+        return self.images.is_kept
 
     def __len__(self) -> int:
         return 2 * len(self.images)

@@ -5,6 +5,7 @@ the seed set before the step. So a checkpoint holds weights, optimizers, EMA and
 to continue exactly where an uninterrupted run would be.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from ldmlab.atomic import atomic_write
 from ldmlab.study.progress import progress
 
 CHECKPOINT_EVERY_S = 20.0
+MAX_READERS = 8  # processes that decode pictures of a set too large to be kept
 _CHECK_EVERY_ON_CUDA = 25  # reading a loss makes the host wait for the GPU
 
 
@@ -113,7 +115,6 @@ def fit(
     label: str,
     device: torch.device,
     precision: str = "32-true",
-    num_workers: int = 0,
     log_every: int = 20,
     at_steps: dict[int, list[Callable[[Any, int, Curve], None]]] | None = None,
     compiled: nn.Module | None = None,
@@ -122,8 +123,9 @@ def fit(
 
     `module` is a LightningModule with `training_state()`, `load_training_state(state)` and a `training_step` that
     returns {"loss": ..., further scalars}. `dataset[i]` for i < 2 n, i >= n being mirror images; batches are fetched
-    whole through `__getitems__`. `at_steps[k]` are called with (module, k, curve) once step k is done. `compiled`, a
-    part of `module`, is compiled after some steps, and what that cost and gained is printed, see `Compiling`.
+    whole through `__getitems__`, and where the dataset is not `is_kept`, by other processes ahead of their steps.
+    `at_steps[k]` are called with (module, k, curve) once step k is done. `compiled`, a part of `module`, is compiled
+    after some steps, and what that cost and gained is printed, see `Compiling`.
     Returns the curve: losses every `log_every` steps and what the callbacks added.
     """
     curve, start = Curve(), 0
@@ -136,7 +138,7 @@ def fit(
         return curve
 
     sampler = StepSampler(len(dataset) // 2, batch_size, seed=seed, start=start, stop=num_steps)
-    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=lambda batch: batch,
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=_num_readers(dataset), collate_fn=_as_it_is,
                         pin_memory=device.type == "cuda", persistent_workers=False)
     loop = _loop_callback(module, curve, state_file, start, num_steps, seed, label, log_every, at_steps or {})
     callbacks = [loop]
@@ -148,6 +150,17 @@ def fit(
     if loop.done < num_steps:  # Lightning turns some interrupts into a quiet return
         raise KeyboardInterrupt(f"{label}: stopped at step {loop.done} of {num_steps}; run the same again to continue")
     return curve
+
+
+def _num_readers(dataset: Dataset) -> int:
+    """Processes that read and decode: none for what is in memory, or mapped into it."""
+    if getattr(dataset, "is_kept", True):
+        return 0
+    return min(MAX_READERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _as_it_is(batch):
+    return batch
 
 
 def _trainer(device: torch.device, precision: str, callbacks: Sequence[Any], module):

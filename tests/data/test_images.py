@@ -238,6 +238,18 @@ def test_the_decoder_is_part_of_the_data(tmp_path):
     assert torch.equal(all_images(pickle.loads(pickle.dumps(sets["torch"]))), all_images(sets["torch"]))
 
 
+def test_a_decoder_for_whole_runs(folder, monkeypatch):
+    """LDMLAB_DECODER is what files are read by unless a call says otherwise; what has no files does not mind."""
+    named = open_dataset(folder, size=32, decoder="torch")
+    monkeypatch.setenv("LDMLAB_DECODER", "torch")
+    assert open_dataset(folder, size=32).fingerprint == named.fingerprint
+    assert "decoder" not in open_dataset(folder, size=32, decoder="pil").protocol
+    assert len(open_dataset("scenes", size=32, num=2)) == 2
+    monkeypatch.setenv("LDMLAB_DECODER", "opencv")
+    with pytest.raises(ValueError, match="'opencv' is unknown; accepted: pil"):
+        open_dataset(folder, size=32)
+
+
 def test_fingerprints_of_known_data_stay(tmp_path):
     """Checkpoints and caches are found by them: an option that is not used changes none."""
     for name in "ab":

@@ -4,16 +4,21 @@ import errno
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import nn
 
+from ldmlab.first_stage.latents import MirroredImages
 from ldmlab.study import fit as fit_module
 from ldmlab.study.fit import NonFiniteLoss, StepSampler, fit, step_seed
+from ldmlab.study.pictures import open_split
+from ldmlab.study.specs import DataSpec
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -60,9 +65,9 @@ class Toy(pl.LightningModule):
             self.optimizers(use_pl_optimizer=False).load_state_dict(self.saved)
 
 
-def run(folder, module=None, steps=30, **options):
+def run(folder, module=None, steps=30, dataset=None, **options):
     module = module or Toy()
-    return fit(module, Numbers(), num_steps=steps, batch_size=6, seed=3, run_dir=folder, label="toy",
+    return fit(module, dataset or Numbers(), num_steps=steps, batch_size=6, seed=3, run_dir=folder, label="toy",
                device=torch.device("cpu"), log_every=1, **options), module
 
 
@@ -73,6 +78,43 @@ def test_batches_are_a_function_of_seed_and_step():
     assert sorted(i % 20 for batch in whole[:4] for i in batch) == list(range(20))
     assert any(i >= 20 for batch in whole for i in batch), "mirror images take part"
     assert list(StepSampler(20, 5, seed=2, start=0, stop=12)) != whole
+
+
+class LeftHalves(MirroredImages):
+    """The mean of a picture's left half, which tells it from its mirror image: (b, 1)."""
+
+    def __getitems__(self, indices):
+        return super().__getitems__(indices)["image"][..., :8].float().mean((1, 2, 3))[:, None] / 255
+
+
+def test_pictures_too_many_to_keep_are_read_at_each_use(tmp_path, monkeypatch, capsys):
+    """Shards read by other processes, batch for batch, train to the same bits as pictures that are kept; said before.
+
+    A run that was stopped goes on alike, whichever way its pictures come.
+    """
+    monkeypatch.setenv("LDMLAB_ROOT", str(tmp_path / "root"))
+    (tmp_path / "shards").mkdir()
+    for shard in range(3):
+        with tarfile.open(tmp_path / "shards" / f"{shard:03}.tar", "w") as archive:
+            for k in range(12):
+                pixels = np.random.default_rng([shard, k]).integers(0, 256, (20, 24, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "picture.png")
+                archive.add(tmp_path / "picture.png", f"{shard}-{k}.png")
+    data = DataSpec(str(tmp_path / "shards"), 16, 0, 0)
+    kept = LeftHalves(open_split(data, "train", 0))
+    monkeypatch.setattr("ldmlab.study.pictures.MAX_BYTES", 1000)
+    monkeypatch.setattr("ldmlab.data.pixels.KEEP_BYTES", 1000)
+    capsys.readouterr()
+    read = LeftHalves(open_split(data, "train", 0))
+    assert "pictures would take" in capsys.readouterr().out
+    assert kept.is_kept and not read.is_kept and fit_module._num_readers(read) >= 1 > fit_module._num_readers(kept)
+    expected, trained = run(tmp_path / "kept", steps=9, dataset=kept)
+    run(tmp_path / "stopped", steps=4, dataset=read)
+    resumed, module = run(tmp_path / "stopped", steps=9, dataset=read)
+    for curve, other in (run(tmp_path / "read", steps=9, dataset=read), (resumed, module)):
+        assert curve.values["loss"] == expected.values["loss"]
+        assert all(map(torch.equal, other.state_dict().values(), trained.state_dict().values()))
+    assert not read.is_kept
 
 
 def test_step_seeds_differ():
