@@ -1,9 +1,11 @@
 """The pixels of a set: which pictures can be read, decoded one at a time or all at once and kept."""
 
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from ldmlab.data.sources import Source
 KEEP_BYTES = 1 << 30  # sets up to this size are decoded whole when first used, and kept
 SKIP_ALWAYS, SKIP_SHARE = 3, 0.01  # unreadable files that are forgiven: this many, or this share
 _CHUNK = 512  # pictures decoded ahead of what is stored
+_NOTING = Lock()  # two threads may come upon the same unreadable file, which counts once
 
 
 def _decoders() -> ThreadPoolExecutor:
@@ -34,6 +37,7 @@ class Pixels:
         self.source, self.size, self.what = source, size, what
         self.numbers = numbers  # of each row in the source
         self.skipped: list[str] = []
+        self._told = False  # of the first one, where files are found out as they are used
         self._kept: np.ndarray | None = None  # (n, 3, s, s) uint8 once decoded, in memory or mapped from the cache
         self._rendered = self._surveyed = source.name == "scenes"  # always readable
 
@@ -119,10 +123,12 @@ class Pixels:
         except MemoryError:
             raise
         except Exception as error:  # a damaged file makes decoders raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            # Without the addresses of objects, which would make the same file another one at each use.
+            reason = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(f"{type(error).__name__}: {error}".split()))[:120]
             told = f"{self.source.names[number]} ({reason})"
-            if told not in self.skipped:
-                self.skipped.append(told)
+            with _NOTING:
+                if told not in self.skipped:
+                    self.skipped.append(told)
             return None
 
     def _read_or_next(self, row: int) -> tuple[int, np.ndarray]:
@@ -132,7 +138,8 @@ class Pixels:
             picture = self._try(found)
             if picture is not None:
                 return found, picture
-            self._judge_skipped(len(self.numbers), tell=step == 0 and len(self.skipped) == 1)
+            tell, self._told = not self._told, True  # two threads may meet their first at the same time
+            self._judge_skipped(len(self.numbers), tell=tell)
         raise ValueError(f"no picture of {self.what} can be read: {self._named()}")
 
     def _judge_skipped(self, total: int, tell: bool) -> None:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
 import warnings
 
 import numpy as np
@@ -286,6 +287,29 @@ def test_a_crop_between_the_passes_changes_no_bit(sides):
     left, top = ((side - size) // 2 for side in whole.size)
     expected = np.asarray(whole)[top : top + size, left : left + size].transpose(2, 0, 1)
     np.testing.assert_array_equal(decode(encoded(image), size), expected)
+
+
+def test_files_broken_side_by_side_are_told(tmp_path, monkeypatch):
+    """Of a set too large to be kept, a batch whose first unreadable files are met by several threads still warns."""
+    broken_folder(tmp_path, 30, 3)
+    monkeypatch.setattr("ldmlab.data.pixels.KEEP_BYTES", 0)
+    data = open_dataset(tmp_path, size=16)
+    met, first, read = threading.Barrier(2), {0, 1}, data._pixels._try
+
+    def both_then_on(row):
+        found = read(row)
+        if row in first:
+            first.discard(row)
+            met.wait(10)
+        return found
+
+    monkeypatch.setattr(data._pixels, "_try", both_then_on)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    with pytest.warns(UserWarning, match="skipped: bad"):
+        data.images([0, 1])
+    for _ in range(4):
+        data.images([0, 1])
+    assert len({told.split()[0] for told in data.skipped}) == len(data.skipped), "a file counts once, however often met"
 
 
 def broken_folder(root, good: int, bad: int):
