@@ -52,4 +52,4 @@ rule figure:
         f"results/figures/tradeoff_{NAME}_{TIER}.png",
     localrule: True
     shell:
-        "{sys.executable} -m ldmlab.study.figures tradeoff --data '{DATA}' --tier {TIER}"
+        "{sys.executable} -m ldmlab.figures tradeoff --data '{DATA}' --tier {TIER}"

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ldmlab.atomic import atomic_write
-from ldmlab.study.paths import results_dir
-from ldmlab.study.style import ACCENT, GREY, INK, SECOND, SMALL, log_axis, plain, small_print, styled
+from ldmlab.figures.style import ACCENT, GREY, INK, SECOND, SMALL, log_axis, plain, small_print, styled
+from ldmlab.study.config.paths import results_dir
 
 KINDS = {"ours": ACCENT, "peer": GREY, "floor": INK}
 

@@ -76,7 +76,7 @@ def tuned_allocator() -> None:
 
 def parse(doc: str, table: str, add: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
     """The options that all tables share, and those that `add` adds; starts the process again with `tuned_allocator`."""
-    from ldmlab.study.paths import results_dir
+    from ldmlab.study.config.paths import results_dir
 
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds, 6 or more for an interval of 95 %%")
@@ -240,8 +240,8 @@ def run_table(table: str, works: Sequence[tuple[str, Callable[[], Work]]], args:
               **about: Any) -> None:
     """Measure works one after the other, each built only when its turn comes, and keep the table after each."""
     from ldmlab.atomic import atomic_write
-    from ldmlab.study.fit import choose_device
-    from ldmlab.study.records import environment
+    from ldmlab.study.records.record import environment
+    from ldmlab.study.training.device import choose_device
 
     chosen = [(name, build) for name, build in works if args.only in name]
     if not chosen:

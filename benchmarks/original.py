@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ldmlab.checkpoints.compvis import FIRST_STAGE_RULES, UNET_RULES, to_compvis
-from ldmlab.diffusion.denoiser import UNet
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.unet.unet import UNet
 
 NAME = "original"
 

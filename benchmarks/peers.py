@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ldmlab.checkpoints.diffusers_folders import describe
-from ldmlab.checkpoints.diffusers_keys import to_theirs
+from ldmlab.checkpoints.diffusers_format.folders import describe
+from ldmlab.checkpoints.diffusers_format.keys import to_theirs
 
 
 def diffusers_twin(ours: nn.Module, side: int = 32, scale_factor: float = 1.0) -> nn.Module:

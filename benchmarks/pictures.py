@@ -19,15 +19,15 @@ from peers import call_diffusers, call_original, call_ours, diffusers_twin, fill
 from torch import Tensor
 from training import Step
 
-from ldmlab.checkpoints.diffusers_folders import describe
+from ldmlab.checkpoints.diffusers_format.folders import describe
 from ldmlab.checkpoints.released import released
 from ldmlab.data.images import open_dataset, to_float
-from ldmlab.diffusion.denoiser import UNet
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.unet.unet import UNet
 from ldmlab.evaluation.cost import count_flops
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.latents import encode_dataset
-from ldmlab.study.fit import choose_device
+from ldmlab.study.training.device import choose_device
 
 CPU, CUDA = {4: 1.4, 8: 2.0}, {4: 1.5, 8: 2.7}
 GIB = 2**30

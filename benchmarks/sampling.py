@@ -20,15 +20,15 @@ from peers import call_diffusers, diffusers_twin, filled
 from torch import Tensor, nn
 from training import config
 
-from ldmlab.checkpoints.diffusers_configs import schedule_to_theirs
-from ldmlab.diffusion.acceleration import accelerate
-from ldmlab.diffusion.denoiser import UNet
+from ldmlab.checkpoints.diffusers_format.configs import schedule_to_theirs
 from ldmlab.diffusion.guidance import classifier_free
 from ldmlab.diffusion.samplers import ddim
 from ldmlab.diffusion.schedules import scaled_linear
+from ldmlab.diffusion.unet.acceleration import accelerate
+from ldmlab.diffusion.unet.unet import UNet
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.networks import AutoencoderConfig
-from ldmlab.study.fit import choose_device
+from ldmlab.study.training.device import choose_device
 
 SIDE, SCALE = 32, 3.0
 

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import torch
 
-from ldmlab.diffusion.conditioning import ClassEmbedder
-from ldmlab.diffusion.denoiser import UNet, count_params
+from ldmlab.diffusion.conditioning.tokens import ClassEmbedder
 from ldmlab.diffusion.samplers import ddim
 from ldmlab.diffusion.schedules import scaled_linear
+from ldmlab.diffusion.unet.unet import UNet, count_params
 from ldmlab.evaluation.cost import count_flops, synchronize
 from ldmlab.first_stage.autoencoder import build_autoencoder
-from ldmlab.study.fit import choose_device
-from ldmlab.study.presets import FS, study_spec
-from ldmlab.study.records import environment
-from ldmlab.study.runs import denoiser_config
+from ldmlab.study.config.notebooks import FS
+from ldmlab.study.config.presets import study_spec
+from ldmlab.study.config.specs import denoiser_config
+from ldmlab.study.records.record import environment
+from ldmlab.study.training.device import choose_device
 
 NUM_STEPS = 10  # DDIM; the rest scales with it
 

@@ -24,15 +24,15 @@ from PIL import Image
 
 from ldmlab.checkpoints.files import load_model
 from ldmlab.data.images import to_float
-from ldmlab.data.scenes import render_scene
+from ldmlab.data.scenes.scene import render_scene
 from ldmlab.evaluation.reconstruction import psnr
+from ldmlab.figures.style import SMALL, styled
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.networks import AutoencoderConfig
 from ldmlab.first_stage.tiling import Tiled
-from ldmlab.study.paths import results_dir
-from ldmlab.study.presets import study_spec
-from ldmlab.study.records import environment
-from ldmlab.study.style import SMALL, styled
+from ldmlab.study.config.paths import results_dir
+from ldmlab.study.config.presets import study_spec
+from ldmlab.study.records.record import environment
 
 LEVEL = 127.5  # [-1, 1] in levels of 8 bits
 SWEEP = [(1, 0), (1, 1 / 4), (1, 1 / 2), (1, 3 / 4), (2, 1 / 2), (2, 3 / 4)]  # tile / training size, overlap / tile

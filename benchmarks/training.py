@@ -17,12 +17,12 @@ from original import add_option, ema, find_original, unet
 from peers import call_diffusers, call_original, call_ours, diffusers_twin, filled
 from torch import Tensor, nn
 
-from ldmlab.diffusion.denoiser import UNet
 from ldmlab.diffusion.ema import EMA
-from ldmlab.diffusion.layout import DenoiserConfig
 from ldmlab.diffusion.schedules import scaled_linear
+from ldmlab.diffusion.unet.config import DenoiserConfig
+from ldmlab.diffusion.unet.unet import UNet
 from ldmlab.evaluation.cost import count_flops
-from ldmlab.study.fit import choose_device
+from ldmlab.study.training.device import choose_device
 
 CPU, CUDA = 1.15, 1.8  # goals over the original as shipped
 

@@ -5,8 +5,11 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 _FORGOTTEN_S = 3600.0  # no write takes this long: its process is gone
 _NEARLY_NOTHING = 2**20
@@ -78,3 +81,19 @@ def _sync_folder(folder: Path) -> None:
 
 def _mb(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
+
+
+@contextmanager
+def locked(folder: Path, label: str) -> Iterator[None]:
+    """Hold the folder of one model: a second run of the same waits, and then finds it trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{label}: another run is training it; waiting for that one", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

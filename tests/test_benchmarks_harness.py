@@ -134,7 +134,7 @@ def test_peers_have_the_weights_of_ours(load):
     """diffusers' twin of a denoiser and of a first stage answers as ours does, whose layers begin at zero no more."""
     pytest.importorskip("diffusers")
     peers = load("peers")
-    from ldmlab.diffusion.denoiser import DenoiserConfig, UNet
+    from ldmlab.diffusion.unet.unet import DenoiserConfig, UNet
     from ldmlab.first_stage.autoencoder import build_autoencoder
     from ldmlab.first_stage.networks import AutoencoderConfig
 

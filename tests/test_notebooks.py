@@ -10,8 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ldmlab.study.parameters import NOTEBOOKS
-from ldmlab.study.records import load_records
+from ldmlab.study.config.notebooks import NOTEBOOKS
+from ldmlab.study.records.record import load_records
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(NOTEBOOKS)

@@ -59,8 +59,8 @@ def test_parameters_are_those_the_notebook_accepts(path):
     from papermill.inspection import _infer_parameters
     from papermill.iorw import load_notebook_node
 
-    from ldmlab.study.parameters import NOTEBOOKS as ACCEPTED
-    from ldmlab.study.parameters import read_parameters
+    from ldmlab.study.config.notebooks import NOTEBOOKS as ACCEPTED
+    from ldmlab.study.config.parameters import read_parameters
 
     found = _infer_parameters(load_notebook_node(str(path)))
     assert tuple(parameter.name for parameter in found) == ACCEPTED[path.stem]

@@ -56,7 +56,7 @@ def _diffusers_index(folder: Path) -> dict | None:
 
 def _pipeline(folder: Path, index: dict) -> Report:
     """A folder of diffusers, judged by the name of its class; `diffusers_folders` reads it."""
-    from ldmlab.checkpoints.diffusers_folders import FIRST_STAGES, PIPELINES, UNETS
+    from ldmlab.checkpoints.diffusers_format.folders import FIRST_STAGES, PIPELINES, UNETS
 
     name = index["_class_name"]
     parts = [f"{part}: {kind[1]}" for part, kind in index.items() if isinstance(kind, list) and len(kind) == 2]

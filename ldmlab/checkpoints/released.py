@@ -6,9 +6,9 @@ finds a row by either name; `released_model` builds, loads and writes it.
 
 from dataclasses import dataclass, replace
 
-from ldmlab.diffusion.layout import DenoiserConfig
-from ldmlab.diffusion.learning_rate import Cycle, LearningRate
+from ldmlab.checkpoints.learning_rate import Cycle, LearningRate
 from ldmlab.diffusion.schedules import Schedule, scaled_linear
+from ldmlab.diffusion.unet.config import DenoiserConfig
 from ldmlab.first_stage.networks import AutoencoderConfig
 
 

@@ -22,9 +22,9 @@ from ldmlab.checkpoints.state import (
     to_ours,
     to_theirs,
 )
-from ldmlab.diffusion.conditioning import ClassEmbedder
-from ldmlab.diffusion.denoiser import UNet
+from ldmlab.diffusion.conditioning.tokens import ClassEmbedder
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.unet.unet import UNet
 from ldmlab.first_stage.autoencoder import AutoencoderKL, AutoencoderVQ
 from ldmlab.first_stage.losses import PatchDiscriminator
 

@@ -21,11 +21,11 @@ from ldmlab.checkpoints.compvis import (
     to_compvis,
 )
 from ldmlab.checkpoints.released import FirstStageRow, LdmRow, Row
-from ldmlab.diffusion.conditioning import ClassEmbedder
-from ldmlab.diffusion.denoiser import UNet
+from ldmlab.diffusion.conditioning.spatial_ops import SpatialRescaler
+from ldmlab.diffusion.conditioning.tokens import ClassEmbedder
+from ldmlab.diffusion.conditioning.transformer import TokenTransformer
 from ldmlab.diffusion.schedules import Schedule
-from ldmlab.diffusion.spatial import SpatialRescaler
-from ldmlab.diffusion.transformer import TokenTransformer
+from ldmlab.diffusion.unet.unet import UNet
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.losses import PatchDiscriminator
 

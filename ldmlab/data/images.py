@@ -15,12 +15,12 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldmlab.data.annotate import Progress
-from ldmlab.data.annotations import Annotation, Known, keep_known
+from ldmlab.data.annotations.annotation import Annotation, Known, keep_known
+from ldmlab.data.annotations.annotation_files import Progress
+from ldmlab.data.annotations.label_maps import Maps
+from ldmlab.data.dataset_names import SPLITS, check_data_name
 from ldmlab.data.decode import DECODERS, PROTOCOL
-from ldmlab.data.listing import fraction
-from ldmlab.data.maps import Maps
-from ldmlab.data.names import SPLITS, check_data_name
+from ldmlab.data.file_lists import fraction
 from ldmlab.data.pixels import Pixels
 from ldmlab.data.sources import Source, files_source, scenes_source, torchvision_source
 

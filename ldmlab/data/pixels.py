@@ -10,7 +10,7 @@ from threading import Lock
 import numpy as np
 import torch
 
-from ldmlab.data.annotate import Progress
+from ldmlab.data.annotations.annotation_files import Progress
 from ldmlab.data.cache import Kept, keep_array
 from ldmlab.data.sources import Source
 

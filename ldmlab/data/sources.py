@@ -14,12 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from ldmlab.data.annotate import Progress, annotate_files, annotate_scenes, annotate_torchvision
-from ldmlab.data.annotations import Known
+from ldmlab.data.annotations.annotation import Annotation, Known
+from ldmlab.data.annotations.annotation_files import (
+    Progress,
+    annotate_files,
+    annotate_torchvision,
+    report_progress,
+)
+from ldmlab.data.annotations.label_maps import MapSource, find_map_names, read_map
+from ldmlab.data.dataset_names import TORCHVISION, expand_shards
 from ldmlab.data.decode import decode, square
-from ldmlab.data.listing import HELD_OUT, SPLIT_OF, Entry, arrange, fraction, scan_folder, scan_tar
-from ldmlab.data.maps import MapSource, find_map_names, read_map
-from ldmlab.data.names import TORCHVISION, expand_shards
+from ldmlab.data.file_lists import HELD_OUT, SPLIT_OF, Entry, arrange, fraction, scan_folder, scan_tar
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,19 @@ def _read_torchvision(pictures: Any, indices: np.ndarray, size: int, i: int) -> 
 
 
 def _read_scene_map(seed: int, split: str, size: int, i: int) -> np.ndarray:
-    from ldmlab.data.scenes import render_scene
+    from ldmlab.data.scenes.scene import render_scene
 
     return render_scene(seed, split, i, size).segmentation.numpy()
 
 
 def _scene_map_names(progress: Progress | None = None) -> tuple[str, ...]:
-    from ldmlab.data.scenes import LABELS
+    from ldmlab.data.scenes.scene import LABELS
 
     return LABELS
 
 
 def _read_scene(seed: int, split: str, size: int, i: int) -> np.ndarray:
-    from ldmlab.data.scenes import render_images
+    from ldmlab.data.scenes.scene import render_images
 
     return render_images(seed, split, [i], size)[0][0]
 
@@ -153,9 +158,21 @@ def torchvision_source(name: str, split: str, size: int, root: Path, download: b
     )
 
 
+def annotate_scenes(seed: int, split: str, size: int, numbers: np.ndarray, progress: Progress | None = None) -> Known:
+    """Captions and boxes of the scenes with these numbers, which are rendered for it; boxes are those at `size`."""
+    from ldmlab.data.scenes import scene as scenes
+
+    annotations = []
+    for done, i in enumerate(numbers.tolist(), 1):
+        scene = scenes.render_scene(seed, split, i, size)
+        annotations.append(Annotation(-1, scene.caption, scene.boxes))
+        report_progress(progress, done, len(numbers))
+    return annotations, scenes.LABELS
+
+
 def scenes_source(split: str, size: int, num: int | None, seed: int) -> Source:
     """The embedded world: `num` scenes of a split (by default NUM_SCENES) of the world with this seed."""
-    from ldmlab.data import scenes
+    from ldmlab.data.scenes import scene as scenes
 
     num = scenes.NUM_SCENES[split] if num is None else num
     scenes.render_images(seed, split, [0], size)  # a wrong size is told now

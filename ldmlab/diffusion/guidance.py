@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from .denoiser import with_context
-from .guiders import Guider
-from .samplers import EpsModel
-from .schedules import Schedule
+from ldmlab.diffusion.guiders import Guider
+from ldmlab.diffusion.samplers import EpsModel
+from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.unet.unet import with_context
 
 
 def classifier_free(

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
-from .samplers import EpsModel
-from .schedules import Schedule
+from ldmlab.diffusion.samplers import EpsModel
+from ldmlab.diffusion.schedules import Schedule
 
 Decoder = Callable[[Tensor, Tensor, float], Tensor]
 

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from ldmlab.diffusion.acceleration import accelerate
-from ldmlab.diffusion.conditioning import Conditioner, conditioned
+from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
+from ldmlab.diffusion.conditioning.tokens import Conditioner, conditioned
 from ldmlab.diffusion.guidance import classifier_free
 from ldmlab.diffusion.samplers import SAMPLERS, EpsModel, ddim
 from ldmlab.diffusion.schedules import Schedule
-from ldmlab.diffusion.spatial_conditioning import SpatialConditioner
+from ldmlab.diffusion.unet.acceleration import accelerate
 from ldmlab.first_stage.latents import LatentStats
 
 Guided = Callable[[EpsModel, slice], EpsModel]

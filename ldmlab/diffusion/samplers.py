@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .schedules import Schedule
+from ldmlab.diffusion.schedules import Schedule
 
 EpsModel = Callable[[Tensor, Tensor], Tensor]
 Noise = torch.Generator | Callable[[Tensor], Tensor] | None

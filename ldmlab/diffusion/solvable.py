@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .samplers import EpsModel, Sampler
-from .schedules import Schedule
+from ldmlab.diffusion.samplers import EpsModel, Sampler
+from ldmlab.diffusion.schedules import Schedule
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,14 @@ import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ldmlab.diffusion.conditioning import Conditioner, conditioned
+from ldmlab.data.images import to_float
+from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
+from ldmlab.diffusion.conditioning.tokens import Conditioner, conditioned
 from ldmlab.diffusion.ema import EMA
-from ldmlab.diffusion.objective import denoising_error, weighted_objective
 from ldmlab.diffusion.schedules import Schedule
-from ldmlab.diffusion.spatial_conditioning import SpatialConditioner
+from ldmlab.diffusion.unet.unet import UNet
 
 
 class LatentModule(pl.LightningModule):
@@ -155,3 +157,56 @@ class DiffusionModule(LatentModule):
         """|| eps - eps_hat || of the objective, with the condition dropped at random for guidance."""
         eps_hat = conditioned(self.denoiser, self.conditioner, y)(self.schedule.q_sample(z0, t, eps), t)
         return weighted_objective(denoising_error(eps_hat, eps, self.loss), t, self.schedule)
+
+
+def regress(
+    net: UNet, conditioner: SpatialConditioner, y: Shaped[Tensor, "b ..."]
+) -> Float[Tensor, "b 3 H W"]:
+    """x_hat of pixels, not clamped: what the condition shows of the picture, plus what the net finds missing."""
+    c = conditioner(y)
+    return c[:, :3] + net(c, torch.zeros(len(c), device=c.device, dtype=torch.long))
+
+
+class RegressionModule(LatentModule):
+    """E || x - x_hat(y) ||^2 over pictures: PSNR is what it is trained for.
+
+    `conditioner` works at f = 1, so its first three channels are a picture: the enlarged, or the masked one.
+    """
+
+    def __init__(self, net: UNet, conditioner: SpatialConditioner, schedule: Schedule, **options):
+        super().__init__({"net": net}, schedule, 3, scale_factor=(1.0,), **options)
+        self.net, self.conditioner = net, conditioner
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        x = to_float(batch["image"])
+        return {"loss": F.mse_loss(regress(self.net, self.conditioner, self.conditioner.told(batch)).float(), x)}
+
+
+def denoising_error(
+    eps_hat: Float[Tensor, "b *dims"], eps: Float[Tensor, "b *dims"], kind: str = "l2"
+) -> Float[Tensor, " b"]:
+    """|| eps - eps_hat || per item, squared for "l2", absolute for "l1", averaged over its entries."""
+    match kind:
+        case "l2":
+            error = (eps_hat - eps).square()
+        case "l1":
+            error = (eps_hat - eps).abs()
+        case _:
+            raise ValueError(f'the objective\'s norm is "l1" or "l2", got {kind!r}')
+    return error.flatten(1).mean(1)
+
+
+def weighted_objective(
+    error: Float[Tensor, " b"], t: Int[Tensor, " b"], schedule: Schedule, *,
+    logvar: Float[Tensor, " T"] | None = None, vlb_weight: float = 0.0,
+) -> Float[Tensor, ""]:
+    """The released objective: mean error, or with `logvar`, of error / exp(logvar_t) + logvar_t, plus the bound's.
+
+    The second term, `vlb_weight` times the weights of the variational bound [DDPM, Eq. 12], is 0 in every released
+    configuration, as is `logvar`: then this is the plain mean of Eq. 2.
+    """
+    simple = error if logvar is None else error / logvar[t].exp() + logvar[t]
+    if vlb_weight == 0:
+        return simple.mean()
+    bound = schedule.vlb_weights.to(error.device, error.dtype)[t] * error
+    return simple.mean() + vlb_weight * bound.mean()

@@ -21,8 +21,9 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldmlab.data.captions import ANSWERS, claims
-from ldmlab.data.scenes import CLASSES, LABELS, Box
+from ldmlab.data.annotations.annotation import Box
+from ldmlab.data.scenes.captions import ANSWERS, claims
+from ldmlab.data.scenes.scene import CLASSES, LABELS
 from ldmlab.evaluation.distances import Interval, Score
 from ldmlab.perception import WEIGHTS, check_pictures, file_hash, fold_batchnorm, freeze
 

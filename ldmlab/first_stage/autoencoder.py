@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .networks import AutoencoderConfig, Decoder, Encoder
-from .regularizers import DiagonalGaussian, VectorQuantizer, codebook_usage
+from ldmlab.first_stage.networks import AutoencoderConfig, Decoder, Encoder
+from ldmlab.first_stage.regularizers import DiagonalGaussian, VectorQuantizer, codebook_usage
 
 
 class ReconstructionOutput(NamedTuple):

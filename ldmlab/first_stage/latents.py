@@ -187,3 +187,13 @@ def _make_room(file: Path, shape: tuple[int, ...]) -> None:
     if stat.f_bavail * stat.f_frsize < size + 2**20:
         raise OSError(f"{file} needs {size / 2**20:.0f} MiB, {stat.f_bavail * stat.f_frsize / 2**20:.0f} MiB are free")
     np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape).flush()
+
+
+class PixelLatents(MirroredImages):
+    """Pictures in the shape of latents, for LDM-1."""
+
+    first_stage = "identity"
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        batch = super().__getitems__(indices)
+        return {"moments": to_float(batch["image"]), "label": batch["label"]}

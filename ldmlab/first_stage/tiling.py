@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .regularizers import DiagonalGaussian
+from ldmlab.first_stage.regularizers import DiagonalGaussian
 
 _PIXELS_AT_ONCE = 256 * 256  # one tile of a released model, many of a small one
 

@@ -3,29 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ldmlab.study.released import ReleasedRun
-    from ldmlab.study.report import Report
-    from ldmlab.study.session import Run
+    from ldmlab.experiments.released.run import ReleasedRun
+    from ldmlab.report import Report
+    from ldmlab.study.runs.run import Run
 
 
 def start_run(notebook: str, namespace: dict[str, Any]) -> "Run | ReleasedRun | Report":
     """Check the notebook's parameters, before anything slow is imported; then say what will run, and where.
 
-    `namespace` is the notebook's `globals()`. A notebook with an f gets a `Run`, one with a released model a
-    `ReleasedRun`; the others train nothing and get a `Report`.
+    `namespace` is the notebook's `globals()`. The notebook's row in `study.config.notebooks` names the class of its
+    run: a `Run` where there is an f, a `ReleasedRun` of a released model, a `Report` of what other notebooks recorded.
     ParameterError names every wrong or unknown parameter and what is accepted.
     """
-    from ldmlab.study.parameters import read_parameters
+    from ldmlab.study.config.notebooks import load_run_class
+    from ldmlab.study.config.parameters import read_parameters
 
     params = read_parameters(notebook, namespace)
-    if "model" in params.values:
-        from ldmlab.study.released import ReleasedRun
-
-        return ReleasedRun(notebook, params.as_dict())
-    if "f" not in params.values:
-        from ldmlab.study.report import Report
-
-        return Report(notebook, params.as_dict())
-    from ldmlab.study.session import Run
-
-    return Run(notebook, params.as_dict())
+    return load_run_class(notebook)(notebook, params.as_dict())

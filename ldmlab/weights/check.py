@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ldmlab.data.images import open_dataset, to_float
-from ldmlab.evaluation.degradations import LADDERS, UNITS, degradation_curves, rises
+from ldmlab.evaluation.distortions import LADDERS, UNITS, degradation_curves, rises
 from ldmlab.perception import feature_net
 
 NETWORKS = ("fd-lab", "referee")

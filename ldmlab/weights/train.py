@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from ldmlab.atomic import atomic_write
 from ldmlab.data.images import to_float
-from ldmlab.data.scenes import CLASSES, LABELS, VERSION, render_scene
-from ldmlab.evaluation.degradations import degrade
+from ldmlab.data.scenes.scene import CLASSES, LABELS, VERSION, render_scene
+from ldmlab.evaluation.distortions import degrade
 from ldmlab.perception import ARCHITECTURES, WEIGHTS, FeatureNet, file_hash, fold_batchnorm, freeze
 
 SIZES = {32: (16_000, 96), 64: (4_000, 32)}  # pictures to learn from, batch size

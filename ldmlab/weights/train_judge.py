@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldmlab.atomic import atomic_write
-from ldmlab.data.captions import ANSWERS, claims
+from ldmlab.data.annotations.annotation import Box
 from ldmlab.data.images import to_float
-from ldmlab.data.scenes import VERSION, Box, render_scene
-from ldmlab.evaluation.degradations import degrade
+from ldmlab.data.scenes.captions import ANSWERS, claims
+from ldmlab.data.scenes.scene import VERSION, render_scene
+from ldmlab.evaluation.distortions import degrade
 from ldmlab.evaluation.judge import SIZE, Judge, JudgeNet, caption_fulfilment, layout_scores
 from ldmlab.perception import WEIGHTS, file_hash, fold_batchnorm, freeze
 

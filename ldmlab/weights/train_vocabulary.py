@@ -1,7 +1,7 @@
 """Learn the WordPiece vocabulary of `scenes` from its captions: `python -m ldmlab.weights.train_vocabulary`."""
 
-from ldmlab.data.scenes import render_scene
-from ldmlab.diffusion.text import SCENES_VOCABULARY, train_vocabulary
+from ldmlab.data.scenes.scene import render_scene
+from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY, train_vocabulary
 
 NUM_CAPTIONS = 4_000  # each of the world's words is in some two hundred of them or more
 

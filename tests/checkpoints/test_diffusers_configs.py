@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ldmlab.checkpoints import diffusers_configs as configs
-from ldmlab.checkpoints.diffusers_folders import (
+from ldmlab.checkpoints.diffusers_format import configs
+from ldmlab.checkpoints.diffusers_format.folders import (
     pipeline_name,
     read_part,
     read_pipeline,
@@ -17,14 +17,14 @@ from ldmlab.checkpoints.diffusers_folders import (
     write_parts,
     write_pipeline,
 )
-from ldmlab.diffusion.conditioning import ClassEmbedder
-from ldmlab.diffusion.denoiser import DenoiserConfig, UNet
+from ldmlab.diffusion.conditioning.tokens import ClassEmbedder
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.diffusion.schedules import cosine, linear, scaled_linear, sqrt
+from ldmlab.diffusion.unet.unet import DenoiserConfig, UNet
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.latents import LatentStats
 from ldmlab.first_stage.networks import AutoencoderConfig
-from ldmlab.study.presets import study_spec
+from ldmlab.study.config.presets import study_spec
 
 AE = AutoencoderConfig(f=2, z_channels=2, ch=4, ch_mult=(1, 2), num_res_blocks=1, resolution=8, norm_groups=2)
 UNET = DenoiserConfig(in_channels=2, out_channels=2, widths=(4, 8), num_res_blocks=1, attention_at=(2,), num_heads=1,

@@ -9,21 +9,22 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ldmlab.checkpoints import diffusers_configs as configs
-from ldmlab.checkpoints import diffusers_folders as folders
 from ldmlab.checkpoints.compvis import FIRST_STAGE_RULES, TRANSFORMER_RULES, UNET_RULES, from_compvis, to_compvis
-from ldmlab.diffusion.denoiser import DenoiserConfig, UNet
+from ldmlab.checkpoints.diffusers_format import configs, folders
+from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
+from ldmlab.diffusion.conditioning.spatial import LowResolution
+from ldmlab.diffusion.conditioning.transformer import TokenTransformer
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.diffusion.samplers import ddim
 from ldmlab.diffusion.schedules import cosine, linear, scaled_linear
-from ldmlab.diffusion.spatial_conditioning import LowResolution
-from ldmlab.diffusion.text import SCENES_VOCABULARY
-from ldmlab.diffusion.transformer import TokenTransformer
+from ldmlab.diffusion.unet.unet import DenoiserConfig, UNet
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.latents import LatentStats
 from ldmlab.first_stage.networks import AutoencoderConfig
-from ldmlab.study import pictures, runs
-from ldmlab.study.presets import study_spec
+from ldmlab.study.config.presets import study_spec
+from ldmlab.study.runs import diffusion as diffusion_runs
+from ldmlab.study.runs import pictures
+from ldmlab.study.runs.first_stage import encode, train_first_stage
 
 AE = AutoencoderConfig(f=4, z_channels=3, ch=8, ch_mult=(1, 2, 3), attn_resolutions=(8,), resolution=16, norm_groups=4,
                        num_codes=16)
@@ -201,9 +202,9 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LDMLAB_ROOT", str(tmp_path_factory.mktemp("lab")))
         opened = pictures.open_pictures(spec)
-        first_stage = runs.train_first_stage(spec, opened, "cpu")
-        latents = runs.encode(spec, first_stage, opened, "cpu")
-        return runs.train_diffusion(spec, opened, first_stage, latents, "cpu").model
+        first_stage = train_first_stage(spec, opened, "cpu")
+        latents = encode(spec, first_stage, opened, "cpu")
+        return diffusion_runs.train_diffusion(spec, opened, first_stage, latents, "cpu").model
 
 
 PROMPTS = ["a red circle above a blue square", "two small trees"]

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from ldmlab.checkpoints.compvis import IGNORED
+from ldmlab.checkpoints.learning_rate import Cycle, LearningRate
 from ldmlab.checkpoints.opening import open_weights
 from ldmlab.checkpoints.released import FIRST_STAGES, LDMS, ROWS, released, scaled_down
 from ldmlab.checkpoints.released_model import build, from_compvis_state, load_compvis, save_compvis
 from ldmlab.checkpoints.state import averaged_keys, fit, reason_ignored, schedule_tables
-from ldmlab.diffusion.learning_rate import Cycle, LearningRate
-from ldmlab.diffusion.sizing import count_params
+from ldmlab.diffusion.unet.width_matching import count_params
 
 # Of each released file: hash of its sorted (key, shape, dtype) less the entries that no model of ours makes again
 # (LPIPS, the losses' constant, logits over words), how many these are, and the parameters of each part.

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmlab.data.annotations import Annotation, Box, seen_square
+from ldmlab.data.annotations.annotation import Annotation, Box, seen_square
 from ldmlab.data.decode import square
 from ldmlab.data.images import open_dataset
-from ldmlab.data.scenes import LABELS, render_scene
+from ldmlab.data.scenes.scene import LABELS, render_scene
 
 from .test_images import encoded, picture, write_tar
 
@@ -111,7 +111,7 @@ def test_scenes_are_annotated_once(tmp_path, monkeypatch):
     whole = kept.read_bytes()
     kept.write_bytes(whole[:100])
     assert opened().annotations(cache_dir=tmp_path) == first and kept.read_bytes() == whole
-    monkeypatch.setattr("ldmlab.data.scenes.render_scene", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr("ldmlab.data.scenes.scene.render_scene", lambda *_: pytest.fail("rendered again"))
     assert opened().annotations(cache_dir=tmp_path) == first
 
 

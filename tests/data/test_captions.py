@@ -2,10 +2,10 @@
 
 import pytest
 
-from ldmlab.data.annotations import Annotation
-from ldmlab.data.captions import ANSWERS, claims
-from ldmlab.data.places import HOURS
-from ldmlab.data.scenes import render_scene
+from ldmlab.data.annotations.annotation import Annotation
+from ldmlab.data.scenes.captions import ANSWERS, claims
+from ldmlab.data.scenes.places import HOURS
+from ldmlab.data.scenes.scene import render_scene
 
 FLYING = ("balloon", "butterfly", "fish", "rocket")
 WHERE = {

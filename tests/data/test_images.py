@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ldmlab.data.dataset_names import check_data_name, expand_shards
 from ldmlab.data.decode import decode
 from ldmlab.data.images import check_range, open_dataset, to_float, to_uint8
-from ldmlab.data.names import check_data_name, expand_shards
 
 
 def picture(seed: int, width: int = 20, height: int = 16) -> Image.Image:
@@ -387,7 +387,8 @@ def test_other_wrong_requests(tmp_path):
 
 def test_checking_a_name_imports_nothing_heavy():
     """Parameters are validated within seconds of a kernel's start."""
-    code = "import sys, ldmlab.data.names as n; n.check_data_name('scenes'); print({'torch', 'numpy'} & {*sys.modules})"
+    code = ("import sys, ldmlab.data.dataset_names as n; n.check_data_name('scenes'); "
+            "print({'torch', 'numpy'} & {*sys.modules})")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
     assert check_data_name("CIFAR10") == "torchvision"
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldmlab.data.places import STUFF
-from ldmlab.data.scenes import CLASSES, LABELS, VERSION, render_images, render_scene, scene_label
-from ldmlab.data.styles import COLOURS
+from ldmlab.data.scenes.places import STUFF
+from ldmlab.data.scenes.scene import CLASSES, LABELS, VERSION, render_images, render_scene, scene_label
+from ldmlab.data.scenes.styles import COLOURS
 
 SOME = range(60)
 GOLDEN_LABELS = [11, 2, 9, 4, 8, 8, 10, 5, 5, 6, 0, 10]

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from ldmlab.diffusion.classifier import POOLS, NoisyClassifier
-from ldmlab.diffusion.classifier_training import ClassifierModule, accuracy_by_noise
+from ldmlab.diffusion.classifier import POOLS, ClassifierModule, NoisyClassifier, accuracy_by_noise
 from ldmlab.diffusion.guidance import classifier_guided
-from ldmlab.diffusion.layout import DenoiserConfig
 from ldmlab.diffusion.schedules import scaled_linear
-from ldmlab.study.fit import fit
+from ldmlab.diffusion.unet.config import DenoiserConfig
+from ldmlab.study.training.loop import fit
 
 CONFIG = DenoiserConfig(in_channels=2, out_channels=3, widths=(8, 16), num_res_blocks=1, attention_at=(2,),
                         num_head_channels=8, norm_groups=4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldmlab.diffusion import schedules
-from ldmlab.diffusion.objective import denoising_error, weighted_objective
+from ldmlab.diffusion.training import denoising_error, weighted_objective
 
 
 def test_norms_are_means_over_entries():

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from ldmlab.diffusion.conditioning import ClassEmbedder
-from ldmlab.diffusion.denoiser import DenoiserConfig, UNet
+from ldmlab.diffusion.conditioning.tokens import ClassEmbedder
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.diffusion.training import DiffusionModule
-from ldmlab.study.fit import fit
+from ldmlab.diffusion.unet.unet import DenoiserConfig, UNet
+from ldmlab.study.training.loop import fit
 
 
 class RandomMoments(torch.utils.data.Dataset):
@@ -121,7 +121,7 @@ def test_a_batch_is_in_one_part_at_least():
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_training_in_bf16_goes_through_the_backward_pass(accumulate, tmp_path, monkeypatch):
     """Under autocast every weight gets a finite gradient in its own precision, whatever the hardware prefers."""
-    monkeypatch.setattr("ldmlab.study.fit.usable_precision", lambda precision, device: precision)
+    monkeypatch.setattr("ldmlab.study.training.device.usable_precision", lambda precision, device: precision)
     module = small_module(drop=0.0, accumulate=accumulate)
     plain = train(small_module(drop=0.0), tmp_path / "plain", steps=2)
     curve = train(module, tmp_path / "bf16", steps=2, precision="bf16-mixed")

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ldmlab.data.captions import ANSWERS, claims
+from ldmlab.data.annotations.annotation import Box
 from ldmlab.data.images import to_float
-from ldmlab.data.scenes import CLASSES, LABELS, Box, render_scene
+from ldmlab.data.scenes.captions import ANSWERS, claims
+from ldmlab.data.scenes.scene import CLASSES, LABELS, render_scene
 from ldmlab.evaluation.judge import Seen, box_iou, caption_fulfilment, class_accuracy, layout_scores, load_judge
 from ldmlab.perception import WEIGHTS
 

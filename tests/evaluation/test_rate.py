@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ldmlab.data.images import to_float
-from ldmlab.data.scenes import render_scene
+from ldmlab.data.scenes.scene import render_scene
 from ldmlab.evaluation.rate import (
     CODECS,
     WEBP_CONTAINER,

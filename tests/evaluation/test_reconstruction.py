@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldmlab.data.images import to_float
-from ldmlab.data.scenes import render_scene
+from ldmlab.data.scenes.scene import render_scene
 from ldmlab.evaluation.reconstruction import psnr, reconstruction_scores, ssim
 from ldmlab.perception import feature_net, perceptual_loss
 

@@ -9,7 +9,8 @@ from ldmlab.first_stage.latents import MirroredImages
 from ldmlab.first_stage.losses import FirstStageLoss, PatchDiscriminator, adaptive_weight, hinge_loss
 from ldmlab.first_stage.networks import AutoencoderConfig
 from ldmlab.first_stage.training import FirstStageModule
-from ldmlab.study.fit import StepSampler, fit, step_seed
+from ldmlab.study.training.callbacks import step_seed
+from ldmlab.study.training.loop import StepSampler, fit
 
 
 def small_module(reg="kl", disc_start=0, **options):

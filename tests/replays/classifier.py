@@ -5,7 +5,7 @@ import torch
 
 from ldmlab.checkpoints.compvis import CLASSIFIER_RULES, from_compvis, to_compvis
 from ldmlab.diffusion.classifier import NoisyClassifier
-from ldmlab.diffusion.denoiser import DenoiserConfig
+from ldmlab.diffusion.unet.unet import DenoiserConfig
 
 from .case import Case, StateDict
 

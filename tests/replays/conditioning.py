@@ -3,7 +3,7 @@
 import torch
 
 from ldmlab.checkpoints.compvis import TRANSFORMER_RULES, from_compvis
-from ldmlab.diffusion.transformer import TokenTransformer
+from ldmlab.diffusion.conditioning.transformer import TokenTransformer
 
 from .case import Case, StateDict
 

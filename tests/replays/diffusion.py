@@ -8,19 +8,24 @@ from torch import Tensor, nn
 
 from ldmlab.checkpoints.compvis import UNET_RULES, from_compvis, to_compvis
 from ldmlab.diffusion import schedules
-from ldmlab.diffusion.attention import CrossAttention, FeedForward, SelfAttention, SpatialTransformer, TransformerBlock
-from ldmlab.diffusion.blocks import Downsample, ResBlock, Upsample, timestep_embedding
-from ldmlab.diffusion.conditioning import ClassEmbedder, conditioned
-from ldmlab.diffusion.denoiser import DenoiserConfig, UNet
+from ldmlab.diffusion.conditioning.spatial import LabelMap
+from ldmlab.diffusion.conditioning.spatial_ops import fill, inpainting_condition
+from ldmlab.diffusion.conditioning.tokens import ClassEmbedder, conditioned
 from ldmlab.diffusion.ema import EMA
 from ldmlab.diffusion.guidance import classifier_free
 from ldmlab.diffusion.likelihood import prior_kl
-from ldmlab.diffusion.objective import denoising_error, weighted_objective
 from ldmlab.diffusion.samplers import ddim, ddim_alpha_bars, ddim_sigma, ddim_timesteps, ddpm, plms
 from ldmlab.diffusion.schedules import Schedule
-from ldmlab.diffusion.spatial import fill, inpainting_condition
-from ldmlab.diffusion.spatial_conditioning import LabelMap
-from ldmlab.diffusion.training import DiffusionModule
+from ldmlab.diffusion.training import DiffusionModule, denoising_error, weighted_objective
+from ldmlab.diffusion.unet.attention import (
+    CrossAttention,
+    FeedForward,
+    SelfAttention,
+    SpatialTransformer,
+    TransformerBlock,
+)
+from ldmlab.diffusion.unet.blocks import Downsample, ResBlock, Upsample, timestep_embedding
+from ldmlab.diffusion.unet.unet import DenoiserConfig, UNet
 from ldmlab.first_stage.latents import latent_stats
 
 from . import first_stage

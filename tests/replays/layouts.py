@@ -1,7 +1,7 @@
 """Replays of layouts as tokens."""
 
-from ldmlab.data.annotations import WHOLE, Box
-from ldmlab.diffusion.boxes import BoxFlag, BoxTokenizer
+from ldmlab.data.annotations.annotation import WHOLE, Box
+from ldmlab.diffusion.conditioning.boxes import BoxFlag, BoxTokenizer
 
 from .case import Case
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ldmlab.diffusion.learning_rate import Cycle, LearningRate
+from ldmlab.checkpoints.learning_rate import Cycle, LearningRate
 
 from .case import Case
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from ldmlab.data.corruption import bicubic, bsr
+from ldmlab.data.degradation import bicubic, bsr
 from ldmlab.data.images import to_float
-from ldmlab.diffusion.spatial import SpatialRescaler
+from ldmlab.diffusion.conditioning.spatial_ops import SpatialRescaler
 
 from .case import Case
 

@@ -1,0 +1,261 @@
+"""Models in diffusers' folders, written and read without diffusers itself: config.json beside safetensors.
+
+`write_pipeline(run.diffusion.model, folder)` makes a folder that `DiffusionPipeline.from_pretrained` runs,
+`read_pipeline` a model of what such a folder holds. Three pipelines of diffusers sample latent diffusion models:
+without a condition, by text, and of low-resolution pictures. Of other models, `write_parts` writes what diffusers has a
+class for, to be put together by hand: a class-conditional denoiser takes `encoder_hidden_states` (b, 1, d), the token
+of the class, whose table is not among the parts.
+
+First stages of the tiers below `paper` have patches and a shortcut that diffusers lacks. `exportable_run` of
+`ldmlab.study.runs.export` trains a model that it can run: its first stage is `configs.plain` of the
+tier's own and, for text, f = 8 and `max_length` = 77, which are built in there.
+
+Reading runs no code of a folder: weights come from safetensors, else from a .bin, opened as by `opening`.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ldmlab.atomic import atomic_write
+from ldmlab.checkpoints.diffusers_format import configs
+from ldmlab.checkpoints.diffusers_format.keys import load_theirs, to_theirs
+from ldmlab.checkpoints.opening import open_weights
+from ldmlab.diffusion.conditioning.captions import MAX_LENGTH, CaptionTokenizer, write_vocabulary
+from ldmlab.diffusion.conditioning.spatial import LowResolution
+from ldmlab.diffusion.conditioning.tokens import TextEmbedder
+from ldmlab.diffusion.conditioning.transformer import TokenTransformer
+from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.unet.unet import UNet
+from ldmlab.first_stage.autoencoder import AutoencoderKL, AutoencoderVQ, IdentityAutoencoder, build_autoencoder
+from ldmlab.first_stage.latents import LatentStats
+
+LAYOUT = "0.30.0"  # the version of diffusers whose fields are written; newer ones fill in what they added since
+FIRST_STAGES, UNETS = ("AutoencoderKL", "VQModel"), ("UNet2DModel", "UNet2DConditionModel")
+TEXT = "LDMBertModel"
+PIPELINES = ("LDMPipeline", "LDMTextToImagePipeline", "LDMSuperResolutionPipeline")
+
+
+class Part(NamedTuple):
+    """A part that was read: the module, with a first stage's scale factor or the side of a denoiser's latents."""
+
+    module: AutoencoderKL | AutoencoderVQ | UNet | TokenTransformer
+    scale_factor: float | None = None
+    sample_size: int | None = None
+
+
+# --- Writing ---------------------------------------------------------------------------------------------------------
+def pipeline_name(model: LatentDiffusion) -> str:
+    """The pipeline of diffusers that samples this model; ValueError, saying why, if none does."""
+    f, tau = model.first_stage.f, model.conditioner
+    match tau and tau.kind:
+        case None:
+            return "LDMPipeline"
+        case "text":
+            if (f, tau.tokenizer.max_length) != (8, MAX_LENGTH):
+                raise ValueError(f"LDMTextToImagePipeline has f = 8 and captions of {MAX_LENGTH} word pieces built in; "
+                                 f"this model has f = {f} and {tau.tokenizer.max_length}")
+            return "LDMTextToImagePipeline"
+        case "low_resolution":
+            if f != tau.factor or _scale_factor(model.stats) != 1:
+                raise ValueError(f"LDMSuperResolutionPipeline takes pictures smaller by f and unscaled latents; this "
+                                 f"model has f = {f}, pictures smaller by {tau.factor} and latents scaled by "
+                                 f"{_scale_factor(model.stats):g}")
+            return "LDMSuperResolutionPipeline"
+    raise ValueError(f"diffusers has no pipeline for a latent diffusion model with a condition of kind {tau.kind}; "
+                     f"write_parts writes its first stage, denoiser and scheduler")
+
+
+def write_pipeline(model: LatentDiffusion, folder: Path | str) -> str:
+    """Write a whole model for `DiffusionPipeline.from_pretrained(folder)`; returns the pipeline's name.
+
+    The scheduler takes our DDIM's steps wherever their number divides T. ValueError, before anything is written, for
+    what diffusers cannot express.
+    """
+    name = pipeline_name(model)
+    parts = write_parts(model, folder)
+    if name == "LDMTextToImagePipeline":
+        _write_tokenizer(model.conditioner.tokenizer, Path(folder) / "tokenizer")
+        parts |= {"tokenizer": ("transformers", "BertTokenizer")}
+    _write_json(Path(folder) / "model_index.json", {"_class_name": name, "_diffusers_version": LAYOUT, **parts})
+    return name
+
+
+def write_parts(model: LatentDiffusion, folder: Path | str) -> dict[str, tuple[str, str]]:
+    """Write first stage, denoiser, scheduler and a text transformer, each to a folder: name -> (library, class).
+
+    ValueError, before anything is written, for what diffusers cannot express.
+    """
+    scale_factor = _scale_factor(model.stats)
+    modules = {"vqvae": model.first_stage, "unet": model.denoiser}
+    if hasattr(model.conditioner, "transformer"):
+        modules["bert"] = model.conditioner.transformer
+    sample_size = model.size // model.first_stage.f
+    described = {name: describe(module, scale_factor=scale_factor, sample_size=sample_size)
+                 for name, module in modules.items()}
+    scheduler = configs.schedule_to_theirs(model.schedule)
+    parts = {"scheduler": ("diffusers", scheduler["_class_name"])}
+    for name, config in described.items():
+        _write(modules[name], config, Path(folder) / name)
+        parts[name] = ("latent_diffusion", TEXT) if name == "bert" else ("diffusers", config["_class_name"])
+    _write_json(Path(folder) / "scheduler" / "scheduler_config.json", {**scheduler, "_diffusers_version": LAYOUT})
+    return parts
+
+
+def write_part(
+    module: nn.Module, folder: Path | str, *, scale_factor: float | int = 1.0, sample_size: int = 32
+) -> None:
+    """Write a first stage, denoiser or text transformer as diffusers' class of it reads it.
+
+    With a first stage stands the `scale_factor` that multiplies z, with a denoiser the latents' side, `sample_size`.
+    """
+    _write(module, describe(module, scale_factor=scale_factor, sample_size=sample_size), Path(folder))
+
+
+def describe(module: nn.Module, *, scale_factor: float | int = 1.0, sample_size: int = 32) -> configs.Json:
+    """The config.json of a module; ValueError for what diffusers cannot express."""
+    match module:
+        case UNet():
+            return configs.denoiser_to_theirs(module.config, sample_size)
+        case TokenTransformer():
+            return configs.text_to_theirs(module)
+        case AutoencoderKL() | AutoencoderVQ() | IdentityAutoencoder():
+            return configs.autoencoder_to_theirs(module.config, float(scale_factor))
+    raise TypeError(f"diffusers has first stages, denoisers and text transformers; got a {type(module).__name__}")
+
+
+def _write(module: nn.Module, config: configs.Json, folder: Path) -> None:
+    tensors = {key: value.detach().cpu().contiguous() for key, value in to_theirs(module).items()}
+    weights = "model.safetensors" if isinstance(module, TokenTransformer) else "diffusion_pytorch_model.safetensors"
+    atomic_write(folder / weights, save(tensors, metadata={"format": "pt"}))
+    _write_json(folder / "config.json", {**config, "_diffusers_version": LAYOUT})
+
+
+def _write_json(path: Path, values: configs.Json) -> None:
+    atomic_write(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def _write_tokenizer(tokenizer: CaptionTokenizer, folder: Path) -> None:
+    tokenizer.save(folder)
+    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True,
+                                                   "model_max_length": tokenizer.max_length})
+
+
+def _scale_factor(stats: LatentStats) -> float:
+    if len(stats.scale_factor) > 1:
+        raise ValueError(f"diffusers scales all channels of z alike, and this model has a scale for each "
+                         f"(scale_mode = {stats.mode!r})")
+    return stats.scale_factor[0]
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+def read_pipeline(folder: Path | str, device: torch.device | str = "cpu") -> LatentDiffusion:
+    """The model of a pipeline's folder, of one of `PIPELINES`, in eval mode; samplers here take their own steps.
+
+    ValueError or FileNotFoundError, naming the file, for what is missing, damaged, of another class, or unknown here.
+    """
+    folder, device = Path(folder), torch.device(device)
+    name = _read_json(folder / "model_index.json", PIPELINES)["_class_name"]
+    first_stage, scale, _ = read_part(folder / "vqvae", FIRST_STAGES)
+    denoiser, _, side = read_part(folder / "unet", UNETS)
+    conditioner = None
+    if name == "LDMTextToImagePipeline":
+        transformer = read_part(folder / "bert", (TEXT,)).module
+        conditioner = TextEmbedder(_read_tokenizer(folder / "tokenizer", transformer.max_length), transformer)
+    elif name == "LDMSuperResolutionPipeline":
+        conditioner = LowResolution(first_stage.f, first_stage.f)
+        scale = 1.0  # whatever the file says: this pipeline never scales
+    z, told = first_stage.z_channels, conditioner.channels if name == "LDMSuperResolutionPipeline" else 0
+    context = conditioner.transformer.dim if name == "LDMTextToImagePipeline" else None
+    given = (denoiser.config.in_channels, denoiser.config.out_channels, denoiser.config.context_dim)
+    if given != (z + told, z, context):
+        raise ValueError(f"{folder}: for {name} over this first stage, the denoiser has (in_channels, out_channels, "
+                         f"context) = {(z + told, z, context)}; unet/ has {given}")
+    stats = LatentStats("none" if scale == 1 else "first_batch", (0.0,), (1 / scale,), (0.0,), 0)
+    model = LatentDiffusion(first_stage, stats, denoiser, read_schedule(folder / "scheduler").to(device), conditioner,
+                            side * first_stage.f, device)
+    for module in (first_stage, model.trained):
+        module.eval().requires_grad_(False).to(device)
+    return model
+
+
+def read_part(folder: Path | str, accepted: Sequence[str] = (*FIRST_STAGES, *UNETS, TEXT)) -> Part:
+    """A first stage, denoiser or text transformer from its folder; errors as by `read_pipeline`."""
+    path = Path(folder) / "config.json"
+    config = _read_json(path, accepted)
+    try:
+        part = _build(config, str(path))
+    except (TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} describes no model that can be built: {error}") from error
+    tensors, source = _read_weights(Path(folder), config["_class_name"] == TEXT)
+    load_theirs(part.module, tensors, source)
+    return part
+
+
+def read_schedule(folder: Path | str) -> Schedule:
+    """beta_t of a scheduler's folder."""
+    path = Path(folder) / "scheduler_config.json"
+    return configs.schedule_to_ours(_read_json(path), str(path))
+
+
+def _build(config: configs.Json, source: str) -> Part:
+    if config["_class_name"] in FIRST_STAGES:
+        ours, scale_factor = configs.autoencoder_to_ours(config, source)
+        return Part(build_autoencoder(ours), scale_factor=scale_factor)
+    if config["_class_name"] in UNETS:
+        ours, sample_size = configs.denoiser_to_ours(config, source)
+        return Part(UNet(ours), sample_size=sample_size)
+    return Part(TokenTransformer(**configs.text_to_ours(config, source)))
+
+
+def _read_json(path: Path, accepted: Sequence[str] = ()) -> dict[str, Any]:
+    """A JSON file that names its class, under `_class_name` whatever the library calls it."""
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "no such folder"
+        raise FileNotFoundError(f"{path} is missing, so this is no folder in diffusers' layout; it has: {there}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__} where a configuration is expected")
+    name = values.get("_class_name") or (values.get("architectures") or [None])[0]
+    if accepted and name not in accepted:
+        raise ValueError(f"{path} describes a {name}; accepted are {', '.join(accepted)}")
+    return {**values, "_class_name": name}
+
+
+def _read_tokenizer(folder: Path, max_length: int) -> CaptionTokenizer:
+    """A tokenizer from its vocab.txt, or from the tokenizer.json that newer transformers write instead."""
+    if (folder / "vocab.txt").is_file():
+        return CaptionTokenizer(folder, max_length)
+    path = folder / "tokenizer.json"
+    model = _read_json(path).get("model")
+    pieces = model.get("vocab") if isinstance(model, dict) and model.get("type") == "WordPiece" else None
+    if not isinstance(pieces, dict) or sorted(pieces.values()) != list(range(len(pieces))):
+        raise ValueError(f"{path} holds no vocabulary of word pieces as BERT has one")
+    with tempfile.TemporaryDirectory() as copy:
+        write_vocabulary(pieces, copy)
+        if (settings := folder / "tokenizer_config.json").is_file():
+            shutil.copy(settings, copy)
+        return CaptionTokenizer(copy, max_length)
+
+
+def _read_weights(folder: Path, of_transformers: bool) -> tuple[dict[str, Tensor], str]:
+    """Tensors by name, from safetensors if there, else from the older pickle, and the file they came from."""
+    stem, older = ("model", "pytorch_model") if of_transformers else ("diffusion_pytorch_model",) * 2
+    path = next((p for p in (folder / f"{stem}.safetensors", folder / f"{older}.bin") if p.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{folder} has neither {stem}.safetensors nor {older}.bin; it has: "
+                                f"{', '.join(sorted(p.name for p in folder.iterdir()))}")
+    return open_weights(path).tensors, str(path)

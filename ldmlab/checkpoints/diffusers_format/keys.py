@@ -1,0 +1,192 @@
+"""Weights in diffusers' names and shapes <-> ours: tables of rename rules, read both ways, and what differs in shape.
+
+Where a block stands is counted differently there (by level, here by stage), so tables depend on the model. Attention
+has matrices for our 1x1 convolutions, and q, k, v of the denoiser's self-attention in three pieces.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ldmlab.checkpoints.compvis import UNET_RULES, Rule
+from ldmlab.checkpoints.compvis import from_compvis as to_right
+from ldmlab.checkpoints.compvis import to_compvis as to_left
+from ldmlab.checkpoints.state import OURS_ONLY
+from ldmlab.diffusion.conditioning.transformer import TokenTransformer
+from ldmlab.diffusion.unet.config import DenoiserConfig
+from ldmlab.diffusion.unet.unet import UNet
+from ldmlab.first_stage.autoencoder import AutoencoderKL, AutoencoderVQ
+from ldmlab.first_stage.networks import AutoencoderConfig
+
+# Attention as diffusers wrote it before its version 0.12, which is how the released models lie on the hub.
+OLD_NAMES: tuple[Rule, ...] = (
+    Rule("query", "to_q"), Rule("key", "to_k"), Rule("value", "to_v"), Rule("proj_attn", "to_out.0"),
+)
+_UNUSED = re.compile(r"to_logits\..*")  # LDMBert's logits over words, which no pipeline asks for
+_MATRICES = re.compile(r"\.(q|k|v|out|qkv|proj_out)\.weight$")
+
+
+def autoencoder_rules(config: AutoencoderConfig) -> tuple[Rule, ...]:
+    """The table of a first stage; the decoder's levels are counted from the coarsest there."""
+    last = len(config.ch_mult) - 1
+    decoder = [
+        Rule(f"decoder.up_blocks.{last - i}.{theirs}", f"decoder.levels.{i}.{ours}") for i in range(last + 1)
+        for theirs, ours in (("resnets", "blocks"), ("attentions", "attentions"), ("upsamplers.0", "resample"))]
+    return (
+        Rule("encoder.down_blocks.{i}.resnets", "encoder.levels.{i}.blocks"),
+        Rule("encoder.down_blocks.{i}.attentions", "encoder.levels.{i}.attentions"),
+        Rule("encoder.down_blocks.{i}.downsamplers.0", "encoder.levels.{i}.resample"),
+        *decoder,
+        Rule("mid_block.resnets.0", "mid.block_1"),
+        Rule("mid_block.attentions.0", "mid.attention"),
+        Rule("mid_block.resnets.1", "mid.block_2"),
+        Rule("conv_shortcut", "shortcut"),
+        Rule("group_norm", "norm"),
+        Rule("to_q", "q"),
+        Rule("to_k", "k"),
+        Rule("to_v", "v"),
+        Rule("to_out.0", "out"),
+        Rule("conv_norm_out", "norm_out"),
+        Rule("quant_conv", "to_latent"),
+        Rule("post_quant_conv", "from_latent"),
+        Rule("quantize.embedding.weight", "quantizer.codebook"),
+    )
+
+
+_ENDS: tuple[Rule, ...] = (
+    Rule("time_embedding.linear_1", "time_embed.0"),
+    Rule("time_embedding.linear_2", "time_embed.2"),
+    Rule("class_embedding", "label_embed"),
+    Rule("conv_in", "down.0.0"),  # before blocks of ours get a conv_in, and after they lost it on the way back
+    Rule("conv_norm_out", "head_norm"),
+    Rule("conv_out", "head_conv"),
+)
+_RES_BLOCK: tuple[Rule, ...] = tuple(
+    Rule(f"{place}.{theirs}", f"{place}.{ours}") for place in ("resnets.{i}", "downsamplers.0", "upsamplers.0")
+    for theirs, ours in (("norm1", "norm_in"), ("conv1", "conv_in"), ("time_emb_proj", "emb_proj"),
+                         ("norm2", "norm_out"), ("conv2", "conv_out"), ("conv_shortcut", "skip")))
+_SELF_ATTENTION: tuple[Rule, ...] = (
+    Rule("attentions.{i}.group_norm", "attentions.{i}.norm"),
+    Rule("attentions.{i}.to_out.0", "attentions.{i}.proj_out"),
+)
+# Inside a transformer block diffusers keeps CompVis's names.
+_TRANSFORMER = UNET_RULES[UNET_RULES.index(Rule("transformer_blocks.{i}", "blocks.{i}")):]
+
+
+def unet_rules(config: DenoiserConfig) -> tuple[Rule, ...]:
+    """The table of a denoiser: first what its ends and blocks are called inside, then where each stands."""
+    last, n = len(config.widths) - 1, config.num_res_blocks
+    places = [("mid_block.resnets.0", "middle.0"), ("mid_block.attentions.0", "middle.1"),
+              ("mid_block.resnets.1", "middle.2")]
+    for i in range(last + 1):
+        down, up = 1 + i * (n + 1), i * (n + 1)  # our stages: conv_in, then n blocks and a step down a level
+        for j in range(n):
+            places += [(f"down_blocks.{i}.resnets.{j}", f"down.{down + j}.0"),
+                       (f"down_blocks.{i}.attentions.{j}", f"down.{down + j}.1")]
+        for j in range(n + 1):
+            places += [(f"up_blocks.{i}.resnets.{j}", f"up.{up + j}.0"),
+                       (f"up_blocks.{i}.attentions.{j}", f"up.{up + j}.1")]
+        if i < last:
+            after = 2 if config.attends(last - i) else 1  # a step up shares the stage of the level's last block
+            places += [(f"down_blocks.{i}.downsamplers.0", f"down.{down + n}.0"),
+                       (f"up_blocks.{i}.upsamplers.0", f"up.{up + n}.{after}")]
+    inside = _SELF_ATTENTION if config.context_dim is None else _TRANSFORMER
+    return (*_ENDS, *_RES_BLOCK, *inside, *(Rule(*place) for place in places))
+
+
+def text_rules(num_layers: int) -> tuple[Rule, ...]:
+    """The table of LDMBert, whose layer is two of ours: attention, then the MLP."""
+    layers = [
+        Rule(f"model.layers.{i}.{theirs}", f"layers.{2 * i + mlp}.{ours}") for i in range(num_layers)
+        for theirs, mlp, ours in (("self_attn_layer_norm", 0, "norm"), ("self_attn", 0, "inner"),
+                                  ("final_layer_norm", 1, "norm"), ("fc1", 1, "inner.0"), ("fc2", 1, "inner.2"))]
+    return (
+        Rule("model.layer_norm", "norm"),  # before the layers' norms get this name, as in TRANSFORMER_RULES
+        *layers,
+        Rule("inner.q_proj", "inner.to_q"),
+        Rule("inner.k_proj", "inner.to_k"),
+        Rule("inner.v_proj", "inner.to_v"),
+        Rule("inner.out_proj", "inner.out"),
+        Rule("model.embed_tokens", "token_embedding"),
+        Rule("model.embed_positions", "position_embedding"),
+    )
+
+
+def _rules(module: nn.Module) -> tuple[Rule, ...]:
+    match module:
+        case AutoencoderKL() | AutoencoderVQ():
+            return autoencoder_rules(module.config)
+        case UNet():
+            return unet_rules(module.config)
+        case TokenTransformer():
+            return text_rules(len(module.layers) // 2)
+    raise TypeError(f"diffusers has first stages, denoisers and text transformers; got a {type(module).__name__}")
+
+
+def to_theirs(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a first stage, denoiser or text transformer under diffusers' names; values untouched.
+
+    A text transformer gains logits over words, zero: LDMBert has them and never uses them.
+    """
+    rules = _rules(module)
+    state = {key: value for key, value in module.state_dict().items() if key not in OURS_ONLY}
+    if not _keeps_shapes(module):
+        state = {key: value.flatten(1) if _MATRICES.search(key) else value for key, value in state.items()}
+    if isinstance(module, UNet):
+        state = _split(state, module.config)
+    theirs = to_left(state, rules)
+    if isinstance(module, TokenTransformer):
+        words = module.token_embedding.weight
+        theirs |= {"to_logits.weight": words.new_zeros(words.shape), "to_logits.bias": words.new_zeros(len(words))}
+    return theirs
+
+
+def load_theirs(module: nn.Module, theirs: Mapping[str, Tensor], source: str) -> None:
+    """Fill a module with weights under diffusers' names, older ones too; ValueError, naming `source`, for a misfit."""
+    own = {key: value for key, value in module.state_dict().items() if key not in OURS_ONLY}
+    wanted = {key: value for key, value in theirs.items() if not _UNUSED.fullmatch(key)}
+    state = to_right(to_right(wanted, OLD_NAMES), _rules(module))
+    if isinstance(module, UNet):
+        state = _fuse(state, own, module.config)
+    state = {key: value.reshape(own[key].shape) if _MATRICES.search(key) and key in own
+             and value.numel() == own[key].numel() else value for key, value in state.items()}
+    shapes = [f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}" for key, value in own.items()
+              if key in state and state[key].shape != value.shape]
+    problems = {"missing": sorted(own.keys() - state.keys()), "unexpected": sorted(state.keys() - own.keys()),
+                "of another shape": shapes}
+    found = [f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+             for kind, keys in problems.items() if keys]
+    if found:
+        raise ValueError(f"{source} is no file of the model that its configuration describes: {'; '.join(found)}, "
+                         f"in our names")
+    module.load_state_dict(state)
+
+
+def _keeps_shapes(module: nn.Module) -> bool:
+    """Whether attention has the same shapes in both: so it is in transformers."""
+    return isinstance(module, TokenTransformer) or (isinstance(module, UNet) and module.config.context_dim is not None)
+
+
+def _split(state: Mapping[str, Tensor], config: DenoiserConfig) -> dict[str, Tensor]:
+    """q, k, v of a self-attention, side by side in each head here, as three tensors."""
+    split = {}
+    for key, value in state.items():
+        if ".qkv." not in key:
+            split[key] = value
+            continue
+        heads = value.unflatten(0, (config.heads(len(value) // 3), 3, -1))
+        split |= {key.replace(".qkv.", f".to_{name}."): heads[:, i].flatten(0, 1) for i, name in enumerate("qkv")}
+    return split
+
+
+def _fuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], config: DenoiserConfig) -> dict[str, Tensor]:
+    """The way back from `_split`, for those that fit a self-attention of ours; the others stay as they are."""
+    fused = dict(state)
+    for key, like in own.items():
+        names = [key.replace(".qkv.", f".to_{name}.") for name in "qkv"]
+        if ".qkv." in key and all(name in state and 3 * len(state[name]) == len(like) for name in names):
+            heads = [fused.pop(name).unflatten(0, (config.heads(len(like) // 3), -1)) for name in names]
+            fused[key] = torch.stack(heads, 1).flatten(0, 2)
+    return fused

@@ -1,0 +1,259 @@
+"""What the paper claims in Sec. 4.1, 4.5 and App. D, and what the records of the study say of it.
+
+Each claim is put as "an effect exceeds a threshold", the threshold fixed with the claim and not with the records. The
+ledger is kept for one data set and tier; `python -m ldmlab.claims.claims --data scenes --tier laptop` prints it. That
+complex data need a smaller f [LDM v2, Sec. 4.1] compares data sets, so it has no place here.
+
+Deviation: the paper's FID is on Inception features and its models are class-conditional at 256 px; FD-lab stands in for
+it, and a verdict holds for the data and tier it names.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import exp, log
+
+from ldmlab.claims.evidence import LEVEL, Cell, Estimate, Evidence, Quantity, estimate
+from ldmlab.claims.quantities import (
+    BITS,
+    FD_END,
+    FD_EQUAL_SECONDS,
+    FD_EQUAL_STEPS,
+    FEW_STEPS,
+    FID,
+    FLOPS,
+    GAIN_2X,
+    GAIN_BEYOND,
+    GUIDED,
+    LATE_GAIN,
+    LATENT_STD,
+    LAYOUT,
+    PSNR,
+    RATE,
+    RFD,
+    TRAIN_RATE,
+    VQ_2X,
+    by_steps,
+)
+from ldmlab.paper.numbers import FID_GAP_LDM1_LDM8, table
+from ldmlab.study.records.record import Record
+
+MIDDLE, STEPS = (4, 8, 16), (10, 50, 200)
+SAID = table("Sec. 4.5")["inpainting"]
+SUPPORTED, CONTRADICTED, UNDERPOWERED = "supported", "contradicted", "underpowered"
+
+
+# --- Claims ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One effect of a claim: a quantity and its weights by f and regularizer; None takes the runs there are."""
+
+    quantity: Quantity
+    weights: dict[Cell, float] | None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A falsifiable statement: `combine` of its parts exceed the threshold, in the quantity's own scale."""
+
+    id: str
+    statement: str
+    place: str
+    parts: tuple[Part, ...]
+    threshold: float
+    reason: str
+    combine: str = "all"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say of a claim; effect and interval are of the part that decides."""
+
+    claim: Claim
+    verdict: str
+    why: str
+    deciding: str = ""
+    effect: float | None = None
+    interval: tuple[float, float] | None = None
+    runs: str = ""
+    basis: str = ""
+
+
+def cell(f: int, reg: str = "kl") -> Cell:
+    """f and regularizer as records have it: at f = 1 there is none."""
+    return (f, "none" if f == 1 else reg)
+
+
+def _more(quantity: Quantity, more: Sequence[Cell], less: Sequence[Cell]) -> Part:
+    """By how much a quantity's mean over some cells exceeds that over others."""
+    weights = {c: 1 / len(more) for c in more} | {c: -1 / len(less) for c in less}
+    names = [" ".join(f"f={f}{' VQ' if reg == 'vq' else ''}" for f, reg in cells) for cells in (more, less)]
+    return Part(quantity, weights, f"{quantity.name}: {names[0]} against {names[1]}")
+
+
+def _own(quantity: Quantity, *cells: Cell, sign: float = 1.0) -> tuple[Part, ...]:
+    """A quantity's own value in each of these cells."""
+    return tuple(Part(quantity, {c: sign}, f"{quantity.name}: f={c[0]}{' VQ' if c[1] == 'vq' else ''}") for c in cells)
+
+
+def _falls(quantity: Quantity, fs: Sequence[int], sign: int = 1) -> tuple[Part, ...]:
+    """A quantity at each f against the next; sign -1 where it rises."""
+    return tuple(_more(quantity, [cell(a)], [cell(b)]) for a, b in (pair[::sign] for pair in pairwise(fs)))
+
+
+ALL_F = (1, 2, 4, 8, 16, 32)
+ANY_LEAD = "any lead that the interval makes sure of"
+CLAIMS: tuple[Claim, ...] = (
+    Claim("slow-f1", "At equal steps, pixel-based LDM-1 is behind LDM-4, -8 and -16.", "Sec. 4.1 (i), Fig. 6",
+          (_more(FD_EQUAL_STEPS, [cell(1)], [cell(f) for f in MIDDLE]),), 0.0, ANY_LEAD),
+    Claim("slow-f2", "At equal steps, LDM-2 is behind LDM-4, -8 and -16.", "Sec. 4.1 (i), Fig. 6",
+          (_more(FD_EQUAL_STEPS, [cell(2)], [cell(f) for f in MIDDLE]),), 0.0, ANY_LEAD),
+    Claim("stagnates-f32", "LDM-32 stops improving early: the second half of training gains it next to nothing.",
+          "Sec. 4.1 (ii), Fig. 6", _own(LATE_GAIN, cell(32), sign=-1.0), -log(1.05), "a gain below 5 % is none"),
+    Claim("limited-f32", "Too much compression limits quality: LDM-32 ends worse than LDM-4, -8 and -16.",
+          "Sec. 4.1 (ii), Fig. 6", (_more(FD_END, [cell(32)], [cell(f) for f in MIDDLE]),), 0.0, ANY_LEAD),
+    Claim("gap-f1-f8", "At equal steps, LDM-8 leads pixel-based LDM-1 by far.", "Sec. 4.1",
+          (_more(FD_EQUAL_STEPS, [cell(1)], [cell(8)]),), log(1.5), "a gap worth the name: half as much again"),
+    Claim("gap-38", f"After training, that gap is one of {FID_GAP_LDM1_LDM8:g} in FID.", "Sec. 4.1",
+          (_more(FID, [cell(1)], [cell(8)]),), FID_GAP_LDM1_LDM8 / 2,
+          "half of it: pictures and budgets are others, and FD-lab is not FID"),
+    Claim("balance-f4-f16", "LDM-4 to -16 are both better than LDM-1 at equal steps and faster at sampling.",
+          "Sec. 4.1, Fig. 6", tuple(part for f in MIDDLE for part in (
+              _more(FD_EQUAL_STEPS, [cell(1)], [cell(f)]), _more(RATE, [cell(f)], [cell(1)]))), 0.0, ANY_LEAD),
+    Claim("best-f4-f8", "LDM-4 and -8 end better than every other f.", "Sec. 4.1, Fig. 7", tuple(
+        _more(FD_END, [cell(f)], [cell(best)]) for best in (4, 8) for f in ALL_F if f not in (4, 8)), 0.0, ANY_LEAD),
+    Claim("equal-cost", "Against cost instead of steps the picture stays: LDM-1 is behind LDM-4, -8 and -16.",
+          "App. D.5, Fig. 17", (_more(FD_EQUAL_SECONDS, [cell(1)], [cell(f) for f in MIDDLE]),), 0.0, ANY_LEAD),
+    Claim("throughput-rises", "Sampling gets faster with every doubling of f.", "Sec. 4.1, Fig. 7",
+          _falls(RATE, ALL_F, -1), 0.0, ANY_LEAD),
+    Claim("speed-up", "LDM-4 trains and samples at least 2.7 times as fast as LDM-1.", "Sec. 4.5, Tab. 6",
+          (_more(RATE, [cell(4)], [cell(1)]), _more(TRAIN_RATE, [cell(4)], [cell(1)])), log(SAID["speed_up"]),
+          "the paper's factor"),
+    Claim("quality-factor", "At equal steps, LDM-4 improves on LDM-1 by a factor of at least 1.6.", "Sec. 4.5, Tab. 6",
+          (_more(FD_EQUAL_STEPS, [cell(1)], [cell(4)]),), log(SAID["fid_factor"]), "the paper's factor"),
+    Claim("flops-fall", "A lower-dimensional space makes a model of equal size cheaper, at every doubling of f.",
+          "Sec. 3.2", _falls(FLOPS, ALL_F), 0.0, "FLOPs are counted, not estimated"),
+    Claim("psnr-falls", "A first stage of larger f reconstructs worse, at every doubling.", "Sec. 4.1 (ii), Tab. 8",
+          _falls(PSNR, ALL_F[1:]), 0.0, ANY_LEAD),
+    Claim("rfd-rises", "Less downsampling raises the bound on quality: rFD rises with every doubling of f.",
+          "Fig. 1, Tab. 8", _falls(RFD, ALL_F[1:], -1), 0.0, ANY_LEAD),
+    Claim("vq-reconstructs-worse", "VQ first stages reconstruct a little worse than KL ones of the same f.",
+          "Sec. 4, Tab. 8", (_more(PSNR, [cell(f) for f in MIDDLE], [cell(f, "vq") for f in MIDDLE]),), 0.0, ANY_LEAD),
+    Claim("vq-samples-better", "Models in VQ latents sometimes sample better than those in KL latents.", "Sec. 4",
+          tuple(_more(FD_END, [cell(f)], [cell(f, "vq")]) for f in MIDDLE), 0.0, "any lead at any f", combine="any"),
+    Claim("kl-snr-high", "Without rescaling, the SNR of KL latents is very high.", "App. D.1",
+          _own(LATENT_STD, *map(cell, MIDDLE)), log(2), "twice unit deviation, four times the SNR"),
+    Claim("vq-variance-near-1", "VQ latents have a variance close to 1.", "App. D.1",
+          tuple(part for sign in (1.0, -1.0)
+                for part in _own(LATENT_STD, *(cell(f, "vq") for f in MIDDLE), sign=sign)),
+          -log(2) / 2, "variance from one half to 2"),
+    Claim("layout-early", "Without rescaling, KL latents settle the layout earlier in denoising, at larger t.",
+          "App. D.1", (Part(LAYOUT, None, LAYOUT.name),), 0.0, ANY_LEAD),
+    Claim("rescaling-helps", "Rescaling the KL latent improves convolutional samples of twice the size.",
+          "App. D.1, Fig. 15", (Part(GAIN_2X, None, GAIN_2X.name),), log(1.1), "a tenth: Fig. 15 shows it to the eye"),
+    Claim("rescaling-cures", "What rescaling mends is sampling beyond the training size, not quality in general.",
+          "App. D.1, Fig. 15", (Part(GAIN_BEYOND, None, GAIN_BEYOND.name),), 0.0, ANY_LEAD),
+    Claim("vq-needs-none", "VQ latents need no rescaling: samples of twice the size are as good as of rescaled KL.",
+          "App. D.1, Fig. 15", (Part(VQ_2X, None, VQ_2X.name),), -log(1.25), "as good: not a quarter worse"),
+    Claim("pareto-f4-f8", "At any number of DDIM steps, LDM-4 and -8 are better and faster than LDM-1.",
+          "Sec. 4.1, Fig. 7", tuple(part for f in (4, 8) for steps in STEPS for part in (
+              _more(by_steps("fd_lab_by_steps", "FD-lab", steps), [cell(1)], [cell(f)]),
+              _more(by_steps("images_per_s", "pictures a second", steps, timed=True, spread=0.05), [cell(f)],
+                    [cell(1)]))), 0.0, ANY_LEAD),
+    Claim("fewer-steps", "Better samplers mend slow sampling: with LDM-4 and -8, 50 DDIM steps do almost what 200 do.",
+          "Sec. 2, Fig. 7", _own(FEW_STEPS, cell(4), cell(8)), -log(1.1), "almost: within a tenth"),
+    Claim("guidance-boosts", "Classifier-free guidance improves samples.", "Sec. 4.3.1, App. D.4, Tab. 10",
+          (Part(GUIDED, None, GUIDED.name),), 0.0, ANY_LEAD),
+    Claim("imperceptible-bits", "Most bits of a pixel-based model describe what cannot be seen.", "Sec. 1, Fig. 2",
+          _own(BITS, cell(1)), 0.5, "most: more than half"),
+)
+
+
+# --- Verdicts --------------------------------------------------------------------------------------------------------
+
+
+def judge(claim: Claim, evidence: Evidence) -> Verdict:
+    """Weigh a claim against the records.
+
+    "All parts" is supported where each exceeds the threshold at LEVEL, and contradicted where one falls short at a
+    level that allows for the number of parts; "any part" the other way round. Else it is underpowered.
+    """
+    found = [(part, estimate(evidence, part.quantity, part.weights)) for part in claim.parts]
+    present = [(part, e) for part, e in found if not e.missing]
+    missing = list(dict.fromkeys(reason for _, e in found for reason in e.missing))
+    missing = missing[:2] + ([f"and {len(missing) - 2} more"] if len(missing) > 2 else [])
+    if not present:
+        return Verdict(claim, UNDERPOWERED, "; ".join(missing))
+    joint, every = 1 - (1 - LEVEL) / len(found), claim.combine == "all"
+    part, shown = (min if every else max)(present, key=lambda pair: pair[1].interval(joint)[0 if not every else 1])
+    low, high = ([e.interval(level) for _, e in present] for level in ((LEVEL, joint) if every else (joint, LEVEL)))
+    above, below = [lo > claim.threshold for lo, _ in low], [hi < claim.threshold for _, hi in high]
+    if (all(above) and not missing) if every else any(above):
+        verdict, level = SUPPORTED, LEVEL if every else joint
+    elif any(below) if every else (all(below) and not missing):
+        verdict, level = CONTRADICTED, joint if every else LEVEL
+    else:
+        verdict, level = UNDERPOWERED, LEVEL
+        if every:  # the part that stands in the way of support
+            part, shown = min(present, key=lambda pair: pair[1].interval(LEVEL)[0])
+    return _verdict(claim, verdict, part, shown, level, missing)
+
+
+def _verdict(claim: Claim, verdict: str, part: Part, shown: Estimate, level: float, missing: list[str]) -> Verdict:
+    scale = exp if part.quantity.ratio else float
+    interval = tuple(map(scale, shown.interval(level)))
+    if verdict == UNDERPOWERED:
+        low, high = shown.interval(level)
+        held = ["the interval holds the threshold"] if low <= claim.threshold <= high else (
+            [f"the interval lies below the threshold, but not one that allows for all {len(claim.parts)} parts"]
+            if high < claim.threshold else [])
+        why = missing + held + (
+            ["a second seed would measure the spread"] if shown.basis.startswith("one seed") else [])
+    else:
+        why = [f"the interval lies {'above' if verdict == SUPPORTED else 'below'} the threshold"] + missing
+    return Verdict(claim, verdict, "; ".join(why), part.label, scale(shown.value), interval, shown.runs, shown.basis)
+
+
+def ledger(data: str, tier: str, records: Sequence[Record] | None = None) -> list[Verdict]:
+    """A verdict on every claim from the records of one data set and tier, by default from all that are on disk."""
+    evidence = Evidence(data, tier, records)
+    return [judge(claim, evidence) for claim in CLAIMS]
+
+
+def frame(verdicts: Sequence[Verdict]):
+    """The ledger as a pandas DataFrame, a claim a row; factors as x1.5."""
+    import pandas as pd
+
+    def shown(value: float | None, claim: Claim) -> str:
+        quantity = claim.parts[0].quantity
+        return "" if value is None else f"{'x' * quantity.ratio}{value:.3g} {quantity.unit}".strip()
+
+    rows = [{
+        "claim": v.claim.id, "statement": v.claim.statement, "place": f"LDM v2, {v.claim.place}", "verdict": v.verdict,
+        "effect": shown(v.effect, v.claim),
+        "interval": "" if v.interval is None else " to ".join(shown(end, v.claim) for end in v.interval),
+        "threshold": shown((exp if v.claim.parts[0].quantity.ratio else float)(v.claim.threshold), v.claim),
+        "reason": v.claim.reason, "effect of": v.deciding, "runs": v.runs, "basis": v.basis, "why": v.why,
+    } for v in verdicts]
+    return pd.DataFrame(rows).set_index("claim")
+
+
+def markdown(verdicts: Sequence[Verdict]) -> str:
+    """The ledger as a table in markdown."""
+    shown = frame(verdicts).drop(columns=["reason", "effect of"]).reset_index()
+    rows = [shown.columns, ["---"] * len(shown.columns), *shown.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="The claims ledger of one data set and tier.")
+    parser.add_argument("--data", default="scenes", help="name of the pictures, as in the records")
+    parser.add_argument("--tier", default="laptop", choices=("laptop", "gpu", "paper"))
+    options = vars(parser.parse_args())
+    known = Evidence(**options)
+    print(f"{len(known.records)} records of {known.data}, tier {known.tier}; left out are {known.left_out} of other "
+          f"versions or sizes of the pictures.\n\n{markdown(ledger(**options))}")

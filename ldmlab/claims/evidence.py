@@ -1,0 +1,177 @@
+"""Effects measured from records, with intervals: what a claim of the paper is judged by.
+
+A `Quantity` reads one number out of a record, `estimate` weighs its means over f and regularizer, and an `Estimate`
+says how far that may be off. Factors are worked with as logarithms, in which runs spread alike at all f.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf, isfinite, sqrt
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from ldmlab.study.config.notebooks import FS
+from ldmlab.study.records.compare import comparison_key, data_name, device_of
+from ldmlab.study.records.record import Record, load_records
+
+LEVEL = 0.95
+FAR = 4.0  # assumed spreads, to either side, that a single run without any interval has to be clear of
+NOTEBOOKS = ("03_diffusion", "04_tradeoff", "05_rate_distortion", "06_snr_rescaling", "07_sampling")
+
+Cell = tuple[int, str]  # f and regularizer
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number of a record, None where the record does not have it."""
+
+    name: str
+    notebook: str
+    metric: str  # records compare if their protocols for this metric do
+    needs: str  # what a record must have, in words
+    read: Callable[[Record, "Evidence"], float | int | None]
+    error: Callable[[Record], float | None] = lambda record: None  # standard error over samples
+    ratio: bool = True  # the number is a logarithm, its difference a factor
+    unit: str = ""
+    spread: float = 0.1  # standard deviation over seeds, assumed until there are two; 0 for what is exact
+    timed: bool = False  # compares on one device only
+
+    @property
+    def spread_name(self) -> str:
+        """The assumed spread over seeds, in words."""
+        return f"spread of {self.spread:.0%}" if self.ratio else f"spread of {self.spread:g} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An effect with its standard error; `missing` says why there is none."""
+
+    value: float = 0.0
+    error: float = 0.0
+    df: float = inf
+    reach: float | None = None  # errors to either side, where they do not follow from the level
+    basis: str = ""
+    runs: str = ""
+    missing: tuple[str, ...] = ()
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """Where the effect lies with probability `level`."""
+        reach = self.reach if self.reach is not None else float(stats.t.ppf((1 + level) / 2, self.df))
+        return self.value - reach * self.error, self.value + reach * self.error
+
+
+class Evidence:
+    """All records of one data set and tier that have the pictures in common; ValueError for the smoke tier.
+
+    Of several versions or sizes of the pictures, that with most records counts. `records` are by default all on disk.
+    """
+
+    def __init__(self, data: str, tier: str, records: Sequence[Record] | None = None):
+        if tier not in ("laptop", "gpu", "paper"):
+            raise ValueError(f"evidence comes from tier laptop, gpu or paper; got {tier!r}, and smoke is a rehearsal")
+        self.data, self.tier = Path(data).stem, tier
+        if records is None:
+            records = [record for notebook in NOTEBOOKS for record in load_records(notebook)]
+        groups: dict[tuple, list[Record]] = {}
+        for record in records:
+            if (data_name(record), record.params["tier"]) == (self.data, tier):
+                groups.setdefault((record.inputs.get("data"), record.params["size"]), []).append(record)
+        self.records = _largest(groups, lambda record: record.started)
+        self.left_out = sum(map(len, groups.values())) - len(self.records)
+        self._known: dict[Quantity, dict[Cell, list[tuple[Record, float]]]] = {}
+
+    def cells(self, quantity: Quantity) -> dict[Cell, list[tuple[Record, float]]]:
+        """The records that have a quantity under one protocol, with its values, by f and regularizer; a seed once."""
+        if quantity not in self._known:
+            self._known[quantity] = self._read(quantity)
+        return self._known[quantity]
+
+    def _read(self, quantity: Quantity) -> dict[Cell, list[tuple[Record, float]]]:
+        groups: dict[tuple, list[tuple[Record, float]]] = {}
+        for record in self.records:
+            if record.notebook != quantity.notebook or not is_number(value := quantity.read(record, self)):
+                continue
+            key = (*comparison_key(record, quantity.metric).values(), device_of(record) if quantity.timed else "")
+            groups.setdefault(key, []).append((record, float(value)))
+        found: dict[Cell, dict[int, tuple[Record, float]]] = {}
+        for record, value in _largest(groups, lambda pair: pair[0].started):
+            cell = (record.params["f"], record.params.get("reg", "kl"))
+            found.setdefault(cell, {}).setdefault(record.params["seed"], (record, value))
+        return {cell: list(seeds.values()) for cell, seeds in sorted(found.items())}
+
+    @cached_property
+    def shared_step(self) -> int | None:
+        """The last step of training at which samples of every model were scored."""
+        steps = [{step for step, _ in record.curves["fd_lab"]} for record in self._swept]
+        return max(set.intersection(*steps), default=None) if steps else None
+
+    @cached_property
+    def shared_seconds(self) -> float | int | None:
+        """Seconds of training that every model has had."""
+        ends = [record.curves["train_s"][-1][1] for record in self._swept if record.curves.get("train_s")]
+        return min(ends) if ends and len(ends) == len(self._swept) else None
+
+    @cached_property
+    def _swept(self) -> list[Record]:
+        scored = Quantity("", "04_tradeoff", "fd_lab", "", lambda r, _: len(r.curves.get("fd_lab", ())) or None)
+        return [record for runs in self.cells(scored).values() for record, _ in runs]
+
+
+def _largest(groups: Mapping[tuple, list], started: Callable) -> list:
+    """The group with most members; of several, that begun last."""
+    return max(groups.values(), key=lambda group: (len(group), max(map(started, group))), default=[])
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a finite number, which bool and None are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def cell_name(cell: Cell) -> str:
+    """LDM-8, LDM-8 VQ."""
+    return f"LDM-{cell[0]}{' VQ' if cell[1] == 'vq' else ''}"
+
+
+def estimate(evidence: Evidence, quantity: Quantity, weights: Mapping[Cell, float] | None = None) -> Estimate:
+    """The weighted sum of a quantity's means over seeds; without weights, its mean in the cell with most runs.
+
+    Seeds that repeat any cell give the spread over runs, common to all cells, and a t interval. Failing that, the error
+    over samples is taken together with the assumed spread; failing that, the assumed spread alone, FAR times.
+    """
+    cells = evidence.cells(quantity)
+    if weights is None:
+        weights = {max(cells, key=lambda cell: len(cells[cell])): 1.0} if cells else {}
+        if not weights:
+            return Estimate(missing=(f"no record of {quantity.name} ({quantity.needs})",))
+    if absent := [cell for cell in weights if cell not in cells]:
+        names = ", ".join(map(cell_name, absent))
+        return Estimate(missing=(f"no record of {quantity.name} of {names} ({quantity.needs})",))
+    values = {cell: np.array([value for _, value in cells[cell]]) for cell in cells}
+    effect = sum(w * values[cell].mean() for cell, w in weights.items())
+    size = sqrt(sum(w**2 / len(values[cell]) for cell, w in weights.items()))
+    runs = ", ".join(f"{cell_name(cell)} x{len(values[cell])}" for cell in sorted(weights))
+    df = sum(len(v) - 1 for v in values.values())
+    if df:
+        spread = sqrt(sum(np.square(v - v.mean()).sum() for v in values.values()) / df)
+        return Estimate(float(effect), spread * size, float(df), None, f"seeds, {df} degrees of freedom", runs)
+    if quantity.spread == 0:
+        return Estimate(float(effect), 0.0, inf, None, "exact", runs)
+    errors = {cell: quantity.error(cells[cell][0][0]) for cell in weights}
+    if all(error is not None for error in errors.values()):
+        variance = sum(w**2 * (errors[cell] ** 2 + quantity.spread**2) for cell, w in weights.items())
+        basis = f"one seed: error over samples and an assumed {quantity.spread_name}"
+        return Estimate(float(effect), sqrt(variance), inf, None, basis, runs)
+    basis = f"one seed: {FAR:g} times an assumed {quantity.spread_name}"
+    return Estimate(float(effect), quantity.spread * size, inf, FAR, basis, runs)
+
+
+KL, VQ = tuple((f, "none" if f == 1 else "kl") for f in FS), ((4, "vq"), (8, "vq"), (16, "vq"))
+# What the claims rest on: f and regularizer by notebook.
+WANTED: dict[str, tuple[tuple[int, str], ...]] = {
+    "03_diffusion": ((8, "kl"),), "04_tradeoff": KL + VQ, "05_rate_distortion": KL + VQ,
+    "06_snr_rescaling": ((8, "kl"),), "07_sampling": KL, "16_evaluation": ((8, "kl"),),
+}
+SEEDS = {"04_tradeoff": 2}  # runs a claim rests on; elsewhere one

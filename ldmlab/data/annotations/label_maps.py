@@ -1,0 +1,152 @@
+"""Label maps: which label each pixel of a picture has, from a file beside the picture or rendered with it."""
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ldmlab.data.annotations.annotation_files import Progress, picture_size
+from ldmlab.data.cache import Kept, keep_array, kept_facts
+from ldmlab.data.decode import square_map
+from ldmlab.data.file_lists import Entry
+
+UNLABELLED = 255  # the usual mark of pixels without a label
+_DAMAGED = (OSError, SyntaxError, EOFError, Image.DecompressionBombError)  # what PIL raises, besides ValueError
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """Label maps in the order of the pictures: `read(i)` gives that of number i, (size, size) uint8, as it is stored.
+
+    `find_names` tells what the labels are called; for files, it reads and checks every map.
+    """
+
+    read: Callable[[int], np.ndarray]
+    find_names: Callable[[Progress | None], tuple[str, ...]]
+
+
+def map_labels(raw: bytes, name: str) -> np.ndarray:
+    """The labels in the bytes of a map file, (h, w) uint8: grey levels or palette indices, as they are stored.
+
+    ValueError for what is no picture, has several channels, or labels above 255.
+    """
+    try:
+        with Image.open(io.BytesIO(raw)) as picture:
+            if picture.mode not in ("1", "L", "P", "I") and not picture.mode.startswith("I;16"):
+                raise ValueError(
+                    f"label map {name} has mode {picture.mode}; a map has one channel, of labels as grey levels (L, I) "
+                    "or palette indices (P)"
+                )
+            labels = np.asarray(ImageOps.exif_transpose(picture))
+    except _DAMAGED as error:
+        raise ValueError(f"label map {name} cannot be read: {error}") from error
+    if labels.size and not (labels.min() >= 0 and labels.max() <= 255):
+        raise ValueError(f"label map {name} has labels from {labels.min()} to {labels.max()}; accepted are 0 to 255")
+    return labels.astype(np.uint8)
+
+
+def read_map(entries: Sequence[Entry], size: int, i: int) -> np.ndarray:
+    """The label map of entry i, resized and cropped as its picture is: (size, size) uint8; ValueError without one."""
+    return square_map(_labels_of(entries[i]), size)
+
+
+def _labels_of(entry: Entry) -> np.ndarray:
+    if entry.map is None:
+        raise ValueError(f"picture {entry.name} has no label map; other pictures have one")
+    try:
+        raw = entry.map.bytes()
+    except OSError as error:
+        raise ValueError(f"label map {entry.map.name} cannot be read: {error}") from error
+    return map_labels(raw, entry.map.name)
+
+
+def find_map_names(entries: Sequence[Entry], progress: Progress | None = None) -> tuple[str, ...]:
+    """The names of the labels in all maps: "label 0" to that of the highest; each map is read once, in full size.
+
+    UNLABELLED, where it occurs, is named "unlabelled" and comes after the highest. All splits are looked at, so they
+    agree. ValueError names the pictures that have no map, or one of another size, and maps that are none.
+    """
+    without = [e.name for e in entries if e.map is None]
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(entries)} pictures have no label map: {_listed(without)}; the map of images/a.jpg "
+            "is segmentations/a.png, that of a.jpg may be a.seg.png"
+        )
+    counts = np.zeros(256, np.int64)
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        for done, found in enumerate(pool.map(_count, entries), 1):
+            counts += found
+            if progress is not None and (done % 128 == 0 or done == len(entries)):
+                progress(done, len(entries))
+    labels = np.flatnonzero(counts[:UNLABELLED])
+    names = tuple(f"label {i}" for i in range(int(labels.max(initial=-1)) + 1))
+    return (*names, "unlabelled") if counts[UNLABELLED] else names
+
+
+def _count(entry: Entry) -> np.ndarray:
+    """How many pixels of a map have each label; its size is checked against the picture's header."""
+    assert entry.map is not None
+    labels = _labels_of(entry)
+    try:
+        width, height = picture_size(entry.path, entry.offset, entry.length)
+    except (*_DAMAGED, ValueError):
+        width = height = 0  # unreadable pictures are left out of the set, so their maps are too
+    if width and labels.shape != (height, width):
+        raise ValueError(
+            f"label map {entry.map.name} is {labels.shape[0]} x {labels.shape[1]}, its picture {entry.name} "
+            f"{height} x {width} (h x w, upright)"
+        )
+    return np.bincount(labels.reshape(-1), minlength=256)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+class Maps:
+    """The label maps of one set: their names are found once; they are read one at a time, or kept whole."""
+
+    def __init__(self, source: MapSource, size: int) -> None:
+        self.source, self.size = source, size
+        self._names: tuple[str, ...] | None = None
+        self._kept: np.ndarray | None = None  # (n, s, s) uint8, in memory or mapped from the cache
+
+    def names(self, stem: Path | None, fingerprint: str, progress: Progress | None = None) -> tuple[str, ...]:
+        """What the labels are called; from the cache, if maps are kept under `stem`."""
+        if self._names is None:
+            known = kept_facts(stem, fingerprint) if stem else None
+            self._names = tuple(known["names"]) if known else self.source.find_names(progress)
+        return self._names
+
+    def read(self, numbers: Iterable[int], progress: Progress | None = None) -> np.ndarray:
+        """The maps of the pictures with these numbers in the source, (n, size, size) uint8, indices into `names`."""
+        assert self._names is not None, "names come first"
+        numbers = list(numbers)
+        out = np.empty((len(numbers), self.size, self.size), np.uint8)
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            for done, values in enumerate(pool.map(self.source.read, numbers), 1):
+                out[done - 1] = values
+                if progress is not None and (done % 128 == 0 or done == len(numbers)):
+                    progress(done, len(numbers))
+        if self._names[-1:] == ("unlabelled",):
+            out[out == UNLABELLED] = len(self._names) - 1
+        return out
+
+    def keep(
+        self, numbers: np.ndarray, stem: Path | None, fingerprint: str, progress: Progress | None = None
+    ) -> np.ndarray:
+        """All maps of the set, read once: into memory, or into a file under `stem`; OSError if it is not writable."""
+        if self._kept is None:
+            make = partial(self._make, numbers, progress)
+            kept = keep_array(stem, fingerprint, (self.size, self.size), make) if stem else make()
+            self._kept = kept[0]
+        return self._kept
+
+    def _make(self, numbers: np.ndarray, progress: Progress | None) -> Kept:
+        return self.read(numbers.tolist(), progress), {"names": self._names}

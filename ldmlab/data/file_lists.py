@@ -1,0 +1,216 @@
+"""Lists of picture files: what lies in a folder or a tar file, its splits, classes and label maps.
+
+Tar files are not unpacked: one scan notes where each picture lies.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from ldmlab.data.dataset_names import PICTURES, SPLITS
+
+HELD_OUT = 0.1  # share of the pictures that makes the validation split where the data has none
+MAP_FOLDERS = ("segmentations", "annotations")  # beside "images", with the label map of each picture under its name
+SPLIT_OF = {
+    "train": "train", "training": "train",
+    "val": "validation", "valid": "validation", "validation": "validation",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture: its name inside the data set, and where its bytes lie."""
+
+    name: str
+    path: str
+    offset: int
+    length: int
+    stamp: str  # changes when the picture does
+    label: str | int | None = None
+    map: "Entry | None" = None  # its label map
+
+    def bytes(self) -> bytes:
+        """The file's bytes; OSError where they cannot be read."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.length)
+
+
+def fraction(*parts: object) -> float:
+    """A number in [0, 1) that depends on the parts alone; splits and subsets are drawn with it."""
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:7], "big") / 2**56
+
+
+def file_entry(path: str | Path, name: str) -> Entry:
+    """A picture that is a file of its own."""
+    stat = os.stat(path) if os.path.exists(path) else None  # a dangling link is found out when it is read
+    return Entry(name, str(path), 0, stat.st_size if stat else 0, str(stat.st_mtime_ns if stat else 0))
+
+
+def scan_folder(root: Path) -> list[Entry]:
+    """Every picture under a folder, joined with its label map; hidden files are left out."""
+    entries = []
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(d for d in subfolders if not d.startswith((".", "__")))
+        for file in files:
+            if file.lower().endswith(PICTURES) and not file.startswith("."):
+                path = os.path.join(folder, file)
+                entries.append(file_entry(path, Path(path).relative_to(root).as_posix()))
+    return _join_maps(entries)
+
+
+def _sibling_label(path: str, member: tarfile.TarInfo) -> str | int | None:
+    with open(path, "rb") as file:
+        file.seek(member.offset_data)
+        text = file.read(member.size).decode("utf-8", "replace").strip()
+    label: object = text
+    if member.name.endswith(".json"):
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError:
+            return None
+        label = (
+            next((fields[k] for k in ("label", "cls", "class") if k in fields), None)
+            if isinstance(fields, dict)
+            else None
+        )
+    if isinstance(label, str) and re.fullmatch(r"\d+", label):
+        return int(label)
+    return label if isinstance(label, str | int) and not isinstance(label, bool) and label != "" else None
+
+
+def scan_tar(path: str) -> list[Entry]:
+    """Every picture in a tar file, joined with its label map and the class of a .cls or .json beside it.
+
+    ValueError if it is no plain tar.
+    """
+    entries, labels = [], {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                hidden = any(part.startswith((".", "__")) for part in name.split("/"))
+                if not member.isreg() or member.issparse() or hidden:
+                    continue
+                if name.lower().endswith(PICTURES):
+                    entries.append(Entry(name, path, member.offset_data, member.size, f"{member.mtime}"))
+                elif name.endswith((".cls", ".json")):
+                    label = _sibling_label(path, member)
+                    if label is not None:
+                        labels[name.rsplit(".", 1)[0]] = label
+                archive.members = []  # tarfile would keep every header
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is no uncompressed tar file: {error}") from error
+    entries = _join_maps(entries)
+    if not labels:
+        return entries
+    return [replace(e, label=labels.get(e.name.rsplit(".", 1)[0])) for e in entries]
+
+
+def _join_maps(entries: list[Entry]) -> list[Entry]:
+    """Each picture with its label map: `segmentations/a.png` of `images/a.jpg`, or `a.seg.png` beside `a.jpg`."""
+    by_name = {e.name: e for e in entries}
+    joined = [replace(e, map=next((by_name[n] for n in _map_names(e.name) if n in by_name), None)) for e in entries]
+    maps = {e.map.name for e in joined if e.map}
+    return [e for e in joined if e.name not in maps]
+
+
+def _map_names(name: str) -> Iterator[str]:
+    """Where the label map of a picture may lie."""
+    stem = name.rsplit(".", 1)[0]
+    yield f"{stem}.seg.png"
+    parts = stem.split("/")
+    for i in [i for i, part in enumerate(parts[:-1]) if part == "images"]:
+        for folder in MAP_FOLDERS:
+            yield "/".join([*parts[:i], folder, *parts[i + 1 :]]) + ".png"
+
+
+def _without_companions(entries: list[Entry]) -> list[Entry]:
+    """Leave out masks and maps that stand beside their picture: `a_mask.png` or `a.seg.png` beside `a.jpg`."""
+    stems = {e.name.rsplit(".", 1)[0] for e in entries}
+
+    def is_companion(name: str) -> bool:
+        stem = name.rsplit(".", 1)[0]
+        folder, _, file = stem.rpartition("/")
+        base = f"{folder}/{file.split('.')[0]}" if folder else file.split(".")[0]
+        return (stem.endswith("_mask") and stem.removesuffix("_mask") in stems) or ("." in file and base in stems)
+
+    return [e for e in entries if not is_companion(e.name)]
+
+
+def _strip_common_folder(entries: list[Entry]) -> list[Entry]:
+    while entries and len({e.name.split("/", 1)[0] for e in entries}) == 1 and all("/" in e.name for e in entries):
+        entries = [replace(e, name=e.name.split("/", 1)[1]) for e in entries]
+    return entries
+
+
+class Arranged(NamedTuple):
+    """The pictures of one split, in order, with what their labels mean; and the pictures of all splits."""
+
+    entries: list[Entry]
+    labels: np.ndarray  # (n,) int64, -1 without a class
+    classes: tuple[str, ...] | None
+    num_classes: int
+    every: list[Entry]
+
+
+def arrange(entries: list[Entry], split: str, what: str) -> Arranged:
+    """Names, split and classes of a listing.
+
+    Folders such as `train` and `val`, named in SPLIT_OF, are splits; where there is none, validation is HELD_OUT of
+    train, drawn by name, and test a ValueError. Of `images` and its neighbours only `images` is read. The outermost
+    folder that is left is the class, unless a label came with the picture.
+    """
+    entries = _strip_common_folder(sorted(_without_companions(entries), key=lambda e: (e.name, e.path)))
+    if not entries:
+        raise ValueError(f"data {what!r} holds no picture; read are {', '.join(PICTURES)}")
+    tops = {PurePosixPath(e.name).parts[0] for e in entries if "/" in e.name}
+    if "images" in tops:
+        entries = _strip_common_folder([e for e in entries if e.name.startswith("images/")])
+        tops = {PurePosixPath(e.name).parts[0] for e in entries if "/" in e.name}
+    by_split: dict[str, list[Entry]] = {}
+    if tops & {"train", "training"} and len(tops & set(SPLIT_OF)) > 1:
+        for e in entries:
+            top, _, rest = e.name.partition("/")
+            if rest and top in SPLIT_OF:
+                by_split.setdefault(SPLIT_OF[top], []).append(replace(e, name=rest))
+    else:
+        by_split["train"] = entries
+    if "validation" not in by_split:
+        drawn = sorted(by_split["train"], key=lambda e: fraction("held out", e.name))
+        num = sum(fraction("held out", e.name) < HELD_OUT for e in drawn) or min(1, len(drawn) - 1)
+        held = {(e.name, e.path) for e in drawn[:num]}
+        by_split["validation"] = [e for e in by_split["train"] if (e.name, e.path) in held]
+        by_split["train"] = [e for e in by_split["train"] if (e.name, e.path) not in held]
+    if not by_split.get(split):
+        raise ValueError(
+            f"data {what!r} has no {split} split; it has {', '.join(k for k in SPLITS if by_split.get(k))}"
+        )
+    every = [e for part in by_split.values() for e in part]
+    if not any(e.label is not None for e in every):
+        by_split = {k: [replace(e, label=_folder_class(e.name)) for e in part] for k, part in by_split.items()}
+        every = [e for part in by_split.values() for e in part]
+    chosen = by_split[split]
+    given = {e.label for e in every if e.label is not None}
+    if given and all(isinstance(k, int) and k >= 0 for k in given):
+        labels = np.array([-1 if e.label is None else e.label for e in chosen], np.int64)
+        return Arranged(chosen, labels, None, max(given) + 1, every)
+    classes = tuple(sorted(map(str, given)))
+    if len(classes) < 2:  # one class tells nothing
+        return Arranged(chosen, np.full(len(chosen), -1, np.int64), None, 0, every)
+    number = {name: k for k, name in enumerate(classes)}
+    labels = np.array([number.get(str(e.label), -1) for e in chosen], np.int64)
+    return Arranged(chosen, labels, classes, len(classes), every)
+
+
+def _folder_class(name: str) -> str | None:
+    return name.split("/", 1)[0] if "/" in name else None

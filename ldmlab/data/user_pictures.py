@@ -1,0 +1,168 @@
+"""Pictures of one's own, of any size: opened, joined with a mask, padded to what a model takes, and cropped back."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldmlab.data.dataset_names import PICTURES
+from ldmlab.data.decode import to_rgb
+from ldmlab.data.file_lists import Entry, file_entry, scan_folder, scan_tar
+from ldmlab.data.images import to_float
+
+NEAR = 32  # grey levels that compression may move 0 and 255
+EDGE = 4  # pixels beside the border of a hole where resizing leaves any grey
+Where = str | Path | Entry | bytes | memoryview  # a file, a picture of `find_pairs`, or what was uploaded
+
+
+def open_picture(where: Where) -> Float[Tensor, "3 h w"]:
+    """A picture in [-1, 1] in its own size: upright as its EXIF says, RGB, alpha over white.
+
+    ValueError for what is not there or no picture, with the reason.
+    """
+    return decode_bytes(_bytes(where), _name(where))
+
+
+def decode_bytes(raw: bytes | memoryview, name: str = "the upload") -> Float[Tensor, "3 h w"]:
+    """The bytes of a picture file, as `open_picture` gives it; `name` is for the error."""
+    pixels = np.array(to_rgb(_decode(raw, name)))
+    return to_float(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+
+
+def open_mask(where: Where, size: tuple[int, int]) -> Float[Tensor, "1 h w"]:
+    """The mask of a picture of `size` (h, w): 1 where it is white, the hole; 0 where it is black.
+
+    It is grey, or RGB with equal channels, and binary: levels within NEAR of 0 or 255, and between them only within
+    EDGE pixels of a hole's border, where resizing smooths it; 128 and above is hole.
+    ValueError for another size, for other levels, colours or transparency, and for a mask without a hole.
+    """
+    name = _name(where)
+    picture = _decode(_bytes(where), name)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+        if alpha.min() < 255:
+            raise ValueError(f"mask {name} is transparent in places; a mask is opaque, white where the hole is")
+    levels = np.asarray(to_rgb(picture)).astype(np.int16)  # (h, w, 3)
+    if levels.shape[:2] != tuple(size):
+        raise ValueError(f"mask {name} is {levels.shape[0]} x {levels.shape[1]}, its picture {size[0]} x {size[1]}")
+    spread = int(np.ptp(levels, axis=2).max())
+    if spread > NEAR:
+        raise ValueError(f"mask {name} has colours: its channels differ by {spread} levels; masks are black and white")
+    return _binary(levels[..., 1], name)
+
+
+def _binary(levels: np.ndarray, name: str) -> Float[Tensor, "1 h w"]:
+    hole = torch.from_numpy(levels >= 128)[None].float()
+    if not hole.any():
+        raise ValueError(f"mask {name} has no hole: its levels go up to {levels.max()}, and a hole is white, 255")
+    near_hole, near_rest = (F.max_pool2d(part, 2 * EDGE + 1, 1, EDGE) for part in (hole, 1 - hole))
+    border = (near_hole * near_rest)[0].numpy() > 0
+    grey = (levels > NEAR) & (levels < 255 - NEAR)
+    if (grey & ~border).any() or grey[border].sum() > 0.5 * border.sum():
+        raise ValueError(
+            f"mask {name} is not binary: {grey.mean():.1%} of its pixels have levels from {levels[grey].min()} to "
+            f"{levels[grey].max()}; accepted are 0 to {NEAR} and {255 - NEAR} to 255, others along a hole's border only"
+        )
+    return hole
+
+
+def find_pairs(path: str | Path) -> list[tuple[Entry, Entry | None]]:
+    """A picture, those of a folder or those of a .tar, in order, each with its mask: `a_mask.png` beside `a.png`.
+
+    `open_picture` and `open_mask` open them. ValueError where there is no picture, or a mask has no picture.
+    """
+    root = Path(path).expanduser()
+    if root.is_dir():
+        entries = scan_folder(root)
+    elif root.suffix == ".tar" and root.is_file():
+        entries = scan_tar(str(root))
+    elif root.is_file():
+        masks = (root.with_name(f"{root.stem}_mask{ending}") for ending in (root.suffix, *PICTURES))
+        mask = next((m for m in masks if m.is_file()), None)
+        return [(file_entry(root, root.name), file_entry(mask, mask.name) if mask else None)]
+    else:
+        raise ValueError(f"{str(path)!r} is not there; give a picture, a folder of pictures or a .tar of them")
+    entries.sort(key=lambda e: e.name)
+    pictures = [e for e in entries if not _stem(e).endswith("_mask")]
+    masks = {_stem(e).removesuffix("_mask"): e for e in entries if _stem(e).endswith("_mask")}
+    if not pictures:
+        raise ValueError(f"{str(path)!r} holds no picture; read are {', '.join(PICTURES)}")
+    if alone := [mask.name for stem, mask in masks.items() if stem not in map(_stem, pictures)]:
+        raise ValueError(f"{', '.join(alone)} of {str(path)!r}: masks without a picture of that name")
+    return [(e, masks.get(_stem(e))) for e in pictures]
+
+
+@dataclass(frozen=True)
+class Padding:
+    """The size (h, w) of a picture and the size it was padded to, at the right and the bottom."""
+
+    size: tuple[int, int]
+    padded: tuple[int, int]
+
+    def crop(self, x: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h2 w2"]:
+        """Cut the padding off, also off a picture that was enlarged by a whole factor since; else ValueError."""
+        factor = x.shape[-1] // self.padded[1]
+        if factor < 1 or tuple(x.shape[-2:]) != tuple(side * factor for side in self.padded):
+            raise ValueError(f"cannot crop {_sides(x.shape[-2:])}: padded were {_sides(self.padded)}")
+        return x[..., : self.size[0] * factor, : self.size[1] * factor]
+
+    def __str__(self) -> str:
+        """A sentence for the reader, "" where nothing was padded."""
+        if self.size == self.padded:
+            return ""
+        return f"padded from {_sides(self.size)} to {_sides(self.padded)}, cropped back"
+
+
+def pad_to_multiple(x: Float[Tensor, "*b c h w"], multiple: int) -> tuple[Float[Tensor, "*b c h2 w2"], Padding]:
+    """Continue a picture by its mirror image, at the right and the bottom, to the next multiple of a model's stride.
+
+    Of a mask too. ValueError where a side is shorter than `multiple`.
+    """
+    h, w = x.shape[-2:]
+    if multiple < 1:
+        raise ValueError(f"multiple must be at least 1, got {multiple}")
+    if min(h, w) < multiple:
+        raise ValueError(f"picture of {h} x {w} is smaller than the model's stride: sides are {multiple} or more")
+    down, right = -h % multiple, -w % multiple  # each less than its side, so there is enough to reflect
+    padded = F.pad(x.reshape(-1, h, w), (0, right, 0, down), mode="reflect")
+    return padded.reshape(*x.shape[:-2], h + down, w + right), Padding((h, w), (h + down, w + right))
+
+
+def _sides(size: tuple[int, ...] | torch.Size) -> str:
+    return " x ".join(map(str, size))
+
+
+def _stem(entry: Entry) -> str:
+    return entry.name.rsplit(".", 1)[0]
+
+
+def _name(where: Where) -> str:
+    if isinstance(where, bytes | memoryview):
+        return "the upload"
+    return where.name if isinstance(where, Entry) else str(where)
+
+
+def _bytes(where: Where) -> bytes | memoryview:
+    if isinstance(where, bytes | memoryview):
+        return where
+    try:
+        return where.bytes() if isinstance(where, Entry) else Path(where).expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f"{_name(where)} cannot be read: {error.strerror or error}") from error
+
+
+def _decode(raw: bytes | memoryview, name: str) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(raw))
+        picture.load()
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{name} is no picture, or of a kind that Pillow does not read") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} is damaged or too large: {error}") from error
+    return picture

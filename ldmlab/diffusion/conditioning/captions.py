@@ -1,0 +1,148 @@
+"""Captions as word pieces, by BERT's WordPiece [LDM v2, Sec. 4.3.1, App. E.2.1].
+
+Three vocabularies: of the captions of `scenes`, shipped; of `bert-base-uncased`, where its files are at hand; of a data
+set's own captions, trained on the spot. Nothing is downloaded.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxtyping import Int
+from torch import Tensor
+
+from ldmlab.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizerFast
+
+MAX_LENGTH = 77  # as released
+SCENES_VOCABULARY = Path(__file__).parents[2] / "weights" / "scenes-wordpiece"
+BERT = "bert-base-uncased"
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class CaptionTokenizer:
+    """Captions -> (n, `max_length`) ids: [CLS], word pieces, [SEP], and [PAD] to the end; longer ones are cut off.
+
+    `folder` holds a BERT vocabulary (vocab.txt). `known` are captions that the model is trained on: ValueError if any
+    word of theirs became [UNK], for then the vocabulary is another language's or was not read. In a `closed`
+    vocabulary, made of the training captions, a word that falls into pieces was never trained on, and `notes` says so.
+    """
+
+    def __init__(
+        self, folder: str | Path, max_length: int = MAX_LENGTH, *, closed: bool = False, known: Sequence[str] = ()
+    ):
+        if max_length < 3:
+            raise ValueError(f"max_length must leave room for [CLS], a word and [SEP], got {max_length}")
+        self.max_length, self.closed, self._bert = max_length, closed, _load(Path(folder))
+        self.name = f"{Path(folder).name}, {len(self)} pieces"
+        if unknown := self.unknown(known):
+            raise ValueError(f"the vocabulary {folder} maps words of the captions to [UNK]: {', '.join(unknown[:10])}; "
+                             f"it is not a vocabulary for them")
+
+    def __len__(self) -> int:
+        return len(self._bert)
+
+    def __call__(self, captions: Sequence[str]) -> Int[Tensor, "n length"]:
+        """Ids of the captions; an empty one is start, end and padding."""
+        return self._bert(list(captions), truncation=True, max_length=self.max_length, padding="max_length",
+                          return_tensors="pt")["input_ids"]
+
+    def pieces(self, caption: str) -> list[str]:
+        """The word pieces of a caption, all of them, without what opens, closes and fills up."""
+        return self._bert.tokenize(caption)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the vocabulary to folder/vocab.txt, from which `CaptionTokenizer(folder)` is the same; the folder."""
+        return write_vocabulary(self._bert.get_vocab(), folder)
+
+    def unknown(self, captions: Iterable[str]) -> list[str]:
+        """The words of the captions that are [UNK], sorted."""
+        words = sorted({word for caption in captions for word in re.findall(r"[a-z]+", caption.lower())})
+        return [word for word in words if self._bert.unk_token in self.pieces(word)]
+
+    def notes(self, caption: str) -> list[str]:
+        """What a user should know before this caption is drawn: it is empty, cut off, or has words never trained on."""
+        words, found = re.findall(r"[^\W_]+", caption.lower()), []
+        if not words:
+            return ["the caption is empty: the picture is drawn without a condition"]
+        pieces = self.pieces(caption)
+        if len(pieces) > self.max_length - 2:
+            kept = self._bert.convert_tokens_to_string(pieces[: self.max_length - 2])
+            found.append(f"the caption has {len(pieces)} word pieces, {self.max_length - 2} fit: what follows "
+                         f"“…{kept[-30:]}” is cut off")
+        odd = [word for word in dict.fromkeys(words) if self._odd(word)]
+        if odd:
+            found.append(f"the model has never seen {', '.join(f'“{word}”' for word in odd)}: it will guess")
+        return found
+
+    def _odd(self, word: str) -> bool:
+        pieces = self.pieces(word)
+        return self._bert.unk_token in pieces or (self.closed and len(pieces) > 1)
+
+
+def write_vocabulary(pieces: Mapping[str, int], folder: str | Path) -> Path:
+    """Write word pieces to folder/vocab.txt as BERT has them, one a line in the order of their ids; the folder."""
+    lines = "".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.get))
+    return atomic_write(Path(folder) / "vocab.txt", lines.encode()).parent
+
+
+def train_vocabulary(captions: Sequence[str], folder: str | Path) -> Path:
+    """Learn a WordPiece vocabulary in which every word of the captions is whole, and write folder/vocab.txt."""
+    from tokenizers import BertWordPieceTokenizer
+
+    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    # Merging goes on until all words are whole: what is left over are letters, for words that are not among them.
+    tokenizer.train_from_iterator(captions, vocab_size=30_522, min_frequency=1, show_progress=False,
+                                  special_tokens=list(SPECIAL))
+    return write_vocabulary(tokenizer.get_vocab(), folder)
+
+
+def find_vocabulary(data: str, captions: Sequence[str], cache: Path) -> tuple[Path, bool]:
+    """(folder, whether it is closed) of the vocabulary for a data set: of `scenes`, BERT's if at hand, or its own.
+
+    BERT's is looked for in the folder that LDMLAB_BERT names, then in transformers' cache.
+    """
+    if data == "scenes":
+        return SCENES_VOCABULARY, True
+    if (bert := find_bert()) is not None:
+        return bert, False
+    key = hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
+    folder = cache / f"vocabulary-{key}"
+    if not (folder / "vocab.txt").exists():
+        print(f"the files of {BERT} are not at hand (LDMLAB_BERT may name a folder with its vocab.txt); "
+              f"a vocabulary is trained on the {len(captions)} captions instead", flush=True)
+        train_vocabulary(captions, folder)
+    return folder, True
+
+
+def find_bert() -> Path | None:
+    """The folder of BERT's vocab.txt, or None; FileNotFoundError if LDMLAB_BERT names one without it."""
+    if named := os.environ.get("LDMLAB_BERT"):
+        if not (Path(named) / "vocab.txt").is_file():
+            raise FileNotFoundError(f"LDMLAB_BERT={named} has no vocab.txt, the vocabulary of {BERT} (232 kB)")
+        return Path(named)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(BERT, "vocab.txt")
+    found = found or try_to_load_from_cache(f"google-bert/{BERT}", "vocab.txt")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _load(folder: Path) -> "BertTokenizerFast":
+    """BERT's tokenizer over all of a vocabulary: handed the file, some versions keep the special tokens alone."""
+    from transformers import BertTokenizerFast
+
+    path = folder / "vocab.txt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no vocab.txt, a WordPiece vocabulary with one piece a line")
+    bert, lines = BertTokenizerFast.from_pretrained(str(folder)), path.read_text(encoding="utf-8").splitlines()
+    if missing := [token for token in SPECIAL[:4] if token not in lines]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: it is no vocabulary of BERT")
+    if len(bert) < len(lines):
+        raise ValueError(f"transformers read {len(bert)} of the {len(lines)} pieces of {path}")
+    return bert

@@ -1,0 +1,51 @@
+"""The transformer tau_theta over a sequence of tokens, of words or of boxes [LDM v2, App. E.2.1, Tab. 17]."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ldmlab.diffusion.unet.attention import CrossAttention, Linear
+
+
+class Residual(nn.Module):
+    """x + inner(LayerNorm(x)): normalisation before each sub-layer."""
+
+    def __init__(self, dim: int, inner: nn.Module):
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(dim), inner
+
+    def forward(self, x: Float[Tensor, "b n dim"]) -> Float[Tensor, "b n dim"]:
+        return x + self.inner(self.norm(x))
+
+
+class TokenTransformer(nn.Module):
+    """Token ids (b, n), n <= `max_length` -> (b, n, `dim`): embeddings, `num_layers` of attention and MLP, LayerNorm.
+
+    Attention is not masked, so padding takes part, as released. Deviation: the paper's Tab. 17 does not state the
+    heads; these are those of the released code.
+    """
+
+    def __init__(
+        self, vocab_size: int, max_length: int, dim: int, num_layers: int, num_heads: int = 8, head_dim: int = 64
+    ):
+        super().__init__()
+        if min(vocab_size, max_length, dim, num_layers, num_heads, head_dim) < 1:
+            raise ValueError(f"a transformer needs positive sizes, got {vocab_size=}, {max_length=}, {dim=}, "
+                             f"{num_layers=}, {num_heads=}, {head_dim=}")
+        self.vocab_size, self.max_length, self.dim = vocab_size, max_length, dim
+        self.token_embedding, self.position_embedding = nn.Embedding(vocab_size, dim), nn.Embedding(max_length, dim)
+        for embedding in (self.token_embedding, self.position_embedding):
+            nn.init.normal_(embedding.weight, std=0.02)
+        layers = []
+        for _ in range(num_layers):
+            mlp = nn.Sequential(Linear(dim, 4 * dim), nn.GELU(), Linear(4 * dim, dim))
+            layers += [Residual(dim, CrossAttention(dim, dim, num_heads, head_dim)), Residual(dim, mlp)]
+        self.layers = nn.Sequential(*layers)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n dim"]:
+        """ValueError for more than `max_length` tokens."""
+        if ids.shape[1] > self.max_length:
+            raise ValueError(f"this transformer takes up to {self.max_length} tokens, got {ids.shape[1]}")
+        x = self.token_embedding(ids) + self.position_embedding(torch.arange(ids.shape[1], device=ids.device))
+        return self.norm(self.layers(x))

@@ -1,0 +1,57 @@
+"""A sampler's trajectory from noise to picture: z_t and z0_hat at every step."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.diffusion.samplers import ddim
+
+
+@dataclass
+class Path:
+    """A sampler's way from noise: at each step t, z after it and the z_0 it believed in."""
+
+    t: list[int]
+    z_t: list[Tensor]
+    z0_hat: list[Tensor]
+    model: LatentDiffusion
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def pictures(self, i: int) -> tuple[Tensor, Tensor]:
+        """z and z0_hat of step `i`, decoded."""
+        return self.model.decode(self.z_t[i]).cpu(), self.model.decode(self.z0_hat[i]).cpu()
+
+    def picked(self, num: int) -> list[int]:
+        """Indices of `num` evenly spaced steps, the last among them."""
+        return sorted({round(i) for i in np.linspace(0, len(self) - 1, min(num, len(self)))})
+
+
+@torch.inference_mode()
+def denoising_path(
+    model: LatentDiffusion, y: Int[Tensor, " n"], *, num_steps: int, eta: float = 0.0, guidance_scale: float = 1.0,
+    seed: int = 0, step_seed: int | None = None,
+) -> Path:
+    """DDIM from the noise of `seed`, every step kept; the same pictures as `model.sample` gives.
+
+    Noise that steps add at eta > 0 comes from `step_seed`, by default that of `model.sample`.
+    """
+    path = Path([], [], [], model)
+
+    def keep(i: int, t: int, z: Tensor, z0_hat: Tensor) -> None:
+        path.t.append(t)
+        path.z_t.append(z)
+        path.z0_hat.append(z0_hat)
+
+    side = model.size // model.first_stage.f
+    shape = (len(y), model.denoiser.config.out_channels, side, side)
+    z_T = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
+    eps_model = model.eps_model(y.to(model.device), guidance_scale)
+    generator = torch.Generator(model.device).manual_seed(seed + 1 if step_seed is None else step_seed)
+    ddim(eps_model, z_T, model.schedule, num_steps, eta=eta, generator=generator, on_step=keep)
+    return path

@@ -1,0 +1,269 @@
+"""How well samples do what they were asked, against the guidance scale, beside fidelity and diversity [Tab. 3, 10].
+
+The project's judge looks at every sample. Two baselines say what its numbers are worth: samples drawn without a
+condition, and the same samples held against what was asked of others. Curves of the record run over guidance scales:
+`<measure>_by_guidance` for classifier-free guidance, `<measure>_by_guidance_classifier` for another of `WAYS`, with the
+ends of intervals in `..._low` and `..._high`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ldmlab.data.annotations.annotation import Annotation
+from ldmlab.data.images import to_float, to_uint8
+from ldmlab.evaluation.distances import FeatureMoments, Score, moments_of
+from ldmlab.evaluation.inception import KEEP as FID_KEEP
+from ldmlab.evaluation.inception import InceptionNet, inception_scores
+from ldmlab.evaluation.judge import Judge, caption_fulfilment, class_accuracy, layout_scores, load_judge
+from ldmlab.evaluation.precision_recall import precision_recall_scores
+from ldmlab.evaluation.uncertainty import frechet_estimate
+from ldmlab.first_stage.reconstruct import reconstruct
+from ldmlab.study.records.record import Record, add_points, as_metrics
+from ldmlab.study.runs.classifier import TrainedClassifier, train_classifier
+from ldmlab.study.runs.conditioners import first_annotations, sample_labels
+from ldmlab.study.runs.run import Run
+from ldmlab.study.training.progress import progress
+
+SCALES = (1.0, 1.25, 1.5, 3.0, 5.0, 10.0)
+CLASSIFIER_SCALES = (1.0, 3.0, 10.0)
+NUM_REACHABLE = 2048  # reconstructions that precision and recall are taken against
+# What counts as success for each kind of condition, the chief measure first.
+MEASURES = {
+    "class": {"class_accuracy": "class accuracy"},
+    "text": {"fulfilled": "statements fulfilled", "objects": "objects", "colours": "colours", "place": "place",
+             "relations": "relations"},
+    "layout": {"layout_iou": "IoU of boxes", "box_class_accuracy": "class accuracy of boxes"},
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to steer: its name in figures; whether the model is told, and what `guidance_scale` then scales."""
+
+    name: str
+    told: bool = True
+    classifier: bool = False
+
+
+WAYS = {
+    "": Way("classifier-free"),
+    "classifier": Way("classifier, on the conditional model", classifier=True),
+    "classifier_alone": Way("classifier, on the unconditional model", told=False, classifier=True),
+}
+
+
+def curve_name(measure: str, way: str = "") -> str:
+    """What a record calls a measure over guidance scales under one of `WAYS`."""
+    return f"{measure}_by_guidance{'_' if way else ''}{way}"
+
+
+def condition_kind(run: Run) -> str:
+    """What the run's model is told: "class", "text" or "layout"; "" for an unconditional one."""
+    conditioner = run.diffusion.model.conditioner
+    return "" if conditioner is None else conditioner.kind
+
+
+@dataclass
+class Asked:
+    """What `n` samples are asked to show: in words, boxes and labels, and as the conditioner reads it."""
+
+    kind: str
+    annotations: list[Annotation]
+    y: Int[Tensor, "n ..."]
+
+    def judged(self, judge: Judge, x: Float[Tensor, "n 3 h w"], shift: int = 0) -> dict[str, Score]:
+        """What the judge finds of it on pictures; with a `shift`, of what was asked so many places further on."""
+        seen = judge.look(x)
+        asked = self.annotations[shift:] + self.annotations[:shift]
+        match self.kind:
+            case "class":
+                return {"class_accuracy": class_accuracy(seen, torch.tensor([a.label for a in asked]))}
+            case "text":
+                scores = caption_fulfilment(seen, [a.caption for a in asked])
+                return {"fulfilled": scores["all"]} | {m: scores[m] for m in MEASURES["text"] if m in scores}
+            case "layout":
+                return layout_scores(seen, [a.seen() for a in asked])
+        raise ValueError(f"nothing can be judged of a model that is told {self.kind or 'nothing'!r}")
+
+    @cached_property
+    def labels(self) -> Int[Tensor, " n"]:
+        """The class of each."""
+        return torch.tensor([a.label for a in self.annotations])
+
+
+def asked_of(run: Run, n: int) -> Asked:
+    """Classes in equal shares; captions and layouts of validation pictures, which no model was trained on."""
+    kind, conditioner = condition_kind(run), run.diffusion.model.conditioner
+    if kind in ("", "class"):
+        labels = sample_labels(run.pictures.train.num_classes, n)
+        annotations = [Annotation(int(label), "", ()) for label in labels]
+        return Asked(kind, annotations, labels)
+    annotations = first_annotations(run.pictures, n)
+    return Asked(kind, annotations, conditioner.read(annotations))
+
+
+def sample_asked(
+    run: Run, asked: Asked, scale: float | int, way: str = "", classifier: TrainedClassifier | None = None, *,
+    on_pictures: Callable[[int], None] | None = None,
+) -> Float[Tensor, "n 3 H W"]:
+    """Samples of what is asked, steered one of `WAYS` by `scale`, as they would be saved; equal noise at every scale.
+
+    Scale 0 of classifier-free guidance leaves the condition out.
+    """
+    model, plan, n = run.diffusion.model, run.spec.evaluation, len(asked.annotations)
+    told, guided = WAYS[way].told and scale != 0, None
+    if WAYS[way].classifier:
+        guided = (classifier or train_classifier(run)).guide(run, asked.labels, scale)
+    samples = model.sample(
+        asked.y if told else model.nothing(n), num_steps=plan.num_steps, seed=run.spec.seed, guided=guided,
+        guidance_scale=1.0 if guided is not None or not told else scale, batch_size=plan.batch_size,
+        progress=on_pictures)
+    return to_float(to_uint8(samples))
+
+
+# --- What is measured -------------------------------------------------------------------------------------------------
+
+
+def record_guidance(run: Run) -> Record:
+    """Success, FD-lab, precision and recall over guidance scales, with baselines and the judge's own ceilings.
+
+    FID and IS join them where Inception's weights are at hand and the samples are more than its features. What was
+    measured before, on the same model and by the same judge, is loaded. The judge knows `scenes` alone: of
+    other data the measures of success are left out, and the record's events say so.
+    """
+    diffusion, scorer, plan, kind = run.diffusion, run.scorer, run.spec.evaluation, condition_kind(run)
+    if not kind:
+        raise ValueError(f"{run.pictures.train.name} has nothing to tell a model: guidance needs a condition")
+    judge = load_judge().to(run.device) if run.pictures.train.name == "scenes" else None
+    ways = list(WAYS) if kind == "class" else [""]
+    record = run.new_record()
+    record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
+    classifier = train_classifier(run) if "classifier" in ways else None
+    if classifier is not None:
+        record.inputs["classifier"] = classifier.hash
+    if judge is not None:
+        record.inputs["judge_of_success"] = judge.weights_hash
+    if (known := run.measured_before(record)) is not None:
+        return known
+    record.protocol |= scorer.protocol | {
+        "guidance_n": plan.num_samples, "condition": kind,
+        "precision_recall_reference": "training pictures as the first stage gives them back",
+        "labels": "equal shares" if kind == "class" else f"{kind} of validation pictures"}
+    record.metrics["first_stage_flat"] = {"value": run.first_stage.flat,
+                                           "unit": "whether validation PSNR was flat at the end"}
+    record.events += diffusion.curve.events
+    if judge is None:
+        record.events.append("the judge knows scenes alone: success is not measured")
+    if classifier is not None:
+        record.curves["classifier_accuracy_by_t"] = [[t, round(a, 4)] for t, a in classifier.accuracy]
+
+    asked = asked_of(run, plan.num_samples)
+    by = Yardsticks(asked, judge, reachable_moments(run), *_inception(run, record, kind))
+    if judge is not None:
+        _ceilings(record, run, judge, asked)
+    jobs = [(way, scale) for way in ways for scale in (SCALES if way == "" else CLASSIFIER_SCALES)]
+    cost = lambda way, scale: 1 if way == "" and scale in (0.0, 1.0) else 2  # noqa: E731
+    with progress(plan.num_samples * sum(cost(*job) for job in jobs + [("", 0.0)]), f"{diffusion.name}, all scales",
+                  unit="pictures") as bar:
+
+        def draw(way: str, scale: float) -> Tensor:
+            done = 0
+
+            def on_pictures(now: int) -> None:
+                nonlocal done
+                bar.update((now - done) * cost(way, scale))
+                done = now
+
+            return sample_asked(run, asked, scale, way, classifier, on_pictures=on_pictures)
+
+        untold = draw("", 0.0)
+        scores = _scores(run, by, untold)
+        record.metrics |= as_metrics({f"{name}_untold": score for name, score in scores.items()})
+        for way, scale in jobs:
+            samples = draw(way, scale)
+            scores = _scores(run, by, samples)
+            if (way, scale) == ("", 1.0):
+                record.metrics |= as_metrics(scores)
+            add_points(record, {curve_name(m, way): score for m, score in scores.items()}, scale)
+            if judge is not None:
+                shuffled = asked.judged(judge, samples, shift=1)
+                add_points(record, {curve_name(f"{m}_shuffled", way): s for m, s in shuffled.items()}, scale)
+    return record
+
+
+def _ceilings(record: Record, run: Run, judge: Judge, asked: Asked) -> None:
+    """What the judge finds on true pictures, and on their reconstructions: no more can be hoped for."""
+    val = run.pictures.val
+    x = to_float(val.images(range(len(val))))
+    known = Asked(asked.kind, run.pictures.annotations("val"), asked.y)
+    for name, pictures in (("pictures", x), ("reconstructions", reconstruct(run.first_stage.model, x))):
+        record.metrics |= as_metrics({f"{key}_{name}": s for key, s in known.judged(judge, pictures).items()})
+
+
+def reachable_moments(run: Run) -> FeatureMoments:
+    """Features of training pictures as the first stage gives them back: the set that samples can come from.
+
+    A small first stage blurs, and in the features every sample then lies far from every true picture: precision against
+    those would be near 0 whatever the denoiser does, and recall with it.
+    """
+    train, net = run.pictures.train, run.scorer.nets["fd-lab"]
+    parts = (range(i, min(i + 256, NUM_REACHABLE, len(train))) for i in range(0, min(NUM_REACHABLE, len(train)), 256))
+    return moments_of((to_float(to_uint8(reconstruct(run.first_stage.model, to_float(train.images(part)))))
+                       for part in parts), net)
+
+
+@dataclass
+class Yardsticks:
+    """What samples are measured with, made once for all scales."""
+
+    asked: Asked
+    judge: Judge | None
+    reachable: FeatureMoments
+    inception: InceptionNet | None
+    real: FeatureMoments | None  # under Inception
+
+
+def _inception(run: Run, record: Record, kind: str) -> tuple[InceptionNet | None, FeatureMoments | None]:
+    """Inception and its reference, where its weights are at hand and the samples suffice for its 2048 features.
+
+    Captions and layouts are those of validation pictures, and so is the reference, as in the paper's evaluation on
+    COCO; classes are compared with training pictures [LDM v2, App. E.3].
+    """
+    images = run.pictures.train if kind == "class" else run.pictures.val
+    if not run.scorer.rehearsal and min(run.spec.evaluation.num_samples, len(images)) <= 2048:
+        return None, None
+    try:
+        net = InceptionNet().to(run.device)
+    except FileNotFoundError as error:
+        record.events.append(f"no FID: {error}")
+        return None, None
+    record.protocol["fid_reference"] = images.split
+    parts = (range(i, min(i + 64, len(images))) for i in range(0, len(images), 64))
+    return net, moments_of((to_float(images.images(part)) for part in parts), net, keep=FID_KEEP)
+
+
+def _scores(run: Run, by: Yardsticks, samples: Tensor) -> dict[str, Score]:
+    """Everything that is measured of one set of samples."""
+    scorer = run.scorer
+    real, fake = scorer.reference("fd-lab"), moments_of(samples.split(256), scorer.nets["fd-lab"])
+    scores = {"fd_lab": frechet_estimate(real, fake, allow_few=scorer.rehearsal, num_resamples=scorer.num_resamples,
+                                         seed=run.spec.seed)}
+    scores |= precision_recall_scores(by.reachable, fake)
+    if by.inception is not None:
+        of = inception_scores(by.real, samples.split(64), by.inception, allow_few=scorer.rehearsal)
+        scores |= {"fid": of["fid"], "inception_score": of["inception_score"]}
+    return scores | (by.asked.judged(by.judge, samples) if by.judge is not None else {})
+
+
+# --- What is looked at ------------------------------------------------------------------------------------------------
+
+
+def scale_rows(run: Run, asked: Asked, scales: Sequence[float] = (0.0, 1.0, 3.0, 10.0)) -> dict[str, Tensor]:
+    """Samples of what is asked at several scales of classifier-free guidance, a row each, for `picture_grid`."""
+    names = {0.0: "not told", 1.0: "s = 1"}
+    return {names.get(scale, f"s = {scale:g}"): sample_asked(run, asked, scale) for scale in scales}

@@ -1,0 +1,264 @@
+"""A released model in a notebook: its parameters checked, its file opened, pictures for it, and its record."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ldmlab.atomic import atomic_write
+from ldmlab.checkpoints.diffusers_format.folders import read_pipeline
+from ldmlab.checkpoints.released import LdmRow, released, scaled_down
+from ldmlab.checkpoints.released_model import ReleasedModel, build, load_compvis, save_compvis
+from ldmlab.checkpoints.released_sampling import bert_folder, find_file, latent_diffusion, untold
+from ldmlab.data.images import ImageSet, open_dataset, to_float, to_uint8
+from ldmlab.data.masks import KINDS as MASKS
+from ldmlab.data.masks import inpainting_masks
+from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
+from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.experiments.released.targets import sampling_target
+from ldmlab.perception import file_hash
+from ldmlab.study.config.notebooks import SHOWN_ONLY
+from ldmlab.study.config.paths import runs_dir
+from ldmlab.study.records.record import Record, environment, now, save_figure
+from ldmlab.study.runs.conditioners import KINDS
+from ldmlab.study.runs.pictures import Pictures
+from ldmlab.study.training.device import choose_device
+from ldmlab.study.training.progress import progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CHUNK = 64  # pictures sampled, written down, and never sampled again
+# By tier: validation pictures reconstructed, samples, training pictures to compare with (0: the paper's; all), steps.
+NUM_RECONSTRUCTED = {"smoke": 12, "laptop": 64, "gpu": 5000, "paper": 50_000}
+NUM_SAMPLES = {"smoke": 12, "laptop": 16, "gpu": 2500, "paper": 0}
+NUM_REFERENCE = {"smoke": 24, "laptop": 2048, "gpu": 10_000, "paper": 0}
+NUM_STEPS = {"smoke": 3, "laptop": 20}  # at the other tiers the paper's
+STEPS_WITHOUT_ROW = 100
+_CLASS_STRIDE = 379  # neighbours in ImageNet's list look alike; this visits all 1000 and starts far apart
+
+
+class ReleasedRun:
+    """What the notebook works with: one released model, its file, pictures, and record.
+
+    At tier smoke without a file, a scaled-down one with random weights is made. Whatever is missing or cannot be is
+    told before any work: FileNotFoundError, ValueError.
+    """
+
+    def __init__(self, notebook: str, params: dict[str, Any], device: str = "auto", quiet: bool = False):
+        self.notebook, self.started, self._clock = notebook, now(), time.monotonic()
+        self.device, self.caption = choose_device(device), params["caption"]
+        self.tier = params["tier"]
+        if self.tier == "auto":
+            self.tier = "gpu" if self.device.type == "cuda" else "laptop"
+        self.random = self.tier == "smoke" and not params["file"]
+        self.row = scaled_down(released(params["model"])) if self.random else released(params["model"])
+        self.samples_pictures, self.seed = isinstance(self.row, LdmRow), params["seed"]
+        self.stage_row = self.row.first_stage if self.samples_pictures else self.row
+        self.target = sampling_target(params["model"], params["guidance_scale"])
+        self.num_steps = params["num_steps"] or NUM_STEPS.get(self.tier) or (
+            self.target.num_steps if self.target else STEPS_WITHOUT_ROW)
+        self.size, self.vocabulary = params["size"] or self._own_size(), None
+        self._check(params)
+        self.path = (self._made_file() if self.random
+                     else Path(params["file"] or find_file(params["model"])).expanduser())
+        if self.samples_pictures and self.row.condition and self.row.condition.kind == "text":
+            self.vocabulary = SCENES_VOCABULARY if self.random else None if self.path.is_dir() else bert_folder()
+        # Records travel: of a path they keep the name.
+        config = self.stage_row.config
+        self.params = {**params, "f": config.f, "reg": config.reg, "data": Path(str(params["data"])).stem,
+                       "file": Path(params["file"]).name, "tier": self.tier, "size": self.size,
+                       "num_steps": self.num_steps if self.samples_pictures else 0}
+        self._data = params["data"]
+        if not quiet:
+            print(f"{notebook}: {self.row.name} ({self.row.paper}), data {self.params['data']} at {self.size} px, tier "
+                  f"{self.tier}, seed {self.seed}, on {self.device}\n{self.origin}", flush=True)
+
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, in a sentence."""
+        return f"weights: random, scaled down, {self.path.name}" if self.random else f"weights: {self.path}"
+
+    @property
+    def about(self) -> str:
+        """What pictures show, for small print."""
+        weights = "random weights, scaled down" if self.random else self.path.name
+        return (f"{self.params['data']} at {self.size} px; {self.row.name}, {weights}; tier {self.tier}, "
+                f"seed {self.seed}.")
+
+    @property
+    def stride(self) -> int:
+        """What sides of a picture have to be multiples of."""
+        halvings = len(self.row.denoiser.widths) - 1 if self.samples_pictures else 0
+        return self.stage_row.config.f * 2**halvings
+
+    def _own_size(self) -> int:
+        if self.random:
+            return -(-32 // self.stride) * self.stride
+        return self.row.size if self.samples_pictures else 256
+
+    def _check(self, params: dict[str, Any]) -> None:
+        if self.size % self.stride:
+            raise ValueError(f"size = {self.size}: {self.row.name} takes multiples of {self.stride}")
+        wanted, c = f"guidance_scale = {params['guidance_scale']:g}", getattr(self.row, "condition", None)
+        if params["guidance_scale"] != 1 and c is None:
+            raise ValueError(f"{self.row.name} has no condition, so no guidance; asked was {wanted}")
+        if params["guidance_scale"] != 1 and not c.has_nothing:
+            raise ValueError(f"{self.row.name}: {untold(c.kind, wanted)}")
+
+    def _made_file(self) -> Path:
+        """A file of the scaled-down row with random weights, in CompVis's layout; the same for the same seed."""
+        path = runs_dir() / "released" / f"{self.row.name.replace(' ', '-')}-s{self.seed}.ckpt"
+        if not path.exists():
+            torch.manual_seed(self.seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_compvis(build(self.row), path)
+        return path
+
+    # --- Models and pictures ------------------------------------------------------------------------------------------
+    @cached_property
+    def model(self) -> LatentDiffusion | ReleasedModel:
+        """The model, ready to sample; a first stage alone as it was loaded."""
+        if self.path.is_dir():
+            model = read_pipeline(self.path, self.device)
+            if not self.samples_pictures or model.denoiser.config.widths != self.row.denoiser.widths:
+                raise ValueError(f"{self.path} holds a pipeline with widths {model.denoiser.config.widths}, which is "
+                                 f"no {self.row.name}")
+            return model
+        loaded = load_compvis(self.path, self.row)
+        if self.samples_pictures:
+            return latent_diffusion(loaded, self.size, self.vocabulary, self.device)
+        loaded.first_stage.requires_grad_(False).to(self.device)
+        return loaded
+
+    @cached_property
+    def file_hash(self) -> str:
+        """sha256 of the file, or of a folder's names and files."""
+        if not self.path.is_dir():
+            return file_hash(self.path)
+        files = sorted(p for p in self.path.rglob("*") if p.is_file())
+        names = "".join(f"{path.relative_to(self.path)} {file_hash(path)}\n" for path in files)
+        return hashlib.sha256(names.encode()).hexdigest()
+
+    @cached_property
+    def val(self) -> ImageSet:
+        """Validation pictures: reconstructed, and what conditions are read of."""
+        num = max(NUM_RECONSTRUCTED[self.tier], self.num_samples)
+        split = "test" if self.target and self.target.split == "test" else "validation"
+        return open_dataset(self._data, size=self.size, split=split, num=num, seed=0)
+
+    @cached_property
+    def reference(self) -> ImageSet:
+        """The pictures that samples are compared with, of the split that the paper takes, and at most as many."""
+        num, target = NUM_REFERENCE[self.tier] or None, self.target
+        if target and not target.whole:
+            num = min(num or target.num_samples, target.num_samples)
+        return open_dataset(self._data, size=self.size, split=target.split if target else "train", num=num, seed=0)
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples are scored."""
+        return NUM_SAMPLES[self.tier] or (self.target.num_samples if self.target else 5000)
+
+    @cached_property
+    def _known(self) -> list:
+        return Pictures(self.val, self.val).annotations("val")
+
+    def conditions(self, rows: range) -> Tensor:
+        """What the samples with these numbers are told: classes in equal shares, or what is known of pictures."""
+        tau = self.model.conditioner
+        if tau is None:
+            return torch.zeros(len(rows), dtype=torch.long)
+        if tau.kind == "class":
+            c = self.row.condition
+            return torch.tensor([i * _CLASS_STRIDE % (c.num_items - c.has_nothing) for i in rows])
+        kind, numbers = KINDS[tau.kind], [i % len(self.val) for i in rows]
+        if tau.enters == "tokens":
+            known = [self._known[i] for i in numbers]
+            if not any(getattr(annotation, kind.reads) for annotation in known):
+                raise ValueError(f"{self.val.name} has no {kind.source}")
+            return tau.read(known)
+        if kind.maps and not self.val.map_names:
+            raise ValueError(f"{self.val.name} has no {kind.source}")
+        if tau.kind == "mask":  # its own way draws masks for a whole training first
+            holes = [inpainting_masks(1, (self.size,) * 2, tuple(MASKS)[i % len(MASKS)], self.seed + i) for i in rows]
+            return torch.cat([to_float(self.val.images(numbers)), torch.cat(holes)], 1)
+        batch = {"image": self.val.images(numbers)} | ({"map": self.val.maps(numbers)} if kind.maps else {})
+        return tau.told(batch, torch.Generator().manual_seed(self.seed + rows.start))
+
+    def sample(
+        self, y: Tensor, *, seed: int | None = None, guidance_scale: float | None = None
+    ) -> Float[Tensor, "n 3 H W"]:
+        """Samples for conditions `y` by this run's steps, eta and guidance, as they would be saved."""
+        x = self.model.sample(
+            y, num_steps=self.num_steps, eta=self.eta, seed=self.seed if seed is None else seed, batch_size=CHUNK,
+            guidance_scale=self.params["guidance_scale"] if guidance_scale is None else guidance_scale)
+        return to_float(to_uint8(x))
+
+    @property
+    def eta(self) -> float | int:
+        """The noise of DDIM's steps, as for the paper's row."""
+        return self.target.eta if self.target else 0.0
+
+    def sampled(self) -> Iterator[Float[Tensor, "n 3 H W"]]:
+        """The run's samples in chunks of CHUNK, from disk where an earlier or interrupted run wrote them."""
+        protocol = [self.file_hash, self.size, self.seed, self.num_steps, self.eta, self.params["guidance_scale"],
+                    self.val.fingerprint, self.num_samples]
+        folder = runs_dir() / "released" / f"samples-{hashlib.sha256(json.dumps(protocol).encode()).hexdigest()[:16]}"
+        with progress(self.num_samples, f"{self.row.name}, samples", unit="pictures") as bar:
+            for start in range(0, self.num_samples, CHUNK):
+                rows = range(start, min(start + CHUNK, self.num_samples))
+                path = folder / f"{start:06d}.safetensors"
+                if not path.exists():
+                    x = to_uint8(self.sample(self.conditions(rows), seed=self.seed + start))
+                    atomic_write(path, save({"x": x.contiguous()}))
+                bar.update(len(rows))
+                yield to_float(load_file(path)["x"])
+
+    # --- Records ------------------------------------------------------------------------------------------------------
+    def new_record(self) -> Record:
+        """An empty record that knows parameters, environment, inputs and protocol."""
+        measured = {key: value for key, value in self.params.items() if key not in SHOWN_ONLY[self.notebook]}
+        record = Record(self.notebook, self.row.name, measured, started=self.started, env=environment(self.device))
+        record.inputs |= {"file": self.file_hash, "data": self.val.fingerprint}
+        record.protocol |= {**self.val.protocol, "weights": "random" if self.random else "file"}
+        return record
+
+    def keep(self, name: str, fig: "Figure") -> "Figure":
+        """A figure for the cell to show, written to results/figures/ as well."""
+        save_figure(fig, name, *(self.params[key] for key in ("data", "tier", "size")))
+        return fig
+
+    def finish(self, record: Record) -> Path:
+        """Save the record with the wall time of the run that measured it; returns its path."""
+        record.wall_s = record.wall_s or round(time.monotonic() - self._clock, 1)
+        path = record.save()
+        print(f"record: {path}", flush=True)
+        return path
+
+
+def drawn(run: ReleasedRun, n: int = 6) -> dict[str, Float[Tensor, "n 3 H W"]]:
+    """Rows for a grid: `n` samples of the run's caption or of its conditions, at three scales where it can be guided.
+
+    Of a model that is told of a picture, the picture comes first. {} for a first stage.
+    """
+    if not run.samples_pictures:
+        return {}
+    tau = run.model.conditioner
+    if tau is not None and tau.kind == "text" and run.caption:
+        y = tau.tokenizer([run.caption] * n)
+    else:
+        y = run.conditions(range(n))
+    if tau is not None and tau.enters == "channels":
+        return {"true": to_float(run.val.images(range(n))), "samples": run.sample(y)}
+    if run.row.condition is None or not run.row.condition.has_nothing:
+        return {"samples": run.sample(y)}
+    return {f"guidance scale {scale:g}": run.sample(y, guidance_scale=scale) for scale in (1.0, 1.5, 3.0)}

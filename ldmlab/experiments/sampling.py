@@ -1,0 +1,215 @@
+"""Quality against speed of sampling, one f at a time: DDIM by number of steps, samplers side by side [LDM v2, Fig. 7].
+
+Curves of the record run over the number of steps: `fd_lab_by_steps` is DDIM's at eta = 0, `fd_lab_by_steps_plms` that
+of another of `VARIANTS`; `..._low` and `..._high` are the ends of its intervals over samples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from statistics import median
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ldmlab.data.images import to_float, to_uint8
+from ldmlab.diffusion.samplers import SAMPLERS
+from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.solvable import convergence, random_field
+from ldmlab.evaluation.distances import Score, moments_of
+from ldmlab.evaluation.uncertainty import frechet_estimate
+from ldmlab.study.config.specs import EvaluationSpec
+from ldmlab.study.records.record import Record, add_points, as_metrics
+from ldmlab.study.runs.conditioners import sample_labels
+from ldmlab.study.runs.run import Run
+from ldmlab.study.training.progress import duration, progress
+
+FD = "fd_lab_by_steps"
+MOST_COMPARED = 50  # steps up to which samplers stand side by side: beyond, there is little to tell them apart
+BUDGET_S = {"DDIM by steps": 900, "samplers side by side": 300}  # seconds, as timed; no limit at tier paper
+ORDER_STEPS = (5, 10, 20, 40, 50, 100, 200)  # divisors of 1000, so that all strides of a sampler are equal
+ORDER_RANGE = (20, 100)  # steps over which an order of convergence is fitted
+DETERMINISTIC = ("ddim", "plms", "dpm-solver++")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A sampler with its noise, and its name in figures; it calls the denoiser `more` times than it has steps."""
+
+    name: str
+    sampler: str
+    eta: float = 0.0
+    more: int = 0
+
+
+# "ddpm" is ancestral sampling on the steps that remain. That is DDIM at eta = 1, so there is no second curve for it.
+VARIANTS = {
+    "ddim": Variant("DDIM, eta 0", "ddim"),
+    "ddim_half": Variant("DDIM, eta 0.5", "ddim", 0.5),
+    "ddpm": Variant("strided DDPM = DDIM, eta 1", "ddpm"),
+    "plms": Variant("PLMS", "plms", more=1),
+    "dpm_solver_pp": Variant("DPM-Solver++(2M)", "dpm-solver++"),
+}
+
+
+def curve_name(key: str) -> str:
+    """What a record calls the FD-lab of one of `VARIANTS` over steps."""
+    return FD if key == "ddim" else f"{FD}_{key}"
+
+
+def compared_steps(plan: EvaluationSpec) -> tuple[int, ...]:
+    """Numbers of steps at which samplers stand side by side: half of DDIM's fewest, then DDIM's up to MOST_COMPARED."""
+    steps = plan.speed_steps
+    return (min(steps) // 2, *(s for s in steps if s <= MOST_COMPARED))
+
+
+def sample_with(
+    run: Run, key: str, y: Int[Tensor, " n"], num_steps: int, on_pictures: Callable[[int], None] | None = None
+) -> Float[Tensor, "n 3 H W"]:
+    """Samples by one of `VARIANTS` from the noise of the run's seed; `on_pictures` hears how many are done."""
+    variant = VARIANTS[key]
+    return run.diffusion.model.sample(y, num_steps=num_steps, sampler=variant.sampler, eta=variant.eta,
+                                      seed=run.spec.seed, batch_size=run.spec.evaluation.batch_size,
+                                      progress=on_pictures)
+
+
+def side_by_side(run: Run, y: Int[Tensor, " n"], num_steps: int) -> dict[str, Float[Tensor, "n 3 H W"]]:
+    """Samples of every variant in `num_steps` steps, by its name; a column of them starts from the same noise."""
+    with progress(len(VARIANTS), f"samples in {num_steps} steps", unit="samplers") as bar:
+        rows = {}
+        for key, variant in VARIANTS.items():
+            rows[variant.name] = sample_with(run, key, y, num_steps)
+            bar.update()
+    return rows
+
+
+# --- What is measured -------------------------------------------------------------------------------------------------
+
+
+def record_sampling(run: Run) -> Record:
+    """FD-lab and pictures a second of one model over DDIM steps, and FD-lab of the samplers side by side.
+
+    What was measured before, on the same model and by the same judge, is loaded. Numbers of steps that would exceed
+    BUDGET_S are left out, and the record's events say which; none up to that of the tier's protocol is.
+    """
+    diffusion, scorer, plan = run.diffusion, run.scorer, run.spec.evaluation
+    record = run.new_record()
+    record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
+    if (known := run.measured_before(record)) is not None:
+        return known
+    record.protocol |= scorer.protocol | {
+        "timed_batch": plan.speed_batch, "timed_repeats": plan.speed_repeats,
+        "curves": {curve_name(key): {"sampler": v.sampler, "eta": 1.0 if key == "ddpm" else v.eta}
+                   for key, v in VARIANTS.items()}}
+    print(f"{diffusion.name}: timing {', '.join(map(str, plan.speed_steps))} steps", flush=True)
+    record.curves["images_per_s"] = scorer.speed(diffusion.model)
+    jobs, notes = plan_jobs(plan, record.curves["images_per_s"], limited=run.spec.tier != "paper")
+    for note in notes:
+        print(note, flush=True)
+    record.events += diffusion.curve.events + notes
+
+    y = sample_labels(run.pictures.train.num_classes, plan.num_samples)
+    with progress(len(y) * sum(map(calls, jobs)), f"{diffusion.name}, all samplers", unit="picture steps") as bar:
+        for job in jobs:
+            _score_job(record, run, y, job, bar.update)
+    return record
+
+
+Job = tuple[str, int]  # one of VARIANTS, and a number of steps
+
+
+def calls(job: Job) -> int:
+    """Calls of the denoiser for one picture."""
+    key, num_steps = job
+    return num_steps + VARIANTS[key].more
+
+
+def plan_jobs(
+    plan: EvaluationSpec, images_per_s: Sequence[Sequence[float | int]], limited: bool = True
+) -> tuple[list[Job], list[str]]:
+    """What to score, fewer steps first; and a sentence on each number of steps that the budgets leave out."""
+    rate = median(steps * value for steps, value in images_per_s)
+    few = compared_steps(plan)
+    parts = zip(BUDGET_S.items(), ((("ddim",), {*few, *plan.speed_steps}), ([k for k in VARIANTS if k != "ddim"], few)),
+                strict=True)
+    jobs, notes = [], []
+    for (part, budget), (keys, steps) in parts:
+        spent = 0.0
+        for num_steps in sorted(steps):
+            new = [(key, num_steps) for key in keys]
+            seconds = plan.num_samples * sum(map(calls, new)) / rate
+            if spent + seconds > (budget if limited else inf) and num_steps > plan.num_steps:
+                notes.append(f"{part}: {num_steps} steps left out: {duration(seconds)} on top of {duration(spent)} are "
+                             f"over the budget of {duration(budget)} (timed: {rate:.3g} picture steps/s)")
+                continue
+            jobs, spent = jobs + new, spent + seconds
+    return jobs, notes
+
+
+def _score_job(record: Record, run: Run, y: Tensor, job: Job, advance: Callable[[int], None]) -> None:
+    """Sample, score, and put value and interval into the curves; the protocol's own DDIM point is a metric, too."""
+    (key, num_steps), done = job, 0
+
+    def on_pictures(now: int) -> None:
+        nonlocal done
+        advance((now - done) * calls(job))
+        done = now
+
+    score = _score(run, sample_with(run, key, y, num_steps, on_pictures))
+    if (key, num_steps) == ("ddim", run.spec.evaluation.num_steps):
+        record.metrics |= as_metrics({"fd_lab": score})
+    add_points(record, {curve_name(key): score}, num_steps)
+
+
+def _score(run: Run, samples: Tensor) -> Score:
+    """FD-lab of samples as they would be saved, with its interval over samples."""
+    scorer = run.scorer
+    real, fake = scorer.reference("fd-lab"), moments_of(to_float(to_uint8(samples)).split(256), scorer.nets["fd-lab"])
+    return frechet_estimate(real, fake, allow_few=scorer.rehearsal, num_resamples=scorer.num_resamples,
+                            seed=run.spec.seed)
+
+
+# --- What is read off it ----------------------------------------------------------------------------------------------
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the (speed, distance) that none other beats in one and matches in the other, fastest first."""
+    front, best = [], inf
+    for i in sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1])):
+        if points[i][1] < best:
+            front.append(i)
+            best = points[i][1]
+    return front
+
+
+def convergence_curves(schedule: Schedule, seed: int = 0) -> dict[str, list[tuple[int, float]]]:
+    """(steps, error) of each deterministic sampler on a Gaussian random field of 8 x 8, whose best denoiser is known.
+
+    The error is the RMS distance to the exact solution of the ODE from the same noise: the sampler's own, and no other.
+    """
+    z_T = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    curves, field = {}, random_field(8)
+    with progress(len(DETERMINISTIC), "solvable world", unit="samplers") as bar:
+        for name in DETERMINISTIC:
+            curves[name] = convergence(SAMPLERS[name], field, schedule, ORDER_STEPS, z_T)
+            bar.update()
+    return curves
+
+
+def order(curve: Sequence[tuple[int, float]]) -> float:
+    """The k of error ~ steps^-k, by least squares over the steps of ORDER_RANGE."""
+    low, high = ORDER_RANGE
+    x, y = np.log([(steps, error) for steps, error in curve if low <= steps <= high]).T
+    return float(-np.polyfit(x, y, 1)[0])
+
+
+def enough_steps(record: Record) -> Mapping[str, int | None]:
+    """For each variant, the fewest steps whose FD-lab lies within DDIM's interval at its most steps, or below it."""
+    _, high = max(record.curves[f"{FD}_high"])
+    found = {}
+    for key, variant in VARIANTS.items():
+        good = [steps for steps, value in record.curves.get(curve_name(key), ()) if value <= high]
+        found[variant.name] = min(good, default=None)
+    return found

@@ -1,0 +1,186 @@
+"""The user study of pictures at hand: simulated raters, and the record of all answers [LDM v2, App. E.3.6, Tab. 4].
+
+Simulated raters take the same way as people, file and all. Metrics of the record: `vs_truth_<method>_<who>`,
+`prefer_<first>_over_<second>_<who>`,
+`strength_<method>_<who>`, where who is "simulated" or "human".
+"""
+
+import hashlib
+import itertools
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ldmlab.checkpoints.files import load_model, save_model
+from ldmlab.data.images import to_float, to_uint8
+from ldmlab.diffusion.guiders import downsample
+from ldmlab.evaluation.preference import (
+    SimulatedRater,
+    Vote,
+    known_share,
+    preference,
+    questions_needed,
+    share_interval,
+    simulated_class,
+)
+from ldmlab.experiments.image_guiding import enlarge, sample_guided, targets
+from ldmlab.experiments.super_resolution import upscale
+from ldmlab.experiments.user_study.answers import Answer, read_answers
+from ldmlab.experiments.user_study.questions import Comparison
+from ldmlab.experiments.user_study.session import Session, results
+from ldmlab.perception import FeatureNet, file_hash
+from ldmlab.study.config.paths import results_dir, runs_dir
+from ldmlab.study.config.specs import content_key
+from ldmlab.study.records.record import Record
+from ldmlab.study.runs.run import Run
+
+FACTOR, SCALE = 4, 30.0  # of the Gaussian guider, at its best in 14_image_guiding
+NUM = {"smoke": 8, "laptop": 64, "gpu": 128, "paper": 256}  # pictures to compare
+CLASSES = {"smoke": 10, "laptop": 400, "gpu": 400, "paper": 400}  # simulated again to see how often intervals hold
+CLASS = {"smoke": (4, 10), "laptop": (20, 40), "gpu": (20, 40), "paper": (40, 40)}  # simulated raters, questions each
+# Their utility is nearness to the real picture in the features of fd-lab; tastes differ by this many logits.
+SIMULATED = {"sharpness": 2.5, "lapse": 0.02, "taste_sd": 0.5}
+
+
+# --- Simulated raters -------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def utilities(comparison: Comparison, net: FeatureNet) -> dict[str, Float[np.ndarray, " n"]]:
+    """How near each picture is to the real one: minus the root mean square difference of their features."""
+    device = net.embed_mean.device
+    real = net.embed(comparison.truth.to(device))
+    return {name: -(net.embed(x.to(device)) - real).square().mean(1).sqrt().double().cpu().numpy()
+            for name, x in comparison.pictures.items()}
+
+
+def simulate(
+    comparison: Comparison, path: Path, raters: Sequence[SimulatedRater], utility: Mapping[str, np.ndarray],
+    num_questions: int, seed: int = 0,
+) -> None:
+    """Let raters of known preference answer, each in a session of their own."""
+    for i, rater in enumerate(raters):
+        session, rng = Session(comparison, path, rater.name, num_questions, seed), np.random.default_rng([seed, i])
+        while (question := session.current) is not None:
+            gain = float(utility[question.left][question.item] - utility[question.right][question.item])
+            session.shown()
+            session.answer("left" if rng.random() < rater.probability(question.left, question.right, gain) else "right")
+
+
+def coverage(num: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """How often 95 % intervals of `num` simulated classes hold the known share, and how wide they are on average.
+
+    20 raters with tastes answer 20 questions each, on 64 pictures that differ in how clear they are. "independent"
+    takes all answers for independent, "clustered" is `preference`.
+    """
+    rng, taste_sd = np.random.default_rng(seed), SIMULATED["taste_sd"]
+    known = known_share(rng.normal(0.8, 0.7, 4000), taste_sd=taste_sd)
+    found: dict[str, list[tuple[bool, float]]] = {"independent": [], "clustered": []}
+    for i in range(num):
+        gains, votes = rng.normal(0.8, 0.7, 64), []
+        for rater in simulated_class(20, "ab", taste_sd=taste_sd, seed=seed + i):
+            for item in rng.permutation(64)[:20]:
+                won = rng.random() < rater.probability("a", "b", float(gains[item]))
+                votes.append(Vote(rater.name, *("ab" if won else "ba"), str(item)))
+        p = preference(votes, "a", "b")
+        for kind, interval in (("independent", share_interval(p.wins, p.n)), ("clustered", p.interval)):
+            found[kind].append((interval.low <= known <= interval.high, interval.high - interval.low))
+    return {kind: tuple(map(float, np.mean(rows, axis=0))) for kind, rows in found.items()}
+
+
+# --- The study at hand, and its record --------------------------------------------------------------------------------
+
+
+def super_resolution(run: Run) -> Comparison:
+    """Validation pictures shrunk by 4: enlarged bicubically, by an unconditional model guided at test time, or by the
+    model of 12_super_resolution, which was trained for it.
+
+    Kept in results/runs, so that answers stay answers to these very pictures.
+    """
+    num = NUM[run.spec.tier]
+    trained = Run("12_super_resolution", {**run.params, "data": run.spec.data.name, "factor": FACTOR,
+                                          "degradation": "bicubic"}, str(run.device), quiet=True)
+    key = content_key(run.diffusion.hash, run.pictures.val.fingerprint, num, FACTOR, SCALE, run.spec.evaluation,
+                      trained.diffusion.hash)
+    path = runs_dir() / f"user-study-{run.spec.name}-{key}" / "pictures.safetensors"
+    if not path.exists():
+        x = targets(run, num)
+        y = to_float(to_uint8(downsample(FACTOR)(x).clamp(-1, 1)))
+        kept = {"truth": x, "condition": y, "bicubic": enlarge(y, FACTOR)}
+        kept |= {"guided": sample_guided(run, "gaussian", y, FACTOR, SCALE), "trained": upscale(trained, y)}
+        save_model(path, {name: to_uint8(pictures) for name, pictures in kept.items()}, {"run": run.params})
+    kept = {name: to_float(pictures) for name, pictures in load_model(path)[0].items()}
+    methods = {name: kept[name] for name in ("bicubic", "guided", "trained")}
+    return Comparison("super-resolution", "Which of the two is the better high-quality version of the small picture?",
+                      kept["truth"], methods, kept["condition"], f"1/{FACTOR} of the size")
+
+
+def answers_path(run: Run) -> Path:
+    """Where people's answers lie: results/17_user_study/answers/, which git ignores, since they are theirs."""
+    p = run.params
+    name = f"f{p['f']}_{p['reg']}_{p['data']}_{p['size']}px_{p['tier']}_s{p['seed']}.csv"
+    return results_dir() / run.notebook / "answers" / name
+
+
+def record_user_study(run: Run, comparison: Comparison) -> Record:
+    """Preferences of a simulated class, and of the people who have answered so far; loaded where nothing is new."""
+    path, net = answers_path(run), run.scorer.nets["fd-lab"]
+    record = run.new_record()
+    shown = hashlib.sha256("".join(itertools.chain(*comparison.hashes.values())).encode()).hexdigest()
+    record.inputs |= {"denoiser": run.diffusion.hash, "pictures": shown, "judge": net.weights_hash,
+                      "answers": file_hash(path) if path.exists() else "none"}
+    if (known := run.measured_before(record)) is not None:
+        return known
+    num_raters, num_questions = CLASS[run.spec.tier]
+    utility = utilities(comparison, net)
+    names, seed = list(comparison.pictures), run.spec.seed
+    raters = simulated_class(num_raters, names, **SIMULATED, seed=seed)
+    raters.append(SimulatedRater("simulated-without-looking", lapse=1.0))
+    with tempfile.TemporaryDirectory() as folder:
+        simulate(comparison, Path(folder) / "answers.csv", raters, utility, num_questions, seed)
+        simulated, _ = read_answers(Path(folder) / "answers.csv")
+    human, problems = read_answers(path)
+    record.protocol |= {"comparison": comparison.name, "question": comparison.ask, "factor": FACTOR, "scale": SCALE,
+                        "num_pictures": len(comparison.truth), "simulated_raters": num_raters,
+                        "simulated_inattentive": 1, "simulated_questions": num_questions,
+                        "simulated_by": {**SIMULATED, "utility": f"nearness in features of {net.name}"}}
+    record.events += problems
+    num = CLASSES[run.spec.tier]
+    for kind, (held, width) in coverage(num, seed).items():
+        record.metrics[f"coverage_{kind}"] = {"value": held, "unit": "1", "n": num, "level": 0.95, "width": width}
+    _add(record, "simulated", comparison, simulated, utility)
+    if human:
+        record.protocol["exposure_s"] = float(np.median([answer.exposure_s for answer in human]))
+        _add(record, "human", comparison, human, None)
+    else:
+        record.events.append("no human answers yet: all raters are simulated")
+    return record
+
+
+def _add(record: Record, who: str, comparison: Comparison, answers: Sequence[Answer], utility: Mapping | None) -> None:
+    found = results(comparison, answers)
+    record.protocol |= {f"raters_{who}": len(found.raters), f"excluded_{who}": len(found.excluded)}
+    record.events += [f"{who}: {note}" for note in found.notes]
+    pairs = {f"vs_truth_{name}": p for name, p in found.vs_truth.items()}
+    pairs |= {f"prefer_{first}_over_{second}": p for (first, second), p in found.between.items()}
+    for name, p in pairs.items():
+        entry: dict[str, Any] = {"value": p.share, "unit": "1", "n": p.n, "raters": len(p.by_rater),
+                                 "interval": asdict(p.interval), "design_effect": p.design_effect}
+        if utility is not None:
+            entry["known"] = known_share(utility[p.first] - utility[p.second], **SIMULATED)
+        if abs(p.share - 0.5) > 0.01:
+            entry["questions_needed"] = questions_needed(p.share, design_effect=p.design_effect)
+        record.metrics[f"{name}_{who}"] = entry
+        # Shares without names: whose they are is nobody's business.
+        record.curves[f"{name}_{who}_by_rater"] = [[i, round(w / n, 4)]
+                                                   for i, (w, n) in enumerate(p.by_rater.values())]
+    if (s := found.strengths) is not None:
+        for name, value, interval in zip(s.methods, s.values, s.intervals, strict=True):
+            record.metrics[f"strength_{name.replace(' ', '_')}_{who}"] = {
+                "value": value, "unit": "logit", "n": s.n, "interval": asdict(interval)}

@@ -1,0 +1,41 @@
+"""`python -m ldmlab.figures tradeoff --data scenes --tier laptop` draws the study from all its records."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldmlab.figures.tradeoff import fig_tradeoff
+from ldmlab.study.config.notebooks import TIERS
+from ldmlab.study.records.compare import study_records
+from ldmlab.study.records.record import save_figure
+
+
+def draw_tradeoff(data: str, tier: str, size: int = 0) -> tuple[Path, list[str]]:
+    """The study's figure over the records of a data set and tier, written to results/figures/.
+
+    Of records that do not compare, the largest group is drawn; the names of the others are returned with the path.
+    """
+    records, others = study_records(data, tier, size)
+    if not records:
+        at = f" at {size} px" if size else ""
+        raise ValueError(f"results/04_tradeoff holds no record of data {data}, tier {tier}{at}")
+    fig = fig_tradeoff(records)
+    path = save_figure(fig, "tradeoff", Path(data).stem, tier, records[0].params["size"])
+    return path, [record.file_name for record in others]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; an error is one line."""
+    parser = argparse.ArgumentParser(prog="python -m ldmlab.figures", description="Draw figures from results/.")
+    parser.add_argument("figure", choices=["tradeoff"])
+    parser.add_argument("--data", default="scenes", help="as given to the notebook")
+    parser.add_argument("--tier", default="laptop", choices=TIERS)
+    parser.add_argument("--size", type=int, default=0, help="side in pixels; without it, the size of most records")
+    args = parser.parse_args(arguments)
+    try:
+        path, left_out = draw_tradeoff(args.data, args.tier, args.size)
+    except ValueError as error:
+        parser.exit(1, f"{error}\n")
+    print(path)
+    if left_out:
+        print(f"left out, since they do not compare with the rest: {', '.join(left_out)}")

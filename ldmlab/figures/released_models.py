@@ -1,0 +1,47 @@
+"""The paper's numbers of released models beside ours: one point a number, as ours over theirs [Tab. 1, 2, 3, 5, 8]."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from ldmlab.experiments.released.targets import MEAN_TOLERANCE, TOLERANCE, compare
+from ldmlab.figures.style import ACCENT, GREY, PALE, SECOND, log_axis, rehearsal, small_print, styled
+from ldmlab.study.records.compare import commits
+from ldmlab.study.records.record import Record
+
+_LOOK = {"within": (ACCENT, ACCENT), "off": (SECOND, SECOND), "not comparable": (GREY, "white")}
+_SHOWN = {"fid": "FID", "inception_score": "IS", "r_fid": "rFID", "r_is": "r-IS", "r_psnr": "PSNR", "r_psim": "PSIM",
+          "r_ssim": "SSIM", "psnr": "PSNR", "ssim": "SSIM", "precision": "precision", "recall": "recall"}
+
+
+def table(record: Record) -> pd.DataFrame:
+    """The paper's numbers of the record's model, ours beside them, and what the difference says."""
+    rows = [{"table": c.table, "row": c.row, "metric": _SHOWN[c.metric], "paper": c.paper,
+             "ours": "" if c.ours is None else f"{c.ours:.4g}", "verdict": c.verdict, "why": c.why}
+            for c in compare(record)]
+    return pd.DataFrame(rows)
+
+
+@styled
+def fig_released(records: Sequence[Record]) -> Figure:
+    """Ours over the paper's for every number measured of every model; open grey where the two do not compare."""
+    points = [(record.name, c) for record in sorted(records, key=lambda r: r.name) for c in compare(record)
+              if c.same and c.ours is not None and c.ours > 0]
+    fig, ax = plt.subplots(figsize=(6.4, 0.9 + 0.24 * max(1, len(points))), layout="constrained")
+    ax.axvspan(1 - TOLERANCE, 1 + TOLERANCE, color=PALE)
+    for y, (_, c) in enumerate(points):
+        edge, face = _LOOK[c.verdict]
+        ax.plot(c.ours / c.paper, y, "o", mec=edge, mfc=face, mew=1.2)
+    names = [f"{name}, {_SHOWN[c.metric]} ({c.table})" for name, c in points]
+    ax.set_yticks(range(len(names)), names)
+    ratios = [c.ours / c.paper for _, c in points] or [1.0]
+    ax.set(xlabel="ours over the paper's", ylim=(len(points) - 0.4, -0.6))
+    log_axis(ax.xaxis)
+    ax.set_xlim(min(0.5, min(ratios) / 1.3), max(2.0, max(ratios) * 1.3))
+    small_print(fig, f"Filled: within (blue) or off (red). Open: not comparable, the table says why. Band: "
+                     f"{100 * TOLERANCE:g} %, by which two pipelines differ in App. E.3.1 (means over pictures are "
+                     f"allowed {100 * MEAN_TOLERANCE:g} %). git {commits(records)}.")
+    rehearsal(fig, records)
+    return fig

@@ -1,0 +1,251 @@
+"""Figures on sampling: quality against throughput, samplers side by side, orders of convergence; Tab. 18 for speed."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from statistics import median
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ldmlab.experiments.sampling import (
+    DETERMINISTIC,
+    FD,
+    ORDER_RANGE,
+    VARIANTS,
+    calls,
+    curve_name,
+    order,
+    pareto_front,
+)
+from ldmlab.figures.style import (
+    GREY,
+    INK,
+    TINTS,
+    ink,
+    label_ends,
+    line_style,
+    log_axis,
+    rehearsal,
+    small_print,
+    span,
+    styled,
+)
+from ldmlab.paper import numbers as paper
+from ldmlab.study.records.compare import (
+    Series,
+    check_comparable,
+    commits,
+    data_name,
+    device_of,
+    grouped,
+    ranged,
+    timed_alike,
+)
+from ldmlab.study.records.record import Record
+
+_MARKERS = dict(zip(VARIANTS, "oPXsD", strict=True))
+_TINTS = dict(zip(VARIANTS, (TINTS[0], TINTS[4], TINTS[1], TINTS[2], TINTS[3]), strict=True))
+_ORDER_KEYS = dict(zip(DETERMINISTIC, ("ddim", "plms", "dpm_solver_pp"), strict=True))
+
+
+@styled
+def fig_steps(records: Sequence[Record]) -> Figure:
+    """Quality against throughput and against DDIM steps, a line per f, Pareto front marked [LDM v2, Fig. 7].
+
+    One seed shows intervals over samples, several show the range of their seeds. ValueError for records that do not
+    compare.
+    """
+    check_comparable(records)
+    here, timed = timed_alike(records)
+    fig, (speed, steps) = plt.subplots(1, 2, figsize=(10.4, 4.3), layout="constrained")
+    fig.get_layout_engine().set(w_pad=0.08, wspace=0.04)
+    _by_speed(speed, grouped(timed))
+    _by_steps(steps, grouped(records))
+    seen = [y for record in records for end in ("_low", "", "_high") for _, y in record.curves[FD + end] if y > 0]
+    for ax in (speed, steps):
+        ax.set_ylabel("FD-lab of samples  (lower is better)")
+        log_axis(ax.xaxis)
+        log_axis(ax.yaxis)
+        span(ax, seen, margin=1.15)
+    speed.set(title="(a)  quality and throughput  [cf. Fig. 7]", xlabel="throughput, decoding included [images/s]")
+    steps.set(title="(b)  the same runs by number of steps", xlabel="DDIM steps, eta 0")
+    for ax in (speed, steps):
+        low, high = ax.get_xlim()
+        ax.set_xlim(low, high * (high / low) ** 0.16)  # room for the names
+    label_ends(speed, [_end(s, throughput=True) for s in grouped(timed)])
+    label_ends(steps, [_end(s, throughput=False) for s in grouped(records)])
+    left_out = len(records) - len(timed)
+    first = records[0].protocol
+    small_print(fig, _protocol(records), f"(a) Timed on {here}, batches of {first.get('timed_batch')}, median of "
+                f"{first.get('timed_repeats')}. Along a line from left to right: {_listed(records)} steps. Grey line "
+                "and rings: Pareto front of the points, none of which another beats in speed without losing quality; "
+                "where intervals overlap, which of two points is on it may be chance."
+                + (f" {left_out} record(s) timed on another device left out." if left_out else ""))
+    rehearsal(fig, records)
+    return fig
+
+
+def _points(s: Series, throughput: bool) -> tuple[np.ndarray, ...]:
+    """x, FD-lab, its lower and its upper end, by growing number of steps."""
+    steps, mean, low, high = s.curve(FD)
+    if len(s.runs) == 1:
+        low, high = s.curve(f"{FD}_low")[1], s.curve(f"{FD}_high")[1]
+    if not throughput:
+        return steps, mean, low, high
+    rates = dict(zip(*s.curve("images_per_s")[:2], strict=True))
+    kept = [i for i, num_steps in enumerate(steps) if num_steps in rates]
+    x = np.array([rates[num_steps] for num_steps in steps[kept]])
+    return x, mean[kept], low[kept], high[kept]
+
+
+def _end(s: Series, throughput: bool) -> tuple:
+    """Where to name a line: at its right end, which is the fewest steps where x is throughput."""
+    x, mean, *_ = _points(s, throughput)
+    return float(x.max()), float(mean[x.argmax()]), s.name, ink(s.f)
+
+
+def _line(ax: Axes, s: Series, points: tuple[np.ndarray, ...]) -> None:
+    x, mean, low, high = points
+    ax.errorbar(x, mean, yerr=np.maximum([mean - low, high - mean], 0), **line_style(s), ms=5, lw=1.4, elinewidth=0.9)
+
+
+def _by_speed(ax: Axes, series: list[Series]) -> None:
+    pairs = []
+    for s in series:
+        points = _points(s, throughput=True)
+        _line(ax, s, points)
+        pairs += zip(*points[:2], strict=True)
+    front = np.array([pairs[i] for i in pareto_front(pairs)])
+    ax.plot(*front.T, color=GREY, lw=5, alpha=0.28, zorder=1, solid_capstyle="round")
+    ax.plot(*front.T, ls="none", marker="o", ms=11, mfc="none", mec=INK, mew=1.0, zorder=4)
+    ax.legend(loc="upper left", handles=[
+        Line2D([], [], color=GREY, lw=5, alpha=0.4, marker="o", ms=10, mfc="none", mec=INK, label="Pareto front")])
+
+
+def _by_steps(ax: Axes, series: list[Series]) -> None:
+    for s in series:
+        _line(ax, s, _points(s, throughput=False))
+
+
+@styled
+def fig_samplers(records: Sequence[Record]) -> Figure:
+    """FD-lab of the samplers side by side over calls of the denoiser, all from the same noise; a panel per f.
+
+    One seed shows intervals over samples, several show the range of their seeds. ValueError for records that do not
+    compare.
+    """
+    check_comparable(records)
+    series = grouped(records)
+    columns = min(3, len(series))
+    rows = ceil(len(series) / columns)
+    size = (5.6, 3.7) if columns == 1 else (3.5 * columns, 3.0 * rows + 0.3)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for ax, s in zip(axes.flat, series, strict=False):
+        _samplers(ax, s)
+    for ax in axes.flat[len(series):]:
+        ax.axis("off")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("FD-lab  (lower is better)")
+    handles = [Line2D([], [], color=_TINTS[key], marker=_MARKERS[key], ms=5, label=variant.name)
+               for key, variant in VARIANTS.items()]
+    if columns == 1:
+        axes[0, 0].legend(handles=handles, loc="best", fontsize=7)
+    else:
+        fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=7.4)
+    small_print(fig, _protocol(records), "All samplers start from the same noise. PLMS calls the denoiser once more "
+                "than it has steps. DDPM on fewer than T steps is ancestral sampling on those that remain, which is "
+                "DDIM at eta = 1. DDIM and PLMS begin a stride of T / steps below T, DPM-Solver++ at t = T - 1.")
+    rehearsal(fig, records)
+    return fig
+
+
+def _samplers(ax: Axes, s: Series) -> None:
+    """One f and regularizer: bars of points at equal calls are moved apart a little."""
+    for i, key in enumerate(VARIANTS):
+        name = curve_name(key)
+        if not all(name in run.curves for run in s.runs):
+            continue
+        steps, mean, low, high = s.curve(name)
+        if len(s.runs) == 1:
+            low, high = s.curve(f"{name}_low")[1], s.curve(f"{name}_high")[1]
+        shared = [j for j, num_steps in enumerate(steps) if _is_compared(s, int(num_steps))]
+        x = np.array([calls((key, int(steps[j]))) for j in shared]) * 1.018 ** (i - 2)
+        bars = np.maximum([(mean - low)[shared], (high - mean)[shared]], 0)
+        ax.errorbar(x, mean[shared], yerr=bars, color=_TINTS[key], marker=_MARKERS[key], ms=4.6, lw=1.2, elinewidth=0.9)
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis)
+    ax.set_title(s.name)
+    ax.set_xlabel("calls of the denoiser")
+
+
+def _is_compared(s: Series, num_steps: int) -> bool:
+    """Whether another sampler than DDIM was scored at this number of steps."""
+    return any(num_steps in dict(run.curves.get(curve_name("plms"), ())) for run in s.runs)
+
+
+@styled
+def fig_convergence(curves: Mapping[str, Sequence[tuple[int, float]]], caption: str = "") -> Figure:
+    """Error against the exact path over steps, with fitted orders: what a sampler does when the denoiser is perfect."""
+    fig, ax = plt.subplots(figsize=(5.8, 3.7), layout="constrained")
+    low, high = ORDER_RANGE
+    for name, curve in curves.items():
+        key = _ORDER_KEYS[name]
+        x, y = np.array(curve, dtype=float).T
+        k = order(curve)
+        ax.plot(x, y, ls="none", marker=_MARKERS[key], color=_TINTS[key], ms=5,
+                label=f"{VARIANTS[key].name}: error ~ steps$^{{-{k:.2f}}}$")
+        at = (x >= low) & (x <= high)
+        level = np.exp(np.log(y[at]).mean() + k * np.log(x[at]).mean())
+        ax.plot(x[at], level * x[at] ** -k, color=_TINTS[key], lw=1.2)
+        ax.plot(x, y, color=_TINTS[key], lw=0.8, alpha=0.35)
+    log_axis(ax.xaxis)
+    ax.set(xlabel="steps", ylabel="RMS distance to the exact path, per entry", yscale="log")
+    ax.legend(loc="lower left")
+    small_print(fig, f"Gaussian random field of 8 x 8, one noise, float64, the best denoiser in closed form; T = 1000. "
+                f"Lines: fits over {low} to {high} steps.", caption)
+    return fig
+
+
+def _listed(records: Sequence[Record]) -> str:
+    """All numbers of steps that were timed and scored, the most first."""
+    found = {steps for r in records for steps, _ in r.curves[FD]} & {steps for r in records
+                                                                    for steps, _ in r.curves["images_per_s"]}
+    return ", ".join(map(str, sorted(found, reverse=True)))
+
+
+def _protocol(records: Sequence[Record]) -> str:
+    """What all points of a figure share, and what is missing."""
+    record = records[0]
+    score, params = record.metrics["fd_lab"], record.params
+    seeds = sorted({len(s.runs) for s in grouped(records)})
+    level = score.get("interval", {}).get("level", 0.95)
+    bars = f"bars: {level:.0%} intervals over samples where there is one seed, else the range of the seeds"
+    skipped = sum(any("left out:" in event for event in r.events) for r in records)
+    gaps = f" {skipped} of {len(records)} records lack numbers of steps over a time budget." if skipped else ""
+    return (f"FD-lab: Fréchet distance on features of {score['extractor']} ({score.get('weights_hash', '')[:8]}), n = "
+            f"{score['n_fake']} samples against {score['n_real']} training pictures; EMA weights, no guidance. Data "
+            f"{data_name(record)} at {params['size']} px, tier {params['tier']}; {ranged(seeds)} "
+            f"seed{'s' if seeds[-1] > 1 else ''} a line, {bars}. git {commits(records)}.{gaps}")
+
+
+def paper_rates(records: Sequence[Record]) -> pd.DataFrame:
+    """Throughput of the unguided LDMs of Tab. 18 and what it implies for a picture step; ours, over all runs, below.
+
+    A picture step is one call of the denoiser for one picture, with its share of the decoder's time.
+    """
+    rows = []
+    for name, row in paper.table("Tab. 18").items():
+        data, _, model = name.partition(" / ")
+        if model.startswith("LDM-") and "-G" not in model:
+            rows.append({"whose": "paper", "data": data, "model": model, "steps": row["sampling_steps"],
+                         "images/s": row["images_per_s"], "FID": row["fid"],
+                         "picture steps/s": row["sampling_steps"] * row["images_per_s"]})
+    for s in grouped(records):
+        rates = [steps * value for run in s.runs for steps, value in run.curves["images_per_s"]]
+        rows.append({"whose": f"ours, {device_of(s.runs[0])}", "data": data_name(s.runs[0]), "model": s.name,
+                     "picture steps/s": round(median(rates))})
+    return pd.DataFrame(rows).set_index(["whose", "data", "model"])

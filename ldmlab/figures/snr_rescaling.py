@@ -1,0 +1,221 @@
+"""Figures on the scale of a latent: log SNR, sampling beyond the training size, one step of denoising at any scale."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from ldmlab.data.images import to_uint8
+from ldmlab.diffusion.schedules import Schedule, scaled_linear
+from ldmlab.experiments.latent_scale import BANDS, RELEASED_BETAS, RELEASED_STD, ScaleView
+from ldmlab.experiments.snr_rescaling import TITLES, VARIANTS
+from ldmlab.figures.style import (
+    ACCENT,
+    GREY,
+    INK,
+    SECOND,
+    TINTS,
+    log_axis,
+    plain,
+    rehearsal,
+    small_print,
+    spread,
+    styled,
+)
+from ldmlab.study.records.compare import check_comparable, commits, data_name
+from ldmlab.study.records.record import Record
+
+VARIANT_TINTS = dict(zip(VARIANTS, (SECOND, ACCENT, TINTS[2]), strict=True))
+DASHED = (0, (4, 1.6))
+BAND_LINES = dict(zip(BANDS, ("-", DASHED), strict=True))
+VIEWS = {  # marker, face, name
+    "1x": ("o", "white", "at the training size"), "2x": ("s", None, "twice the size: windows of the training size"),
+    "2x_whole": ("D", None, "twice the size: whole, reduced"),
+}
+
+
+@styled
+def fig_log_snr(stds: Mapping[str, float], schedule: Schedule, caption: str = "") -> Figure:
+    """log SNR over t: (a) the released schedules, (b) one schedule under latents of the standard deviations `stds`."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.5), layout="constrained", sharey=True)
+    for tint, (name, (start, end)) in zip(TINTS, RELEASED_BETAS.items(), strict=False):
+        released = scaled_linear(1000, start, end)
+        _log_snr_line(left, released, 1.0, tint, "-", f"{start:g}, {end:g}: {name}")
+        _log_snr_line(left, released, RELEASED_STD, tint, DASHED)
+    for tint, (name, std) in zip((*VARIANT_TINTS.values(), *TINTS), stds.items(), strict=False):
+        at = schedule.crossing(std)
+        where = f"t = {at}" if at < schedule.T else "no t"
+        _log_snr_line(right, schedule, std, tint, "-", f"{name}, std {std:.2f}; SNR = 1 at {where}")
+    left.set(title=r"(a)  released $\beta_1, \beta_T$; dashed: KL-f8 as it comes, std 5.49",
+             ylabel=r"$\log\,\mathrm{SNR}(t)$")
+    right.set(title="(b)  the latents of this run")
+    for ax in (left, right):
+        ax.axhline(0, color=GREY, lw=0.8)
+        ax.set(xlabel="t")
+        ax.legend(loc="lower left", fontsize=7)
+    if caption:
+        small_print(fig, caption)
+    return fig
+
+
+def _log_snr_line(ax: Axes, schedule: Schedule, std: float, tint: str, line, label: str | None = None) -> None:
+    curve = schedule.log_snr.cpu().numpy() + 2 * np.log(std)
+    ax.plot(curve, color=tint, ls=line, lw=1.3, label=label)
+    at = schedule.crossing(std)
+    if at < schedule.T:
+        ax.plot(at, curve[at], "o", color=tint, ms=3.6)
+
+
+@styled
+def fig_rescaling(records: Sequence[Record]) -> Figure:
+    """Rescaling in numbers [cf. LDM v2, Fig. 15]: FD-lab at once and twice the size, long waves, what settles when.
+
+    One record gives intervals over samples; several, its seeds, give means and ranges. ValueError for records that do
+    not compare.
+    """
+    check_comparable(records, "fd_lab_2x_kl_rescaled")
+    fig, (scores, waves, times) = plt.subplots(1, 3, figsize=(11.4, 3.7), layout="constrained")
+    fig.get_layout_engine().set(w_pad=0.07, wspace=0.04)
+    _scores(scores, records)
+    _waves(waves, records)
+    _times(times, records)
+    small_print(fig, *_rescaling_print(records))
+    rehearsal(fig, records)
+    return fig
+
+
+def _rescaling_print(records: Sequence[Record]) -> tuple[str, ...]:
+    first, seeds = records[0], len(records)
+    params, metric, large = first.params, first.metrics["fd_lab_2x_kl_rescaled"], first.protocol.get("large_size")
+    intervals = "1 seed: 95 % intervals by resampling the pictures" if seeds == 1 else f"{seeds} seeds: means, ranges"
+    real = first.metrics.get("fd_lab_2x_real")
+    return (
+        f"LDM-{params['f']}, data {data_name(first)}, trained at {params['size']} px, sampled at {large} px too; tier "
+        f"{params['tier']}; {intervals}. DDIM, {first.protocol.get('num_steps')} steps, eta 0, EMA weights. git "
+        f"{commits(records)}.",
+        f"(a) FD-lab on features of {metric['extractor']} ({metric['weights_hash'][:8]}), n = {metric['n_fake']} "
+        f"against {metric['n_real']} training pictures."
+        + (f" Grey: real pictures of {large} px, n = {real['n_fake']}." if real else ""),
+        f"(b) Brightness, cosine transform, n = {metric['n_fake']}; shaded: 95 % by resampling the pictures"
+        f"{'' if seeds == 1 else ' of the first seed'}; dashed: the side of a training picture.",
+        f"(c) What one step of denoising explains of the variance of {first.metrics['layout_t_kl_none']['n']} "
+        f"validation pictures of {params['size']} px. Layout: waves of at least half a picture; texture: of less than "
+        "a quarter.",
+    )
+
+
+def _point(records: Sequence[Record], name: str) -> tuple[float, list[list[float]] | None]:
+    """A metric and its error bars: over samples for one record, over seeds for more."""
+    values = np.array([record.value(name) for record in records])
+    mean, over_samples = values.mean(), records[0].metrics[name].get("interval")
+    if len(records) > 1:
+        return mean, spread(values)
+    return mean, over_samples and [[mean - over_samples["low"]], [over_samples["high"] - mean]]
+
+
+def _scores(ax: Axes, records: Sequence[Record]) -> None:
+    for i, key in enumerate(VARIANTS):
+        for shift, (view, (marker, face, _)) in zip((-0.22, 0.0, 0.22), VIEWS.items(), strict=True):
+            y, bars = _point(records, f"fd_lab_{view}_{key}")
+            ax.errorbar(i + shift, y, yerr=bars, marker=marker, color=VARIANT_TINTS[key], mfc=face, ms=6.5, capsize=2.5,
+                        lw=1.2, ls="none")
+    for view, line in (("2x", ":"), ("2x_whole", DASHED)):
+        if f"fd_lab_{view}_real" in records[0].metrics:
+            ax.axhline(records[0].value(f"fd_lab_{view}_real"), color=GREY, lw=1, ls=line)
+    log_axis(ax.yaxis)
+    ax.set_xticks(range(len(VARIANTS)), list(TITLES.values()))
+    ax.set(title="(a)  samples against training pictures", ylabel="FD-lab  (lower is better)", xlim=(-0.5, 2.5))
+    ax.grid(axis="x", visible=False)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low / 1.15, high * (high / low) ** 0.62)  # room for the legend
+    marks = [Line2D([], [], color=INK, marker=marker, mfc=face, ls="none", label=text)
+             for marker, face, text in VIEWS.values()]
+    real = [Line2D([], [], color=GREY, lw=1, ls=":", label="real, windows"),
+            Line2D([], [], color=GREY, lw=1, ls=DASHED, label="real, whole, reduced")]
+    ax.legend(handles=marks + real, loc="upper right", fontsize=6.8, labelspacing=0.3)
+
+
+def _waves(ax: Axes, records: Sequence[Record]) -> None:
+    for key, tint in VARIANT_TINTS.items():
+        curves = [np.array(record.curves[f"spectrum_2x_{key}"]) for record in records]
+        ax.plot(curves[0][:, 0], np.mean([curve[:, 1] for curve in curves], 0), color=tint, label=TITLES[key],
+                lw=2.8 if key == "kl_none" else 1.4)  # seen below the next where the two agree
+        low, high = (np.array(records[0].curves[f"spectrum_2x_{key}_{end}"])[:, 1] for end in ("low", "high"))
+        ax.fill_between(curves[0][:, 0], low, high, color=tint, alpha=0.16, lw=0)
+    ax.axhline(1, color=GREY, lw=0.9)
+    ax.axvline(records[0].params["size"], color=GREY, lw=0.9, ls=DASHED)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    log_axis(ax.yaxis)
+    ax.invert_xaxis()
+    ax.set(title="(b)  waves in samples of twice the size", xlabel="wavelength [px]  (long to short)",
+           ylabel="power, over that of real pictures")
+    ax.legend(loc="best")
+
+
+def _times(ax: Axes, records: Sequence[Record]) -> None:
+    for row, key in enumerate(reversed(VARIANTS)):
+        for band, shift in zip(BANDS, (0.13, -0.13), strict=True):
+            t, bars = _point(records, f"{band}_t_{key}")
+            ax.errorbar(t, row + shift, xerr=bars, color=VARIANT_TINTS[key], marker="o" if band == "layout" else "^",
+                        mfc=None if band == "layout" else "white", capsize=2.5, ms=6.5, ls="none", lw=1.2)
+        if key == "kl_none":
+            for band, shift in zip(BANDS, (0.13, -0.13), strict=True):
+                ax.plot(_point(records, f"{band}_t_kl_none_predicted")[0], row + shift, "x", color=INK, ms=6, zorder=4)
+    ax.set_yticks(range(len(VARIANTS)), [TITLES[key] for key in reversed(VARIANTS)])
+    ax.set(title="(c)  the step below which half is settled", xlabel="t", xlim=(0, 1000), ylim=(-0.6, 3.3))
+    ax.grid(axis="y", visible=False)
+    ax.legend(loc="upper left", ncols=3, fontsize=6.8, columnspacing=1, handletextpad=0.2, handles=[
+        Line2D([], [], color=INK, marker="o", ls="none", label="layout"),
+        Line2D([], [], color=INK, marker="^", mfc="white", ls="none", label="texture"),
+        Line2D([], [], color=INK, marker="x", ls="none", label="predicted from the rescaled")])
+
+
+@styled
+def fig_scales(view: ScaleView, stds: Sequence[float], *, num_t: int = 8, caption: str = "") -> Figure:
+    """log SNR, what x0_hat explains and x0_hat itself over t, for latents of the standard deviations `stds`.
+
+    One standard deviation shows all pictures of the view, several show the first picture each.
+    """
+    T = view.schedule.T
+    ts = [round(t) for t in np.linspace(0, T - 1, num_t + 1)[1:]]
+    rows = [(std, i) for std in stds for i in range(len(view.z0) if len(stds) == 1 else 1)]
+    shown = {std: [to_uint8(x) for x in view.pictures(std, ts)] for std in stds}
+    fig = plt.figure(figsize=(10.6, max(3.2, 0.86 * len(rows) + 0.4)), layout="constrained")
+    left, right = fig.subfigures(1, 2, width_ratios=[3.4, 7.2])
+    snr, share = left.subplots(2, 1, sharex=True)
+    base = view.schedule.log_snr.numpy()
+    tints = [ACCENT] if len(stds) == 1 else colormaps["viridis"](np.linspace(0, 0.85, len(stds)))
+    if 1.0 not in stds:
+        snr.plot(base, color=GREY, lw=1, ls=DASHED)
+    for tint, std in zip(tints, stds, strict=True):
+        snr.plot(base + 2 * np.log(std), color=tint, label=f"std {std:.3g}")
+        for band in BANDS:
+            share.plot(view.shares(std, band), color=tint, ls=BAND_LINES[band], lw=1.3)
+    snr.axhline(0, color=GREY, lw=0.8)
+    snr.set(ylabel=r"$\log\,\mathrm{SNR}$", ylim=(base[-1] - 2.5, base[0] + 5.5))
+    snr.legend(loc="upper right", ncols=2 if len(stds) > 3 else 1, fontsize=7)
+    share.axhline(0.5, color=GREY, lw=0.8)
+    share.set(xlabel="t", ylabel=r"explained by $\hat x_0$", ylim=(-0.05, 1.05), xlim=(0, T - 1))
+    share.legend(loc="lower left", fontsize=7, handles=[Line2D([], [], color=INK, lw=1.3, ls=line, label=band)
+                                                       for band, line in BAND_LINES.items()])
+    grid = right.subplots(len(rows), num_t, squeeze=False)
+    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    for line, (std, i) in zip(grid, rows, strict=True):
+        for ax, x in zip(line, shown[std], strict=True):
+            ax.imshow(x[i].permute(1, 2, 0).numpy(), interpolation="nearest")
+            ax.axis("off")
+        if len(stds) > 1:
+            line[0].text(-0.08, 0.5, f"std {std:.3g}", transform=line[0].transAxes, ha="right", va="center", fontsize=7)
+    for ax, t in zip(grid[0], ts, strict=True):
+        ax.set_title(f"t = {t}", loc="center", fontsize=7.8, pad=3)
+    small_print(fig, caption, "Right: one step of denoising, the model's guess at the picture from z_t. Explained: "
+                "share of the variance over validation pictures, in waves of at least half a picture (layout) and of "
+                "less than a quarter (texture). Every scale is seen through the model of rescaled latents, at the step "
+                "of equal noise.", "" if 1.0 in stds else "Dashed in log SNR: standard deviation 1.")
+    return fig

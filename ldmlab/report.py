@@ -1,0 +1,230 @@
+"""The whole study on one page, from records alone: what is there, what is missing and how to get it, what it says.
+
+Nothing is trained or scored here, and nothing fails for want of a record: what cannot be drawn says why.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ldmlab.claims.claims import SUPPORTED, Verdict, frame, ledger
+from ldmlab.claims.evidence import SEEDS, WANTED
+from ldmlab.figures.index import DRAWINGS, Drawing
+from ldmlab.paper import numbers as paper
+from ldmlab.study.config.notebooks import FS, NOTEBOOKS
+from ldmlab.study.config.presets import study_spec
+from ldmlab.study.records.compare import commits, comparison_key, data_name, device_of, grouped, spec_of, throughput
+from ldmlab.study.records.record import Record, environment, load_records, now, save_figure
+from ldmlab.study.training.device import choose_device
+
+
+class Report:
+    """All records of one data set and tier; `size` = 0 takes the size that most of them have.
+
+    The tier "auto" is that with most records of the data, laptop where there are none.
+    """
+
+    def __init__(self, notebook: str, params: dict[str, Any], quiet: bool = False):
+        self.notebook, self.started, self._clock = notebook, now(), time.monotonic()
+        self.given = str(params["data"])
+        data, tier, size = Path(self.given).stem, params["tier"], params["size"]
+        found = [r for name in NOTEBOOKS if name != notebook for r in load_records(name) if data_name(r) == data]
+        if tier == "auto":
+            tier = _most([r.params["tier"] for r in found if r.params["tier"] != "smoke"], "laptop")
+        found = [r for r in found if r.params["tier"] == tier]
+        size = size or _most([r.params["size"] for r in found], study_spec(1, tier=tier).data.size)
+        self.records = [r for r in found if r.params["size"] == size]
+        self.params = {"data": data, "size": size, "tier": tier}
+        if not quiet:
+            print(f"{notebook}: {len(self.records)} records of {data} at {size} px, tier {tier}", flush=True)
+
+    @property
+    def about(self) -> str:
+        """What the report rests on, for small print."""
+        p, made = self.params, f" git {commits(self.records)}." if self.records else ""
+        return f"{p['data']} at {p['size']} px, tier {p['tier']}; {len(self.records)} records.{made}"
+
+    def of(self, notebook: str) -> list[Record]:
+        """Records of one notebook."""
+        return [record for record in self.records if record.notebook == notebook]
+
+    def comparable(self, drawing: Drawing) -> list[Record]:
+        """The records that a figure may show: the largest group with its metric that compares."""
+        groups: dict[tuple, list[Record]] = {}
+        for record in self.of(drawing.notebook):
+            if drawing.metric in record.metrics or drawing.metric in record.curves:
+                key = tuple(comparison_key(record, drawing.metric).values())
+                groups.setdefault((record.params["f"] if drawing.per_f else 0, *key), []).append(record)
+        return max(groups.values(), key=len, default=[])
+
+    def figure(self, name: str) -> Figure | None:
+        """One of `DRAWINGS`; where there are no records for it, None after saying how to get them."""
+        drawing = DRAWINGS[name]
+        records = self.comparable(drawing)
+        if not records:
+            print(f"no figure for {drawing.shows}: no record of {drawing.notebook} for it. To get one:\n"
+                  f"  {self.command(drawing.notebook)}")
+            return None
+        try:
+            return drawing.draw(records)
+        except (ValueError, KeyError) as error:
+            print(f"no figure for {drawing.shows} from {len(records)} records of {drawing.notebook}: {error}")
+            return None
+
+    def keep(self, name: str, fig: Figure) -> Figure:
+        """A figure for the cell to show, written to results/figures/ as well."""
+        save_figure(fig, name, *(self.params[key] for key in ("data", "tier", "size")))
+        return fig
+
+    def command(self, notebook: str, f: int = 8, reg: str = "kl", seed: int = 0) -> str:
+        """What makes a record that is missing."""
+        if notebook not in NOTEBOOKS:
+            return f"{notebook} is no notebook of this version"
+        values = {"f": f, "reg": reg, "data": self.given, "size": self.params["size"], "tier": self.params["tier"],
+                  "seed": seed}
+        plain = {"f": None, "reg": "kl" if f > 1 else reg, "data": "scenes", "seed": 0,
+                 "size": study_spec(1, tier=self.params["tier"]).data.size}
+        options = " ".join(f"-p {key} {value}" for key, value in values.items()
+                           if key in NOTEBOOKS[notebook] and value != plain.get(key))
+        return f"papermill notebooks/{notebook}.ipynb out.ipynb {options}"
+
+    def missing(self) -> pd.DataFrame:
+        """The records that the study's claims want and that are not there, each with the command that makes it."""
+        rows = []
+        for notebook, cells in WANTED.items():
+            there = Counter((r.params["f"], r.params.get("reg", "kl"), r.params.get("seed", 0))
+                            for r in self.of(notebook))
+            rows += [{"notebook": notebook, "f": f, "reg": reg, "seed": seed,
+                      "command": self.command(notebook, f, reg, seed)}
+                     for seed in range(SEEDS.get(notebook, 1)) for f, reg in cells if not there[f, reg, seed]]
+        return pd.DataFrame(rows, columns=["notebook", "f", "reg", "seed", "command"])
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """The ledger; without evidence at tier smoke, whose numbers mean nothing."""
+        if self.params["tier"] == "smoke":
+            return ledger(self.params["data"], "laptop", [])
+        return ledger(self.params["data"], self.params["tier"], self.records)
+
+    def environments(self) -> pd.DataFrame:
+        """Where the records were made, and at which commits."""
+        by_place: dict[tuple, list[Record]] = {}
+        for r in self.records:
+            place = (device_of(r), r.env.get("torch"), r.env.get("python"), r.env.get("platform"))
+            by_place.setdefault(place, []).append(r)
+        rows = [{"device": device, "torch": torch, "python": python, "system": system, "records": len(records),
+                 "hours": round(sum(r.wall_s for r in records) / 3600, 2), "commits": commits(records)}
+                for (device, torch, python, system), records in by_place.items()]
+        return pd.DataFrame(rows, columns=["device", "torch", "python", "system", "records", "hours", "commits"])
+
+    def new_record(self, findings: int) -> Record:
+        """The report's own record: every claim with verdict, effect and interval, and how much it rests on."""
+        record = Record(self.notebook, "report", self.params, started=self.started,
+                        env=environment(choose_device("cpu")))
+        record.inputs = {f"{r.notebook}/{r.file_name}": r.started for r in self.records}
+        for v in self.verdicts:
+            record.metrics[f"claim {v.claim.id}"] = {
+                "verdict": v.verdict, "value": v.effect, "interval": v.interval and list(v.interval), "runs": v.runs}
+        record.metrics["records"] = {"value": len(self.records), "unit": "1"}
+        record.metrics["contradictions in the paper"] = {"value": findings, "unit": "1"}
+        return record
+
+    def finish(self, record: Record) -> Path:
+        """Save the report's record."""
+        record.wall_s = round(time.monotonic() - self._clock, 1)
+        path = record.save()
+        print(f"record: {path}", flush=True)
+        return path
+
+
+def _most(values: Sequence[Any], otherwise: Any) -> Any:
+    return Counter(values).most_common(1)[0][0] if values else otherwise
+
+
+# --- The paper's numbers beside ours ----------------------------------------------------------------------------------
+
+
+def first_stages(records: Sequence[Record]) -> pd.DataFrame:
+    """Tab. 8 beside ours, means over seeds; R-FID and rFD-lab are two scales."""
+    ours, rows = {(s.f, s.reg): s for s in grouped(records)}, []
+    for reg in ("kl", "vq"):
+        for row in paper.first_stages(reg):
+            mean = {m: _mean(ours.get((row.f, reg)), m) for m in ("psnr", "ssim", "rfd_lab")}
+            rows.append({"model": f"{reg.upper()}-f{row.f}", "PSNR, paper": row.psnr, "PSNR, ours": mean["psnr"],
+                         "SSIM, paper": row.ssim, "SSIM, ours": mean["ssim"], "R-FID, paper": row.r_fid,
+                         "rFD-lab, ours": mean["rfd_lab"],
+                         "seeds": len(ours[row.f, reg].runs) if (row.f, reg) in ours else 0})
+    return pd.DataFrame(rows).set_index("model").round(2)
+
+
+def models(records: Sequence[Record]) -> pd.DataFrame:
+    """Tab. 13 beside ours: size, batch and steps of the denoisers of the sweep."""
+    ours = {s.f: s for s in grouped(records) if s.reg != "vq"}
+    rows = []
+    for name, row in paper.table("Tab. 13").items():
+        s = ours.get(row["f"])
+        plan = spec_of(s).diffusion if s else None
+        rows.append({"model": name, "parameters, paper": row["num_params"], "parameters, ours": _mean(s, "num_params"),
+                     "batch, paper": row["batch_size"], "batch, ours": plan and plan.batch_size,
+                     "steps, paper": row["num_steps"], "steps, ours": plan and plan.num_steps,
+                     "FD-lab, ours": _mean(s, "fd_lab"), "seeds": len(s.runs) if s else 0})
+    return pd.DataFrame(rows).set_index("model").convert_dtypes().round(2)
+
+
+def efficiency(records: Sequence[Record]) -> pd.DataFrame:
+    """Tab. 6 beside ours: how much faster than LDM-1, in training and sampling; ours of one device and KL."""
+    here = _most([device_of(r) for r in records], None)
+    runs = {s.f: s.runs for s in grouped([r for r in records if device_of(r) == here]) if s.reg != "vq"}
+    theirs = paper.table("Tab. 6")
+
+    def rate(f: int, read: Callable[[Record], float | None]) -> float | None:
+        values = [value for r in runs.get(f, ()) if (value := read(r))]
+        return float(np.mean(values)) if values else None
+
+    def factor(f: int, read: Callable[[Record], float | None]) -> float | None:
+        fast, slow = rate(f, read), rate(1, read)
+        return fast / slow if fast and slow else None
+
+    def ratio(metric: str) -> float:
+        return theirs["LDM-4 KL"][metric] / theirs["LDM-1"][metric]
+
+    def steps_per_s(r: Record) -> float | None:
+        return r.curves["train_s"][-1][0] / r.curves["train_s"][-1][1] if r.curves.get("train_s") else None
+
+    rows = [{"model": f"LDM-{f}", "training, paper": ratio("train_images_per_s") if f == 4 else None,
+             "training, ours": factor(f, steps_per_s), "sampling, paper": ratio("images_per_s") if f == 4 else None,
+             "sampling, ours": factor(f, throughput)} for f in FS[1:]]
+    return pd.DataFrame(rows).set_index("model").astype(float).round(2)
+
+
+def _mean(s: Any, metric: str) -> float | None:
+    return float(s.values(metric).mean()) if s is not None and len(s.values(metric)) else None
+
+
+# --- In words ---------------------------------------------------------------------------------------------------------
+
+
+def explained(verdicts: Sequence[Verdict]) -> list[str]:
+    """A sentence for each claim that is contradicted or underpowered: what was found, and why that is not enough."""
+    rows, said = frame(verdicts), []
+    for v in verdicts:
+        if v.verdict == SUPPORTED:
+            continue
+        row = rows.loc[v.claim.id]
+        found = (f"{row['effect of']} is {row['effect']}, 95 % interval {row['interval']}, against a threshold of "
+                 f"{row['threshold']} ({row['reason']})" if v.effect is not None else "nothing was measured")
+        basis = f"; it rests on {v.runs} ({v.basis})" if v.runs else ""
+        said.append(f"{v.claim.id} [{row['place']}], {v.verdict}: \"{v.claim.statement}\" "
+                    f"{found[0].upper()}{found[1:]}: {v.why}{basis}.")
+    return said
+
+
+
+

@@ -1,0 +1,173 @@
+"""Train or load: every model is filed under the content of its spec, trained once, and found again."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from ldmlab.atomic import locked
+from ldmlab.checkpoints.files import load_model, save_model
+from ldmlab.data.images import ImageSet
+from ldmlab.diffusion.conditioning.spatial import WithPictures
+from ldmlab.diffusion.conditioning.tokens import Conditioned
+from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.diffusion.schedules import scaled_linear
+from ldmlab.diffusion.unet.unet import UNet, count_params
+from ldmlab.first_stage.latents import (
+    Latents,
+    MirroredImages,
+    PixelLatents,
+    weights_hash,
+)
+from ldmlab.perception import feature_net
+from ldmlab.study.config.paths import runs_dir
+from ldmlab.study.config.specs import StudySpec, content_key, denoiser_config
+from ldmlab.study.runs.conditioners import KINDS, build_conditioner, read_conditions
+from ldmlab.study.runs.first_stage import TrainedFirstStage
+from ldmlab.study.runs.pictures import Pictures
+from ldmlab.study.training.curve import Curve
+from ldmlab.study.training.device import _device
+from ldmlab.study.training.loop import fit
+
+
+@dataclass
+class TrainedDiffusion:
+    """A diffusion model ready to sample, with its curve."""
+
+    model: LatentDiffusion
+    curve: Curve
+    name: str
+    hash: str
+    num_params: int
+    path: Path
+    first_stage: TrainedFirstStage = field(repr=False, default=None)
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+def diffusion_folder(spec: StudySpec, images: ImageSet, first_stage: TrainedFirstStage) -> Path:
+    """Where the diffusion model of a spec, on this first stage, is kept."""
+    config = denoiser_config(spec.diffusion, images.num_classes)
+    judge = feature_net("fd-lab").weights_hash  # its scores are part of the curve
+    key = content_key(spec.diffusion, asdict(config), spec.evaluation, judge, first_stage.hash, images.fingerprint,
+                      spec.seed)
+    return runs_dir() / f"diffusion-{spec.name}-{key}"
+
+
+def train_diffusion(
+    spec: StudySpec,
+    pictures: Pictures,
+    first_stage: TrainedFirstStage,
+    latents: Latents | PixelLatents,
+    device: torch.device | str = "auto",
+    on_milestone: Callable[[LatentDiffusion, int], dict[str, float]] | None = None,
+) -> TrainedDiffusion:
+    """Train the diffusion model of `spec` on `latents`, or load it.
+
+    `on_milestone(model with EMA weights, step)` scores samples along the way; its numbers join the curve. Raises
+    ValueError if the latents are another first stage's.
+    """
+    if latents.first_stage != first_stage.hash:
+        raise ValueError(f"these latents were encoded by first stage {latents.first_stage[:12]}, not by "
+                         f"{first_stage.name} {first_stage.hash[:12]}: encode the pictures with this one")
+    device = _device(device)
+    folder = diffusion_folder(spec, pictures.train, first_stage)
+    path = folder / "diffusion.safetensors"
+    with locked(folder, spec.name):
+        if not path.exists():
+            model = _new_diffusion(spec, pictures, first_stage, device)
+            _fit_diffusion(spec, pictures, first_stage, latents, model, device, folder, path, on_milestone)
+    return load_diffusion(spec, pictures, first_stage, path, device)
+
+
+def load_diffusion(
+    spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage, path: Path, device: torch.device
+) -> TrainedDiffusion:
+    """The diffusion model of `spec` from a file that `train_diffusion` wrote; ValueError if of another first stage."""
+    tensors, meta = load_model(path)
+    if meta["first_stage"] != first_stage.hash:
+        raise ValueError(f"{path} was trained on first stage {meta['first_stage'][:12]}, not on {first_stage.name} "
+                         f"{first_stage.hash[:12]}")
+    model = _new_diffusion(spec, pictures, first_stage, device)
+    model.trained.load_state_dict(tensors)
+    model.trained.eval().requires_grad_(False).to(device)
+    model.schedule = model.schedule.to(device)
+    return TrainedDiffusion(model, Curve(meta["curve"], meta["events"]), spec.name, meta["hash"],
+                            count_params(model.trained), path, first_stage)
+
+
+def _new_diffusion(spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage, device) -> LatentDiffusion:
+    plan, num_classes = spec.diffusion, pictures.train.num_classes
+    config = denoiser_config(plan, num_classes)
+    torch.manual_seed(spec.seed)
+    denoiser = UNet(config)
+    return LatentDiffusion(first_stage.model, first_stage.stats, denoiser, scaled_linear(plan.T, *plan.beta),
+                           build_conditioner(plan, pictures, first_stage), spec.data.size, device)
+
+
+def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion, device, folder, path, on_milestone):
+    from ldmlab.diffusion.training import DiffusionModule
+
+    plan = spec.diffusion
+    module = DiffusionModule(
+        model.denoiser, model.schedule, model.conditioner, scale_factor=first_stage.stats.scale_factor,
+        loss=plan.loss, lr=plan.lr, warmup_steps=plan.warmup_steps, weight_decay=plan.weight_decay,
+        ema_decay=plan.ema_decay, channels_last=device.type == "cuda", accumulate=plan.accumulate)
+
+    def milestone(module, step: int, curve: Curve) -> None:
+        began = time.perf_counter()
+        module.trained.eval()
+        model.schedule = module.schedule
+        eager = torch.compiler.set_stance("force_eager") if plan.compile else nullcontext()
+        with eager, module.ema.applied_to(module.trained):
+            curve.add(step, **on_milestone(model, step))
+        module.trained.train()
+        curve.add(step, scoring_s=time.perf_counter() - began)
+
+    marks = {*plan.milestones, plan.num_steps} if on_milestone else ()
+    if plan.condition is not None:
+        if model.conditioner.enters == "channels":
+            latents = WithPictures(latents, MirroredImages(pictures.train), KINDS[plan.condition.kind].maps)
+        else:
+            latents = Conditioned(latents, read_conditions(model.conditioner, pictures))
+    curve = fit(module, latents, num_steps=plan.num_steps, batch_size=min(plan.batch_size, len(latents) // 2),
+                seed=spec.seed, run_dir=folder, label=f"{spec.name} on {first_stage.name}", device=device,
+                precision=plan.precision, at_steps={step: [milestone] for step in marks},
+                compiled=model.denoiser if plan.compile else None)
+    with module.ema.applied_to(module.trained):
+        tensors = {name: value.clone() for name, value in module.trained.state_dict().items()}
+        identity = weights_hash(module.trained)
+    meta = {
+        "kind": "diffusion", "name": spec.name, "denoiser": asdict(model.denoiser.config), "hash": identity,
+        "first_stage": first_stage.hash, "first_stage_file": first_stage.path and first_stage.path.parent.name,
+        "latent_stats": first_stage.stats.to_json(), "curve": curve.values, "events": curve.events,
+        "num_classes": pictures.train.num_classes, "beta": plan.beta, "T": plan.T, "seed": spec.seed,
+    }
+    save_model(path, tensors, meta)
+    (folder / "state.pt").unlink(missing_ok=True)
+
+
+def has_diffusion(spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage) -> bool:
+    """Whether the diffusion model of a spec, on this first stage, is on disk."""
+    return (diffusion_folder(spec, pictures.train, first_stage) / "diffusion.safetensors").exists()

@@ -1,0 +1,160 @@
+"""First stages by the content of their spec: trained once, found again; and the latents of a training set."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ldmlab.atomic import locked
+from ldmlab.checkpoints.files import load_model, save_model
+from ldmlab.data.images import ImageSet, to_float
+from ldmlab.diffusion.unet.unet import count_params
+from ldmlab.first_stage.autoencoder import build_autoencoder
+from ldmlab.first_stage.latents import (
+    LatentStats,
+    MirroredImages,
+    PixelLatents,
+    encode_dataset,
+    latent_stats,
+    weights_hash,
+)
+from ldmlab.perception import perceptual_loss
+from ldmlab.study.config.paths import runs_dir
+from ldmlab.study.config.specs import StudySpec, content_key
+from ldmlab.study.runs.pictures import Pictures
+from ldmlab.study.training.curve import Curve
+from ldmlab.study.training.device import _device
+from ldmlab.study.training.loop import fit
+from ldmlab.study.training.progress import reports
+
+FLAT_DB = 0.3  # a first stage is called flat if the second half of its training gained less validation PSNR
+
+
+@dataclass
+class TrainedFirstStage:
+    """A first stage with its latent statistics, its curve and its name."""
+
+    model: nn.Module
+    stats: LatentStats
+    curve: Curve
+    name: str
+    hash: str
+    num_params: int
+    flat: bool | None  # None for the identity, which was not trained
+    path: Path | None = None
+    perceptual: str = ""
+
+
+def first_stage_folder(spec: StudySpec, images: ImageSet) -> Path:
+    """Where the first stage of a spec is kept."""
+    perceptual = perceptual_loss(spec.first_stage.perceptual).weights_hash
+    key = content_key(spec.first_stage, perceptual, images.fingerprint, spec.seed)
+    return runs_dir() / f"first_stage-{spec.first_stage.name}-{key}"
+
+
+def train_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device | str = "auto") -> TrainedFirstStage:
+    """Train the first stage of `spec`, or load it; f = 1 is the identity and needs neither."""
+    device, plan = _device(device), spec.first_stage
+    if spec.f == 1:
+        model = build_autoencoder(plan.autoencoder).to(device)
+        stats = _measure(model, pictures, "none", device)
+        return TrainedFirstStage(model, stats, Curve(), plan.name, PixelLatents.first_stage, 0, None)
+    folder = first_stage_folder(spec, pictures.train)
+    path = folder / "first_stage.safetensors"
+    with locked(folder, plan.name):
+        if not path.exists():
+            _fit_first_stage(spec, pictures, device, folder, path)
+    return load_first_stage(spec, pictures, path, device)
+
+
+def load_first_stage(spec: StudySpec, pictures: Pictures, path: Path, device: torch.device) -> TrainedFirstStage:
+    """The first stage of `spec` from a file that `train_first_stage` wrote."""
+    tensors, meta = load_model(path)
+    model = build_autoencoder(spec.first_stage.autoencoder)
+    model.load_state_dict(tensors)
+    model.eval().requires_grad_(False).to(device)
+    curve, stats = Curve(meta["curve"], meta["events"]), LatentStats.from_json(meta["latent_stats"])
+    if stats.mode != spec.diffusion.scale_mode:  # the file keeps those of the run that trained it
+        stats = _measure(model, pictures, spec.diffusion.scale_mode, device)
+    return TrainedFirstStage(model, stats, curve, spec.first_stage.name, meta["hash"], count_params(model),
+                             is_flat(curve), path, meta["perceptual"])
+
+
+def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, folder: Path, path: Path) -> None:
+    from ldmlab.first_stage.losses import FirstStageLoss, PatchDiscriminator
+    from ldmlab.first_stage.training import FirstStageModule
+
+    plan = spec.first_stage
+    torch.manual_seed(spec.seed)
+    model = build_autoencoder(plan.autoencoder)
+    perceptual = perceptual_loss(plan.perceptual)
+    loss = FirstStageLoss(
+        perceptual, PatchDiscriminator(plan.disc_layers, plan.disc_ch), disc_start=plan.disc_start,
+        reduction="sum" if spec.reg == "kl" else "mean",
+        reg_weight=plan.kl_weight if spec.reg == "kl" else plan.codebook_weight,
+        perceptual_weight=plan.perceptual_weight, disc_weight=plan.disc_weight)
+    module = FirstStageModule(
+        model, loss, lr=plan.lr, disc_lr=plan.disc_lr, num_steps=plan.num_steps, warmup_steps=plan.warmup_steps,
+        decay_from=plan.decay_from, final_lr=plan.final_lr, clip_norm=plan.clip_norm, revive_every=plan.revive_every,
+        exact=plan.exact)
+    val = pictures.val.images(range(min(256, len(pictures.val))))
+
+    def validate(module, step: int, curve: Curve) -> None:
+        measured = module.validate(val)
+        curve.add(step, **measured)
+        sentence = module.watch(measured["val_psnr"])
+        if sentence is not None:
+            curve.events.append(sentence)
+            print(f"{plan.name}: {sentence}", flush=True)
+
+    marks = {*range(plan.val_every, plan.num_steps, plan.val_every), plan.num_steps}
+    curve = fit(module, MirroredImages(pictures.train), num_steps=plan.num_steps,
+                batch_size=min(plan.batch_size, len(pictures.train)), seed=spec.seed, run_dir=folder,
+                label=f"first stage {plan.name}", device=device, precision=plan.precision,
+                at_steps={step: [validate] for step in marks})
+    model.eval()
+    stats = _measure(model.to(device), pictures, spec.diffusion.scale_mode, device)
+    meta = {
+        "kind": "first_stage", "name": plan.name, "autoencoder": asdict(plan.autoencoder),
+        "latent_stats": stats.to_json(), "curve": curve.values, "events": curve.events, "hash": weights_hash(model),
+        "perceptual": perceptual.name, "seed": spec.seed,
+        "data": {"name": spec.data.name, "fingerprint": pictures.train.fingerprint},
+    }
+    save_model(path, model.state_dict(), meta)
+    (folder / "state.pt").unlink(missing_ok=True)
+
+
+def is_flat(curve: Curve) -> bool:
+    """Whether validation PSNR rose by less than FLAT_DB over the second half of training.
+
+    The half, because a learning rate that decays to nothing flattens the end of any curve: what counts is whether
+    doubling the training was still worth it.
+    """
+    steps, psnr = curve.steps("val_psnr"), curve["val_psnr"]
+    before = psnr[steps <= 0.5 * steps[-1]]
+    return bool(len(before) and psnr[-1] - before[-1] < FLAT_DB)
+
+
+@torch.inference_mode()
+def _measure(model: nn.Module, pictures: Pictures, mode: str, device: torch.device, num: int = 256) -> LatentStats:
+    """Statistics of sampled training latents; `num` = 0 takes the whole set, as modes "dataset" and "channel" do."""
+    num = len(pictures.train) if mode in ("dataset", "channel") else min(num, len(pictures.train))
+    generator = torch.Generator().manual_seed(0)
+    parts = [model.sample_latent(model.moments(to_float(pictures.train.images(range(i, min(i + 128, num)))).to(device)),
+                                 generator).cpu() for i in range(0, num, 128)]
+    return latent_stats(torch.cat(parts), mode)
+
+
+def encode(spec: StudySpec, first_stage: TrainedFirstStage, pictures: Pictures, device: torch.device | str = "auto"):
+    """The training set's latents, encoded once; pixels at f = 1 are their own latents."""
+    if spec.f == 1:
+        return PixelLatents(pictures.train)
+    name = f"latents of {first_stage.name}"
+    with locked(runs_dir() / f"latents-lock-{first_stage.hash[:12]}", name), reports(name, "pictures") as report:
+        return encode_dataset(first_stage.model, pictures.train, runs_dir(), device=_device(device), progress=report)
+
+
+def has_first_stage(spec: StudySpec, pictures: Pictures) -> bool:
+    """Whether the first stage of a spec is on disk; the identity always is."""
+    return spec.f == 1 or (first_stage_folder(spec, pictures.train) / "first_stage.safetensors").exists()

@@ -1,0 +1,73 @@
+"""The regression network that stands beside a run's model of pictures from pictures: trained once, found again."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from ldmlab.atomic import locked
+from ldmlab.checkpoints.files import load_model, save_model
+from ldmlab.data.images import to_float, to_uint8
+from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
+from ldmlab.diffusion.schedules import scaled_linear
+from ldmlab.diffusion.training import RegressionModule, regress
+from ldmlab.diffusion.unet.unet import UNet, count_params
+from ldmlab.first_stage.latents import MirroredImages, weights_hash
+from ldmlab.study.config.paths import runs_dir
+from ldmlab.study.config.presets import regression_spec
+from ldmlab.study.config.specs import content_key, denoiser_config
+from ldmlab.study.runs.run import Run
+from ldmlab.study.training.loop import fit
+
+
+@dataclass
+class TrainedRegression:
+    """y -> x_hat in one pass."""
+
+    net: UNet
+    conditioner: SpatialConditioner
+    hash: str
+    num_params: int
+
+    @torch.inference_mode()
+    def __call__(
+        self, y: Shaped[Tensor, "n ..."], batch_size: int = 64, progress: Callable[[int], None] | None = None
+    ) -> Float[Tensor, "n 3 H W"]:
+        """Pictures as they would be saved, on the CPU."""
+        device, parts = next(self.net.parameters()).device, []
+        for part in y.split(batch_size):
+            parts.append(to_float(to_uint8(regress(self.net, self.conditioner, part.to(device)).clamp(-1, 1))).cpu())
+            if progress is not None:
+                progress(sum(map(len, parts)))
+        return torch.cat(parts)
+
+
+def train_regression(run: Run) -> TrainedRegression:
+    """Train the regression of `run`, an LDM-1 with a condition of pictures, or load it: of the same size and data."""
+    conditioner, pictures, plan = run.conditioner, run.pictures, regression_spec(run.spec)
+    config = denoiser_config(plan, pictures.train.num_classes)
+    key = content_key(plan, asdict(config), pictures.train.fingerprint, run.spec.seed)
+    folder = runs_dir() / f"regression-{key}"
+    path, name = folder / "regression.safetensors", f"regression of pixels, {plan.condition.kind}"
+    with locked(folder, name):
+        if not path.exists():
+            torch.manual_seed(run.spec.seed)
+            module = RegressionModule(
+                UNet(config), conditioner, scaled_linear(plan.T, *plan.beta), lr=plan.lr,
+                warmup_steps=plan.warmup_steps, weight_decay=plan.weight_decay, ema_decay=plan.ema_decay)
+            curve = fit(module, MirroredImages(pictures.train), num_steps=plan.num_steps,
+                        batch_size=min(plan.batch_size, len(pictures.train)), seed=run.spec.seed, run_dir=folder,
+                        label=name, device=run.device, precision=plan.precision)
+            with module.ema.applied_to(module.trained):
+                tensors = {key: value.clone() for key, value in module.net.state_dict().items()}
+                meta = {"kind": "regression", "denoiser": asdict(config), "hash": weights_hash(module.net),
+                        "curve": curve.values, "events": curve.events, "seed": run.spec.seed}
+            save_model(path, tensors, meta)
+            (folder / "state.pt").unlink(missing_ok=True)
+    tensors, meta = load_model(path)
+    net = UNet(config)
+    net.load_state_dict(tensors)
+    net.eval().requires_grad_(False).to(run.device)
+    return TrainedRegression(net, conditioner.to(run.device), meta["hash"], count_params(net))

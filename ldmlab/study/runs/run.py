@@ -1,0 +1,124 @@
+"""One notebook's run: its spec, its models (trained or loaded when first asked for), its record."""
+
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ldmlab.study.config.notebooks import CONDITIONS, SHOWN_ONLY
+from ldmlab.study.config.presets import SPATIAL, study_spec
+from ldmlab.study.config.specs import StudySpec
+from ldmlab.study.records.record import Record, environment, now, save_figure
+from ldmlab.study.runs import conditioners, pictures
+from ldmlab.study.runs import diffusion as diffusion_runs
+from ldmlab.study.runs.conditioners import sample_labels
+from ldmlab.study.runs.first_stage import TrainedFirstStage, encode, train_first_stage
+from ldmlab.study.training.device import choose_device
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Run:
+    """What a notebook works with; every property below is computed once, and models are found again by later runs."""
+
+    def __init__(self, notebook: str, params: dict[str, Any], device: str = "auto", quiet: bool = False):
+        self.notebook, self.started, self._clock = notebook, now(), time.monotonic()
+        self.device = choose_device(device)
+        tier = params["tier"]
+        if tier == "auto":
+            tier = "gpu" if self.device.type == "cuda" else "laptop"
+        changes = {name: params[name] for name in ("scale_mode", "compile") if name in params}
+        f, reg, size = params["f"], params.get("reg", "kl"), params.get("size", 0)
+        condition = CONDITIONS.get(notebook, "class")
+        told = {name: params[name] for name in SPATIAL.get(condition, ())}
+        self.spec: StudySpec = study_spec(f, reg, params["data"], tier, params["seed"], size, condition=condition,
+                                          attention=params.get("attention", True), told=told, **changes)
+        # Records travel: of a path they keep the name.
+        self.params = {**params, "data": Path(str(params["data"])).stem, "tier": tier, "reg": self.spec.reg,
+                       "size": self.spec.data.size}
+        torch.manual_seed(self.spec.seed)
+        if not quiet:
+            asked = " (auto)" if params["tier"] != tier else ""
+            print(f"{notebook}: {self.spec.name}, data {self.spec.data.name} at {self.spec.data.size} px, tier {tier}"
+                  f"{asked}, seed {self.spec.seed}, on {self.device}", flush=True)
+
+    @property
+    def about(self) -> str:
+        """What pictures and which run a figure shows, for its small print."""
+        data, spec = self.pictures.train, self.spec
+        return (f"{data.name} at {data.size} px; {spec.name} on {spec.first_stage.name}, tier {spec.tier}, "
+                f"seed {spec.seed}.")
+
+    @cached_property
+    def pictures(self) -> pictures.Pictures:
+        """Training and validation pictures; ValueError where they lack the captions or boxes that are asked for."""
+        opened = pictures.open_pictures(self.spec)
+        conditioners.check_known(self.spec.diffusion, opened)  # now, and not after a first stage has been trained
+        return opened
+
+    @cached_property
+    def first_stage(self) -> TrainedFirstStage:
+        """The first stage, trained or loaded."""
+        return train_first_stage(self.spec, self.pictures, self.device)
+
+    @cached_property
+    def latents(self):
+        """Cached moments of the training pictures, both mirror images."""
+        return encode(self.spec, self.first_stage, self.pictures, self.device)
+
+    @cached_property
+    def conditioner(self):
+        """The untrained condition of this run's model: what it takes, and what it makes of it."""
+        return conditioners.build_conditioner(self.spec.diffusion, self.pictures, self.first_stage)
+
+    @cached_property
+    def scorer(self):
+        """Scores samples and reconstructions against this run's pictures."""
+        from ldmlab.study.runs.scoring import Scorer
+
+        return Scorer(self.spec, self.pictures, self.device)
+
+    @cached_property
+    def diffusion(self) -> diffusion_runs.TrainedDiffusion:
+        """The diffusion model, trained (its samples scored at milestones) or loaded."""
+        return diffusion_runs.train_diffusion(self.spec, self.pictures, self.first_stage, self.latents, self.device,
+                                    on_milestone=self.scorer.score_milestone)
+
+    def new_record(self) -> Record:
+        """An empty record that knows parameters, environment and inputs."""
+        measured = {key: value for key, value in self.params.items() if key not in SHOWN_ONLY.get(self.notebook, ())}
+        record = Record(self.notebook, self.spec.name, measured, started=self.started, env=environment(self.device))
+        record.inputs["data"] = self.pictures.train.fingerprint
+        record.inputs["first_stage"] = self.first_stage.hash
+        record.protocol.update(self.pictures.train.protocol)
+        record.events += self.first_stage.curve.events
+        return record
+
+    def measured_before(self, record: Record) -> Record | None:
+        """The record on disk with the same parameters and inputs, if there is one; says so."""
+        known = record.stored()
+        if known is not None:
+            print(f"{record.name}: measured {known.started}, loaded", flush=True)
+        return known
+
+    def keep(self, name: str, fig: "Figure") -> "Figure":
+        """A figure for the cell to show, written to results/figures/ as well."""
+        save_figure(fig, name, *(self.params[key] for key in ("data", "tier", "size")))
+        return fig
+
+    def finish(self, record: Record):
+        """Save the record with the wall time of the run that measured it; returns its path."""
+        record.wall_s = record.wall_s or round(time.monotonic() - self._clock, 1)
+        path = record.save()
+        print(f"record: {path}", flush=True)
+        return path
+
+
+def first_labels(run: Run, n: int) -> Int[Tensor, " n"]:
+    """`n` labels that go through the classes in turn; zeros where the data has none."""
+    return sample_labels(run.pictures.train.num_classes, n)

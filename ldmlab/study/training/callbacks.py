@@ -1,0 +1,156 @@
+"""What happens around a training step: seeds, checks, checkpoints, the curve; torch.compile after some steps."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ldmlab.atomic import atomic_write
+from ldmlab.evaluation.cost import synchronize
+from ldmlab.study.training.curve import Curve
+from ldmlab.study.training.progress import progress
+
+CHECKPOINT_EVERY_S = 20.0
+_CHECK_EVERY_ON_CUDA = 25  # reading a loss makes the host wait for the GPU
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss became NaN or infinite; the message says where batch and state were saved."""
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of everything random in one step."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _trainer(device: torch.device, precision: str, callbacks: Sequence[Any], module):
+    import logging
+    import warnings
+
+    import pytorch_lightning as pl
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    # One epoch is the whole run: a step count of our own, since Lightning's counts every optimizer.
+    return pl.Trainer(
+        accelerator=device.type if device.type != "cuda" else "gpu", devices=1, precision=precision, max_epochs=1,
+        callbacks=list(callbacks), logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, gradient_clip_val=module.clip_norm if module.automatic_optimization else None,
+        use_distributed_sampler=False,
+    )
+
+
+def _loop_callback(module, curve: Curve, state_file: Path, start: int, num_steps: int, seed: int, label: str,
+                   log_every: int, at_steps: dict[int, list[Callable]]):
+    import pytorch_lightning as pl
+
+    class Loop(pl.Callback):
+        """What happens around a step; `done` counts finished steps."""
+
+        def __init__(self):
+            self.done, self.saved_at, self.batch = start, time.monotonic(), None
+            self.train_s = curve.values.get("train_s", [[0, 0.0]])[-1][1]
+
+        def setup(self, trainer, pl_module, stage):
+            self.bar = progress(num_steps, label, initial=start)
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            torch.manual_seed(step_seed(seed, self.done))
+            self.batch, self.began = batch, time.perf_counter()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.done += 1
+            logged = self.done % log_every == 0 or self.done == num_steps or self.done in at_steps
+            if trainer.strategy.root_device.type == "cpu" or logged or self.done % _CHECK_EVERY_ON_CUDA == 0:
+                self._check(outputs, pl_module)
+            self.train_s += time.perf_counter() - self.began  # after the check, in which the GPU's work is waited for
+            if logged:
+                values = {name: float(value) for name, value in outputs.items()}
+                curve.add(self.done, **values, train_s=self.train_s)
+                self.bar.update(self.done - self.bar.n, loss=values["loss"])
+            for call in at_steps.get(self.done, ()):
+                call(pl_module, self.done, curve)
+            if self.done == num_steps or time.monotonic() - self.saved_at > CHECKPOINT_EVERY_S:
+                self._check(outputs, pl_module)
+                self.save(pl_module)
+
+        def on_train_end(self, trainer, pl_module):
+            self.bar.close()
+
+        def on_exception(self, trainer, pl_module, exception):
+            if isinstance(exception, KeyboardInterrupt) and self.done > start:
+                self.save(pl_module)
+
+        def save(self, pl_module):
+            state = {"step": self.done, "module": pl_module.training_state(), "curve": curve.values,
+                     "events": curve.events}
+            atomic_write(state_file, lambda part: torch.save(state, part))
+            self.saved_at = time.monotonic()
+
+        def _check(self, outputs: dict[str, Tensor], pl_module):
+            if torch.isfinite(outputs["loss"]).all():
+                return
+            path = state_file.parent / f"nonfinite_step{self.done}.pt"
+            atomic_write(path, lambda part: torch.save(
+                {"step": self.done, "batch": self.batch, "module": pl_module.training_state()}, part))
+            raise NonFiniteLoss(
+                f"{label}: loss is {float(outputs['loss'])} at step {self.done}. Batch and state are in {path}; the "
+                f"last good checkpoint{' is kept' if state_file.exists() else ' does not exist yet'}. "
+                "A lower learning rate, or 32-bit precision, is the usual cure.")
+
+    return Loop()
+
+
+SETTLE, TIMED = 3, 10  # steps that warm up, or compile, and steps whose median counts
+class Compiling(pl.Callback):
+    """Compile `part` of a module in place, keeping the names of its weights, and say after how many steps that pays.
+
+    Only the first 26 steps are timed, and on a GPU waited for. The sentence is printed and joins the curve's events;
+    a run too short for it stays as it is. Calls that are no training steps, as when samples are scored, belong under
+    `torch.compiler.set_stance("force_eager")`: other batch sizes would be compiled anew.
+    """
+
+    def __init__(self, part: nn.Module, label: str, num_steps: int, curve: Curve, backend: str = "inductor"):
+        self.part, self.label, self.num_steps, self.curve, self.backend = part, label, num_steps, curve, backend
+        self.seconds: list[float] = []
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        self.running = self.num_steps >= 2 * (SETTLE + TIMED)
+        if not self.running:
+            print(f"{self.label}: not compiled, {self.num_steps} steps are too few to tell", flush=True)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self.running:
+            if len(self.seconds) == SETTLE + TIMED:
+                self.part.compile(backend=self.backend)
+            self.began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if not self.running:
+            return
+        synchronize()
+        self.seconds.append(time.perf_counter() - self.began)
+        if len(self.seconds) == 2 * (SETTLE + TIMED):
+            self.running = False
+            self.curve.events.append(f"{self.label}: {verdict(self.seconds, self.num_steps)}")
+            print(self.curve.events[-1], flush=True)
+
+
+def verdict(seconds: list[float], num_steps: int) -> str:
+    """What the first steps' seconds, SETTLE + TIMED without and as many with, say of a run of `num_steps`."""
+    plain, compiled = seconds[: SETTLE + TIMED], seconds[SETTLE + TIMED :]
+    before, after = statistics.median(plain[SETTLE:]), statistics.median(compiled[SETTLE:])
+    cost = max(0.0, sum(compiled[:SETTLE]) - SETTLE * after)
+    told = (f"compiling the denoiser took {cost:.3g} s; a step takes {1000 * after:.4g} ms instead of "
+            f"{1000 * before:.4g} ms")
+    if after >= before:
+        return f"{told}, so it does not pay"
+    steps = math.ceil(cost / (before - after))
+    return f"{told}, so it has paid for itself after {steps} steps of {num_steps}"

@@ -1,0 +1,98 @@
+"""Pictures of one's own in a notebook: from a path, or uploaded in the browser; a wrong file is told in its place."""
+
+import contextlib
+import html
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ldmlab.data.annotations.label_maps import map_labels
+from ldmlab.data.user_pictures import decode_bytes, find_pairs, open_mask, open_picture
+from ldmlab.figures.pictures import picture_grid
+from ldmlab.study.training.progress import has_front_end
+from ldmlab.widgets.sliders import as_png
+
+if TYPE_CHECKING:
+    from ipywidgets import Widget
+
+Use = Callable[..., Mapping[str, Tensor]]  # (picture), (picture, mask) or (labels) -> columns of (1, 3, h, w)
+NOTHING = "no picture of your own: give -p picture PATH"
+
+
+def open_labels(raw: bytes, name: str) -> Tensor:
+    """A label map of one's own, (h, w) int64."""
+    return torch.from_numpy(map_labels(bytes(raw), name)).long()
+
+
+def own_pictures(use: Use, path: str = "", wants: str = "picture", caption: str = "") -> "Widget | Figure | None":
+    """What `use` makes of the pictures under `path`, a row each; without a path, an upload field where there is one.
+
+    `wants` is "picture", "mask" (a picture and its mask, `a_mask.png` beside `a.png`) or "labels" (a label map).
+    ValueError for files that are not what is wanted, before any is used.
+    """
+    if wants not in ("picture", "mask", "labels"):
+        raise ValueError(f"wants is picture, mask or labels; got {wants!r}")
+    if path:
+        rows, columns = {}, ()
+        for name, given in _opened(path, wants):
+            made = use(*given)
+            rows[name], columns = torch.cat(list(made.values())), tuple(made)
+        return picture_grid(rows, columns=columns, caption=caption, cell=1.7)
+    if not has_front_end():
+        print(NOTHING)
+        return None
+    return _uploads(use, wants, caption)
+
+
+def _opened(path: str, wants: str) -> list[tuple[str, tuple[Tensor, ...]]]:
+    if wants == "labels":
+        files = find_pairs(path)
+        return [(Path(entry.name).stem, (open_labels(entry.bytes(), entry.name),)) for entry, _ in files]
+    opened = []
+    for entry, mask in find_pairs(path):
+        if wants == "mask" and mask is None:
+            raise ValueError(f"{entry.name} has no mask; beside it should lie {Path(entry.name).stem}_mask.png")
+        picture = open_picture(entry)
+        given = (picture, open_mask(mask, tuple(picture.shape[1:]))) if wants == "mask" else (picture,)
+        opened.append((Path(entry.name).stem[:16], given))
+    return opened
+
+
+def _uploads(use: Use, wants: str, caption: str) -> "Widget":
+    import ipywidgets
+
+    names = {"picture": ("picture",), "mask": ("picture", "mask"), "labels": ("label map",)}[wants]
+    fields = [ipywidgets.FileUpload(accept="image/*", multiple=False, description=name) for name in names]
+    picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start",
+                                                     "display": "none"})
+    said = ipywidgets.HTML("Choose a file." if len(names) == 1 else "Choose a picture and its mask, white where the "
+                                                                     "hole is.")
+
+    def show(_: object = None) -> None:
+        if not all(field.value for field in fields):
+            return
+        said.value = "working …"
+        try:
+            raw = [bytes(field.value[0]["content"]) for field in fields]
+            if wants == "labels":
+                given = (open_labels(raw[0], "the upload"),)
+            else:
+                first = decode_bytes(raw[0])
+                given = (first, *(open_mask(part, tuple(first.shape[1:])) for part in raw[1:]))
+            notes = io.StringIO()
+            with contextlib.redirect_stdout(notes):  # what is printed in a handler would go to JupyterLab's log
+                made = use(*given)
+            fig = picture_grid({"": torch.cat(list(made.values()))}, columns=tuple(made), caption=caption, cell=1.9)
+            picture.value, picture.layout.display = as_png(fig), None
+            said.value = "<br>".join(dict.fromkeys(map(html.escape, notes.getvalue().splitlines())))
+        except ValueError as error:
+            said.value = html.escape(str(error))
+
+    for field in fields:
+        field.observe(show, "value")
+    return ipywidgets.VBox([ipywidgets.HBox(fields), said, picture])

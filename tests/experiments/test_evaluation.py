@@ -1,0 +1,144 @@
+"""What notebook 16 measures: each effect it shows is there in a case where the answer is known."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ldmlab.data.images import to_float, to_uint8
+from ldmlab.evaluation.distances import FeatureMoments
+from ldmlab.evaluation.distortions import degrade
+from ldmlab.experiments import evaluation as ev
+from ldmlab.figures import evaluation as figures
+from ldmlab.perception import PsimLoss, feature_net
+from ldmlab.study.records.compare import Series
+from ldmlab.study.records.record import Record
+from ldmlab.study.runs.run import Run
+
+PARAMS = {"f": 8, "reg": "kl", "data": "blobs", "size": 32, "tier": "smoke", "seed": 0}
+
+
+class Blobs:
+    """Smooth pictures of random colours, quickly made; an ImageSet as far as these tests look."""
+
+    def __init__(self, num: int, seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        coarse = torch.rand(num, 3, 5, 5, generator=generator) * 2 - 1
+        smooth = torch.nn.functional.interpolate(coarse, 32, mode="bicubic", align_corners=True)
+        self.pixels, self.fingerprint = to_uint8(smooth.clamp(-1, 1)), f"blobs {num} {seed}"
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self, indices):
+        return self.pixels[torch.as_tensor(list(indices))]
+
+
+def a_run(**attributes) -> Run:
+    """A Run that has these attributes and computes nothing."""
+    run = object.__new__(Run)
+    run.__dict__.update(attributes)
+    return run
+
+
+@pytest.fixture(scope="module")
+def nets():
+    return {name: feature_net(name) for name in ev.NETS}
+
+
+@pytest.fixture
+def run(nets, lab_root):
+    """A run with pictures and judges, and nothing trained."""
+    pictures = SimpleNamespace(train=Blobs(160, 0), val=Blobs(64, 1))
+    reference = {name: ev.look(ev.pictures(a_run(pictures=pictures), "train", 160), net)
+                 for name, net in nets.items()}
+    scorer = SimpleNamespace(nets=nets, reference=reference.get, rehearsal=True, num_resamples=8)
+    return a_run(pictures=pictures, scorer=scorer, device=torch.device("cpu"), spec=SimpleNamespace(seed=0))
+
+
+def moments(rows: torch.Tensor) -> FeatureMoments:
+    return FeatureMoments(rows.shape[1], keep=len(rows), extractor="fd-lab", weights_hash="0").update(rows)
+
+
+def test_fewer_pictures_score_worse_under_frechet_and_alike_under_kid():
+    """Draws of one law: the bias of FD doubles as N halves; KID stays near 0; sizes stop above the features."""
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randn(n, 6, generator=generator) for n in (4000, 800))
+    curves = ev.by_number(moments(real), moments(fake), 120, 8)
+    fd = dict(curves["fd_lab_by_n"])
+    assert list(fd) == [800, 400, 200] and fd[800] < fd[400] < fd[200]
+    assert (fd[200] - fd[400]) / (fd[400] - fd[800]) == pytest.approx(2, rel=0.4)
+    assert all(abs(value) < 0.05 for _, value in curves["kid_lab_by_n"])
+    assert [n for n, _ in curves["fd_lab_part"]].count(200) == 4
+    assert all(reach > 0 for _, reach in curves["fd_lab_reach"])
+
+
+def test_kernels_agree_on_flat_pictures_and_not_on_fine_stripes():
+    """Antialiasing averages stripes away; reading single pixels does not, and so the kernels are the ones named."""
+    flat = torch.full((1, 3, 64, 64), 0.25)
+    assert all((small - flat[..., :16, :16]).abs().max() < 0.02 for small in ev.resized(flat, 16).values())
+    stripes = torch.ones(1, 3, 64, 64)
+    stripes[..., ::2] = -1
+    small = ev.resized(stripes, 16)
+    assert all(x.shape == (1, 3, 16, 16) for x in small.values())
+    assert small["box"].abs().max() < 0.02 and small["bicubic"][..., 4:-4].abs().max() < 0.1
+    assert small["nearest"].abs().min() > 0.9
+
+
+def test_pleasing_the_loss_flatters_it_more_than_the_eye():
+    """The loss falls along the way, and by a larger factor than squared error: that is why it may not score."""
+    x = to_float(Blobs(3, 2).images(range(3)))[..., :16, :16]
+    noisy = (x + 0.4 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    loss = PsimLoss(feature_net("psim-lab"))
+    kept = ev.please(loss, x, noisy)
+    assert tuple(kept) == ev.GAME_STEPS and torch.equal(kept[0], noisy)
+    with torch.no_grad():
+        falls = loss(x, noisy).mean() / loss(x, kept[ev.GAME_STEPS[-1]]).mean()
+    squared = (noisy - x).square().mean() / (kept[ev.GAME_STEPS[-1]] - x).square().mean()
+    assert falls > 2 and falls > squared
+
+
+def test_the_copier_has_a_good_distance_and_is_found(run):
+    """What section 5 claims: exact copies score well in FD-lab and are told by nearness; unseen pictures are not."""
+    samples = degrade(ev.pictures(run, "val", 64), "noise", 0.4)
+    record = Record("16_evaluation", "LDM-8", PARAMS)
+    ev.measure_copies(run, record, samples)
+    value = record.value
+    assert value("memorisation_copier") == 1 and record.metrics["memorisation_copier"]["copies"] == 1
+    assert value("memorisation_unseen") == pytest.approx(0.5, abs=0.2)
+    assert value("planted_fd_lab_copier") < value("planted_fd_lab_model") / 2
+    assert record.curves["nearness_copier"][-1][1] == 0
+    assert figures.fig_copies(record).axes
+    rows = ev.neighbours(run, ev.pictures(run, "train", 2), k=2)
+    assert torch.equal(rows["neighbour 1"], ev.pictures(run, "train", 2))
+
+
+def test_errors_of_the_solvable_world_stack_up():
+    """Each further source of error raises the distance; with many steps only its own floor is left."""
+    record = Record("16_evaluation", "LDM-8", PARAMS)
+    ev.measure_world(record)
+    last = {name: record.curves[f"world_{name}"][-1][1] for name in ("sampler", "model", "first_stage")}
+    assert last["sampler"] < last["model"] < last["first_stage"]
+    assert record.value("world_sampler") == pytest.approx(0, abs=1e-9)
+    for name in ("model", "first_stage"):
+        assert record.curves[f"world_{name}"][0][1] > last[name]
+        assert last[name] == pytest.approx(record.value(f"world_{name}"), rel=0.01)
+    assert figures.fig_world(record).axes
+
+
+def test_figures_are_drawn_from_a_record_alone(run):
+    """Sections 2 and 4 with their legends, though too few pictures for an FD∞ and no runs of the study."""
+    record = Record("16_evaluation", "LDM-8", PARAMS, protocol={"game_n": 4})
+    ev.measure_number(run, record, ev.pictures(run, "val", 64))
+    assert "fd_lab_infinity_real" not in record.metrics
+    (caption,) = {text.get_text() for text in figures.fig_number(record).texts if "Against n" in text.get_text()}
+    assert "too few for an FD∞" in caption.replace("\n", " ")
+    for name, scale in (("fd_lab", 1.0), ("fd_referee", 2.0)):
+        record.metrics[f"{name}_floor"] = {"value": 0.5, "n_fake": 4, "n_real": 4}
+        for kind, ladder in ev.LADDERS.items():
+            record.curves[f"{name}_{kind}"] = [[s, scale * (i + 1)] for i, s in enumerate(ladder)]
+    record.metrics["rank_correlation"] = {"value": 1.0}
+    assert "no records" in figures.fig_extractors(record, []).axes[1].texts[0].get_text()
+    scored = {"fd_lab": {"value": 60.0}, "fd_referee": {"value": 50.0}}
+    models = figures.fig_extractors(record, [Series(8, "kl", [Record("04_tradeoff", "LDM-8", PARAMS, scored)])]).axes[1]
+    assert not models.texts and [text.get_text() for text in models.get_legend().get_texts()] == ["LDM-8"]

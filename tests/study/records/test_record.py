@@ -1,0 +1,56 @@
+"""Records: what a run measured, written whole, read back, and none of it lost to another run."""
+
+import json
+
+import pytest
+
+from ldmlab.study.records.record import Record, environment, load_records
+
+PARAMS = {"f": 8, "reg": "kl", "data": "scenes", "size": 32, "tier": "smoke", "seed": 0}
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    """Saved and loaded, a record is the same, and its file shows one metric a line."""
+    record = Record("04_tradeoff", "LDM-8", PARAMS, metrics={"psnr": {"value": 20.5}, "ssim": {"value": 0.5}},
+                    curves={"loss": [[1, 2.0], [2, 1.0]]}, env=environment("cpu"))
+    path = record.save(tmp_path)
+    assert path.name == "f8_kl_scenes_32px_smoke_s0.json"
+    assert load_records("04_tradeoff", tmp_path) == [record]
+    lines = path.read_text().splitlines()
+    assert sum('"psnr"' in line or '"ssim"' in line for line in lines) == 2
+    assert list(json.loads(path.read_text())) == sorted(json.loads(path.read_text()))
+
+
+def test_runs_that_differ_never_share_a_file(tmp_path):
+    """Each of the parameters that tell runs apart changes the name; the same run replaces its own record."""
+    others = [{}, {"f": 4}, {"reg": "vq"}, {"data": "cifar10"}, {"size": 64}, {"tier": "laptop"}, {"seed": 1},
+              {"num_steps": 20}, {"num_steps": 50}, {}]
+    for change in others:
+        Record("n", "x", PARAMS | change).save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(others) - 1
+    assert [r.params["f"] for r in load_records("n", tmp_path, f=4)] == [4]
+
+
+def test_only_a_record_of_the_same_inputs_is_taken_for_this_run(tmp_path):
+    """A repeated run loads what it measured; other weights, an empty or a damaged record are measured again."""
+    record = Record("n", "x", PARAMS, metrics={"psnr": {"value": 1.0}}, inputs={"denoiser": "a"})
+    assert record.stored(tmp_path) is None
+    path = record.save(tmp_path)
+    fresh = Record("n", "x", PARAMS, inputs={"denoiser": "a"})
+    assert fresh.stored(tmp_path) == record
+    assert Record("n", "x", PARAMS, inputs={"denoiser": "b"}).stored(tmp_path) is None
+    path.write_text("{")
+    assert fresh.stored(tmp_path) is None
+
+
+def test_a_file_that_is_no_record_is_named(tmp_path):
+    """A damaged or foreign file in the folder is an error that says which."""
+    (tmp_path / "odd.json").write_text('{"schema": 1, "colour": "red"}')
+    with pytest.raises(ValueError, match="odd.json is no record"):
+        load_records("n", tmp_path)
+
+
+def test_environment_says_what_ran(tmp_path):
+    """Versions, device and git state are in every record."""
+    env = environment("cpu")
+    assert env["device"] == "cpu" and env["torch"] and set(env["git"]) == {"commit", "dirty"}
