@@ -133,7 +133,7 @@ def from_compvis_state(
             weights["quantizer.counts"] = torch.zeros(len(weights["quantizer.codebook"]), dtype=torch.long)
         modules[name].load_state_dict(weights, assign=True)
         if isinstance(modules[name], ClassEmbedder):
-            modules[name].nothing = torch.tensor(modules[name].num_classes)  # in no file: it follows from the size
+            modules[name].null_condition = torch.tensor(modules[name].num_classes)  # in no file
     model = _assemble(row, modules)
     model.averaged, model.also = averaged, also
     if isinstance(row, LdmRow):

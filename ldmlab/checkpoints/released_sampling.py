@@ -20,14 +20,14 @@ OPENIMAGES_CLASSES = 340  # of boxes, in the released code's list
 FACTOR = 4  # of super-resolution [LDM v2, Sec. 4.4]
 
 
-class AlwaysTold(LatentDiffusion):
+class AlwaysConditional(LatentDiffusion):
     """A latent diffusion model that was never trained without its condition: no guidance, nothing unconditional."""
 
     def _check_tokens(self, wanted: str) -> None:
-        raise ValueError(untold(self.conditioner.kind, wanted))
+        raise ValueError(unconditional_error(self.conditioner.kind, wanted))
 
 
-def untold(kind: str, wanted: str) -> str:
+def unconditional_error(kind: str, wanted: str) -> str:
     """Why a model whose condition was never dropped cannot be guided."""
     return (f"this model was always told its {kind} in training and has no item that says nothing, so there is nothing "
             f"to guide away from; asked was {wanted}")
@@ -45,8 +45,8 @@ def latent_diffusion(
     scale, device = model.scale_factor, torch.device(device)
     stats = LatentStats("none" if scale == 1 else "first_batch", (0.0,), (1 / scale,), (0.0,), 0)
     c = model.row.condition
-    can_be_untold = c is None or c.has_nothing or c.enters == "channels"
-    whole = (LatentDiffusion if can_be_untold else AlwaysTold)(
+    can_be_unconditional = c is None or c.has_nothing or c.enters == "channels"
+    whole = (LatentDiffusion if can_be_unconditional else AlwaysConditional)(
         model.first_stage, stats, model.denoiser, model.schedule.to(device), _conditioner(model, stats, vocabulary),
         size, device)
     for module in (whole.first_stage, whole.trained):

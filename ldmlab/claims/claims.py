@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, log
 
-from ldmlab.claims.evidence import LEVEL, Cell, Estimate, Evidence, Quantity, estimate
+from ldmlab.claims.evidence import LEVEL, Cell, Effect, Evidence, Quantity, estimate_effect
 from ldmlab.claims.quantities import (
     BITS,
     FD_END,
@@ -182,7 +182,7 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     "All parts" is supported where each exceeds the threshold at LEVEL, and contradicted where one falls short at a
     level that allows for the number of parts; "any part" the other way round. Else it is underpowered.
     """
-    found = [(part, estimate(evidence, part.quantity, part.weights)) for part in claim.parts]
+    found = [(part, estimate_effect(evidence, part.quantity, part.weights)) for part in claim.parts]
     present = [(part, e) for part, e in found if not e.missing]
     missing = list(dict.fromkeys(reason for _, e in found for reason in e.missing))
     missing = missing[:2] + ([f"and {len(missing) - 2} more"] if len(missing) > 2 else [])
@@ -203,7 +203,7 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     return _verdict(claim, verdict, part, shown, level, missing)
 
 
-def _verdict(claim: Claim, verdict: str, part: Part, shown: Estimate, level: float, missing: list[str]) -> Verdict:
+def _verdict(claim: Claim, verdict: str, part: Part, shown: Effect, level: float, missing: list[str]) -> Verdict:
     scale = exp if part.quantity.ratio else float
     interval = tuple(map(scale, shown.interval(level)))
     if verdict == UNDERPOWERED:

@@ -1,7 +1,7 @@
 """Effects measured from records, with intervals: what a claim of the paper is judged by.
 
-A `Quantity` reads one number out of a record, `estimate` weighs its means over f and regularizer, and an `Estimate`
-says how far that may be off. Factors are worked with as logarithms, in which runs spread alike at all f.
+A `Quantity` reads one number out of a record, `estimate_effect` weighs its means over f and regularizer, and an
+`Effect` says how far that may be off. Factors are worked with as logarithms, in which runs spread alike at all f.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,7 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Effect:
     """An effect with its standard error; `missing` says why there is none."""
 
     value: float = 0.0
@@ -135,7 +135,7 @@ def cell_name(cell: Cell) -> str:
     return f"LDM-{cell[0]}{' VQ' if cell[1] == 'vq' else ''}"
 
 
-def estimate(evidence: Evidence, quantity: Quantity, weights: Mapping[Cell, float] | None = None) -> Estimate:
+def estimate_effect(evidence: Evidence, quantity: Quantity, weights: Mapping[Cell, float] | None = None) -> Effect:
     """The weighted sum of a quantity's means over seeds; without weights, its mean in the cell with most runs.
 
     Seeds that repeat any cell give the spread over runs, common to all cells, and a t interval. Failing that, the error
@@ -145,10 +145,10 @@ def estimate(evidence: Evidence, quantity: Quantity, weights: Mapping[Cell, floa
     if weights is None:
         weights = {max(cells, key=lambda cell: len(cells[cell])): 1.0} if cells else {}
         if not weights:
-            return Estimate(missing=(f"no record of {quantity.name} ({quantity.needs})",))
+            return Effect(missing=(f"no record of {quantity.name} ({quantity.needs})",))
     if absent := [cell for cell in weights if cell not in cells]:
         names = ", ".join(map(cell_name, absent))
-        return Estimate(missing=(f"no record of {quantity.name} of {names} ({quantity.needs})",))
+        return Effect(missing=(f"no record of {quantity.name} of {names} ({quantity.needs})",))
     values = {cell: np.array([value for _, value in cells[cell]]) for cell in cells}
     effect = sum(w * values[cell].mean() for cell, w in weights.items())
     size = sqrt(sum(w**2 / len(values[cell]) for cell, w in weights.items()))
@@ -156,16 +156,16 @@ def estimate(evidence: Evidence, quantity: Quantity, weights: Mapping[Cell, floa
     df = sum(len(v) - 1 for v in values.values())
     if df:
         spread = sqrt(sum(np.square(v - v.mean()).sum() for v in values.values()) / df)
-        return Estimate(float(effect), spread * size, float(df), None, f"seeds, {df} degrees of freedom", runs)
+        return Effect(float(effect), spread * size, float(df), None, f"seeds, {df} degrees of freedom", runs)
     if quantity.spread == 0:
-        return Estimate(float(effect), 0.0, inf, None, "exact", runs)
+        return Effect(float(effect), 0.0, inf, None, "exact", runs)
     errors = {cell: quantity.error(cells[cell][0][0]) for cell in weights}
     if all(error is not None for error in errors.values()):
         variance = sum(w**2 * (errors[cell] ** 2 + quantity.spread**2) for cell, w in weights.items())
         basis = f"one seed: error over samples and an assumed {quantity.spread_name}"
-        return Estimate(float(effect), sqrt(variance), inf, None, basis, runs)
+        return Effect(float(effect), sqrt(variance), inf, None, basis, runs)
     basis = f"one seed: {FAR:g} times an assumed {quantity.spread_name}"
-    return Estimate(float(effect), quantity.spread * size, inf, FAR, basis, runs)
+    return Effect(float(effect), quantity.spread * size, inf, FAR, basis, runs)
 
 
 KL, VQ = tuple((f, "none" if f == 1 else "kl") for f in FS), ((4, "vq"), (8, "vq"), (16, "vq"))

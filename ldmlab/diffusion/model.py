@@ -62,11 +62,11 @@ class LatentDiffusion:
         self._check_tokens(f"guidance_scale = {guidance_scale:g}")
         return classifier_free(self.denoiser, self.conditioner(y), self.conditioner.null(len(y)), guidance_scale)
 
-    def nothing(self, n: int) -> Shaped[Tensor, "n ..."]:
-        """`n` conditions that say nothing: with them a conditional model samples unconditionally."""
-        self._check_tokens("a sample that is told nothing")
-        nothing = torch.tensor(0) if self.conditioner is None else self.conditioner.nothing.cpu()
-        return nothing.expand(n, *nothing.shape)
+    def null_condition(self, n: int) -> Shaped[Tensor, "n ..."]:
+        """`n` null conditions, with which a conditional model samples unconditionally."""
+        self._check_tokens("an unconditional sample")
+        null = torch.tensor(0) if self.conditioner is None else self.conditioner.null_condition.cpu()
+        return null.expand(n, *null.shape)
 
     def _check_tokens(self, wanted: str) -> None:
         if self.conditioner is not None and self.conditioner.enters == "channels":

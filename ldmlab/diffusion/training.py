@@ -135,7 +135,7 @@ class DiffusionModule(LatentModule):
         z0 = self.z0_from_moments(batch["moments"])
         t = torch.randint(self.schedule.T, (len(z0),), device=z0.device)
         eps = torch.randn_like(z0)
-        y = None if self.conditioner is None else self.conditioner.told(batch)
+        y = None if self.conditioner is None else self.conditioner.condition(batch)
         *others, last = zip(*(repeat(None) if v is None else v.chunk(self.accumulate) for v in (z0, y, t, eps)),
                             strict=False)
         self.trained.zero_grad()
@@ -179,7 +179,7 @@ class RegressionModule(LatentModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         x = to_float(batch["image"])
-        return {"loss": F.mse_loss(regress(self.net, self.conditioner, self.conditioner.told(batch)).float(), x)}
+        return {"loss": F.mse_loss(regress(self.net, self.conditioner, self.conditioner.condition(batch)).float(), x)}
 
 
 def denoising_error(

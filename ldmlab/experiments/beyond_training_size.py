@@ -60,14 +60,14 @@ def pictures_of(run: Run, size: int, split: str = "validation", num: int | None 
     return open_dataset(run.spec.data.name, size=size, split=split, num=num, seed=0)
 
 
-def told(task: Run, images: ImageSet, numbers: range) -> Tensor:
+def conditions(task: Run, images: ImageSet, numbers: range) -> Tensor:
     """What the model of a task is told of these pictures, of whatever size."""
     if task.notebook == TASKS["inpainting"].notebook:
         x = to_float(images.images(numbers))
         return torch.cat([x, masks_of("all", len(x), tuple(x.shape[2:]))], 1)
     maps = task.notebook == TASKS["semantic"].notebook
     batch = {"map": images.maps(numbers)} if maps else {"image": images.images(numbers)}
-    return task.conditioner.told(batch, torch.Generator().manual_seed(task.spec.seed))
+    return task.conditioner.condition(batch, torch.Generator().manual_seed(task.spec.seed))
 
 
 def sample(
@@ -109,16 +109,16 @@ def record_beyond(run: Run) -> Record:
             made = {"real": x, "reconstructions": reconstruct(run.first_stage.model, x)}
             for name, task in tasks.items():
                 done = bar.n
-                made[name] = sample(task, told(task, val, range(n)),
+                made[name] = sample(task, conditions(task, val, range(n)),
                                     lambda now, done=done: bar.update(done + now - bar.n))
             for name, pictures in made.items():
                 fake = moments_of(to_float(to_uint8(pictures)).split(64), scorer.nets["fd-lab"])
-                few = scorer.rehearsal or n <= fake.dim
+                few = scorer.is_smoke or n <= fake.dim
                 score = frechet_estimate(real, fake, allow_few=few, seed=run.spec.seed,
                                          num_resamples=scorer.num_resamples)
                 add_points(record, {f"fd_lab_by_size_{name}": score}, side)
                 record.metrics |= as_metrics({f"fd_lab_{name}_{side}px": score})
-    if n <= scorer.nets["fd-lab"].dim and not scorer.rehearsal:
+    if n <= scorer.nets["fd-lab"].dim and not scorer.is_smoke:
         record.events.append(f"FD-lab of {n} pictures, fewer than features: compare these among themselves only")
     return record
 
@@ -131,7 +131,7 @@ def _reference(run: Run, side: int) -> FeatureMoments:
 def wide(task: Run, n: int = 3) -> dict[str, Tensor]:
     """`n` pictures WIDE times as wide as high: what is told, and the sample; validation pictures side by side."""
     images = task.pictures.val
-    y = told(task, images, range(min(n * WIDE, len(images))))
+    y = conditions(task, images, range(min(n * WIDE, len(images))))
     y = y[: len(y) // WIDE * WIDE]
     side_by_side = y.unflatten(0, (-1, WIDE)).movedim(1, -2).flatten(-2)
     return {"told": side_by_side, "sample": sample(task, side_by_side)}

@@ -93,7 +93,7 @@ def part_of(moments: FeatureMoments, rows: Float[Tensor, "n d"]) -> FeatureMomen
 def _estimate(run: Run, real: FeatureMoments, fake: FeatureMoments) -> Score:
     """Fréchet distance and interval as this run's scorer takes them."""
     scorer = run.scorer
-    return frechet_estimate(real, fake, allow_few=scorer.rehearsal, num_resamples=scorer.num_resamples)
+    return frechet_estimate(real, fake, allow_few=scorer.is_smoke, num_resamples=scorer.num_resamples)
 
 
 # --- 1. How many pictures ---------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def measure_number(run: Run, record: Record, samples: Float[Tensor, "n 3 h w"]) 
     for key, x in (("real", pictures(run, "val", len(run.pictures.val))), ("samples", samples)):
         fake = look(x, net)
         record.metrics |= as_metrics({f"fd_lab_{key}": _estimate(run, real, fake)})
-        least = 1 if run.scorer.rehearsal else net.dim
+        least = 1 if run.scorer.is_smoke else net.dim
         record.curves |= by_number(real, fake, least, run.scorer.num_resamples, f"_{key}", run.spec.seed)
         if fake.n >= 4 * net.dim:
             record.metrics |= as_metrics({f"fd_lab_infinity_{key}": frechet_infinity(real, fake)})
@@ -167,7 +167,7 @@ def large_pictures(run: Run, num: int) -> Float[Tensor, "n 3 H W"]:
 
 def measure_resize(run: Run, record: Record) -> None:
     """Fréchet distance between pictures made small by one kernel and the same pictures made small by another."""
-    few, size = run.scorer.rehearsal, run.spec.data.size
+    few, size = run.scorer.is_smoke, run.spec.data.size
     made = resized(large_pictures(run, min(MOST, run.spec.evaluation.num_samples)), size)
     nets = dict(run.scorer.nets)
     try:
@@ -218,7 +218,7 @@ def measure_game(run: Run, record: Record) -> None:
     x = pictures(run, "val", GAME_PICTURES)
     loss, net = PsimLoss(feature_net("psim-lab")).to(run.device), run.scorer.nets["fd-lab"]
     real, curves = look(x, net), {"game_loss": [], "game_fd_lab": [], "game_psnr": []}
-    for step, y in please(loss, x, degrade(x, "noise", 0.4, run.spec.seed)).items():
+    for step, y in optimize_pixels(loss, x, degrade(x, "noise", 0.4, run.spec.seed)).items():
         with torch.no_grad():
             curves["game_loss"].append([step, loss(x.to(run.device), y.to(run.device)).mean().item()])
         curves["game_fd_lab"].append([step, frechet(real, look(to_float(to_uint8(y)), net))])
@@ -227,7 +227,7 @@ def measure_game(run: Run, record: Record) -> None:
     record.protocol["game_n"] = len(x)
 
 
-def please(
+def optimize_pixels(
     loss: PsimLoss, x: Float[Tensor, "n 3 h w"], start: Float[Tensor, "n 3 h w"], lr: float = 0.03
 ) -> dict[int, Float[Tensor, "n 3 h w"]]:
     """Gradient steps on the pixels of `start` down the loss to `x`; the pictures after each of `GAME_STEPS`."""
@@ -252,7 +252,7 @@ def training_vectors(run: Run) -> FeatureMoments:
     return reference_moments(train, run.scorer.nets["fd-lab"], runs_dir() / "moments", keep=len(train))
 
 
-def planted(run: Run, samples: Float[Tensor, "n 3 h w"], num: int) -> dict[str, Float[Tensor, "num 3 h w"]]:
+def mock_generators(run: Run, samples: Float[Tensor, "n 3 h w"], num: int) -> dict[str, Float[Tensor, "num 3 h w"]]:
     """Four generators: the model, one that hands out training pictures, half and half, and one that is perfect."""
     rng, half = np.random.default_rng(run.spec.seed), num // 2
     copies = to_float(run.pictures.train.images(rng.choice(len(run.pictures.train), num, replace=False)))
@@ -262,11 +262,11 @@ def planted(run: Run, samples: Float[Tensor, "n 3 h w"], num: int) -> dict[str, 
 
 
 def measure_copies(run: Run, record: Record, samples: Float[Tensor, "n 3 h w"]) -> None:
-    """FD-lab and memorisation of the generators of `planted`, at equal numbers, against the same held-out pictures."""
+    """FD-lab and memorisation of `mock_generators`, at equal numbers, against the same held-out pictures."""
     num = len(run.pictures.val) // 2
     net, train, real = run.scorer.nets["fd-lab"], training_vectors(run), run.scorer.reference("fd-lab")
     held_out = look(pictures(run, "val", num), net)
-    for name, x in planted(run, samples, num).items():
+    for name, x in mock_generators(run, samples, num).items():
         seen = look(x, net)
         fd = _estimate(run, real, seen)
         score = memorisation_score(train, held_out, seen)

@@ -1,9 +1,9 @@
-"""How well samples do what they were asked, against the guidance scale, beside fidelity and diversity [Tab. 3, 10].
+"""How well samples do what they were prompts, against the guidance scale, beside fidelity and diversity [Tab. 3, 10].
 
 The project's judge looks at every sample. Two baselines say what its numbers are worth: samples drawn without a
 condition, and the same samples held against what was asked of others. Curves of the record run over guidance scales:
-`<measure>_by_guidance` for classifier-free guidance, `<measure>_by_guidance_classifier` for another of `WAYS`, with the
-ends of intervals in `..._low` and `..._high`.
+`<measure>_by_guidance` for classifier-free guidance, `<measure>_by_guidance_classifier` for another of `METHODS`, with
+the ends of intervals in `..._low` and `..._high`.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,35 +42,35 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to steer: its name in figures; whether the model is told, and what `guidance_scale` then scales."""
+class GuidanceMethod:
+    """A way to steer: its name in figures; whether the model is conditional, and what `guidance_scale` then scales."""
 
     name: str
-    told: bool = True
+    conditional: bool = True
     classifier: bool = False
 
 
-WAYS = {
-    "": Way("classifier-free"),
-    "classifier": Way("classifier, on the conditional model", classifier=True),
-    "classifier_alone": Way("classifier, on the unconditional model", told=False, classifier=True),
+METHODS = {
+    "": GuidanceMethod("classifier-free"),
+    "classifier": GuidanceMethod("classifier, on the conditional model", classifier=True),
+    "classifier_alone": GuidanceMethod("classifier, on the unconditional model", conditional=False, classifier=True),
 }
 
 
 def curve_name(measure: str, way: str = "") -> str:
-    """What a record calls a measure over guidance scales under one of `WAYS`."""
+    """What a record calls a measure over guidance scales under one of `METHODS`."""
     return f"{measure}_by_guidance{'_' if way else ''}{way}"
 
 
 def condition_kind(run: Run) -> str:
-    """What the run's model is told: "class", "text" or "layout"; "" for an unconditional one."""
+    """The kind of condition of the run's model: "class", "text" or "layout"; "" for an unconditional one."""
     conditioner = run.diffusion.model.conditioner
     return "" if conditioner is None else conditioner.kind
 
 
 @dataclass
-class Asked:
-    """What `n` samples are asked to show: in words, boxes and labels, and as the conditioner reads it."""
+class Prompts:
+    """The conditions of `n` samples: captions, boxes and labels, and as the conditioner reads them."""
 
     kind: str
     annotations: list[Annotation]
@@ -79,16 +79,16 @@ class Asked:
     def judged(self, judge: Judge, x: Float[Tensor, "n 3 h w"], shift: int = 0) -> dict[str, Score]:
         """What the judge finds of it on pictures; with a `shift`, of what was asked so many places further on."""
         seen = judge.look(x)
-        asked = self.annotations[shift:] + self.annotations[:shift]
+        prompts = self.annotations[shift:] + self.annotations[:shift]
         match self.kind:
             case "class":
-                return {"class_accuracy": class_accuracy(seen, torch.tensor([a.label for a in asked]))}
+                return {"class_accuracy": class_accuracy(seen, torch.tensor([a.label for a in prompts]))}
             case "text":
-                scores = caption_fulfilment(seen, [a.caption for a in asked])
+                scores = caption_fulfilment(seen, [a.caption for a in prompts])
                 return {"fulfilled": scores["all"]} | {m: scores[m] for m in MEASURES["text"] if m in scores}
             case "layout":
-                return layout_scores(seen, [a.seen() for a in asked])
-        raise ValueError(f"nothing can be judged of a model that is told {self.kind or 'nothing'!r}")
+                return layout_scores(seen, [a.seen() for a in prompts])
+        raise ValueError(f"the judge scores class, text and layout; this model's condition is {self.kind or 'none'}")
 
     @cached_property
     def labels(self) -> Int[Tensor, " n"]:
@@ -96,32 +96,33 @@ class Asked:
         return torch.tensor([a.label for a in self.annotations])
 
 
-def asked_of(run: Run, n: int) -> Asked:
+def prompts_of(run: Run, n: int) -> Prompts:
     """Classes in equal shares; captions and layouts of validation pictures, which no model was trained on."""
     kind, conditioner = condition_kind(run), run.diffusion.model.conditioner
     if kind in ("", "class"):
         labels = sample_labels(run.pictures.train.num_classes, n)
         annotations = [Annotation(int(label), "", ()) for label in labels]
-        return Asked(kind, annotations, labels)
+        return Prompts(kind, annotations, labels)
     annotations = first_annotations(run.pictures, n)
-    return Asked(kind, annotations, conditioner.read(annotations))
+    return Prompts(kind, annotations, conditioner.read(annotations))
 
 
-def sample_asked(
-    run: Run, asked: Asked, scale: float | int, way: str = "", classifier: TrainedClassifier | None = None, *,
+def sample_prompts(
+    run: Run, prompts: Prompts, scale: float | int, way: str = "", classifier: TrainedClassifier | None = None, *,
     on_pictures: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "n 3 H W"]:
-    """Samples of what is asked, steered one of `WAYS` by `scale`, as they would be saved; equal noise at every scale.
+    """Samples of the prompts, guided by one of `METHODS` at `scale`, at 8 bits; the noise is equal at every scale.
 
     Scale 0 of classifier-free guidance leaves the condition out.
     """
-    model, plan, n = run.diffusion.model, run.spec.evaluation, len(asked.annotations)
-    told, guided = WAYS[way].told and scale != 0, None
-    if WAYS[way].classifier:
-        guided = (classifier or train_classifier(run)).guide(run, asked.labels, scale)
+    model, plan, n = run.diffusion.model, run.spec.evaluation, len(prompts.annotations)
+    conditional, guided = METHODS[way].conditional and scale != 0, None
+    if METHODS[way].classifier:
+        guided = (classifier or train_classifier(run)).guide(run, prompts.labels, scale)
     samples = model.sample(
-        asked.y if told else model.nothing(n), num_steps=plan.num_steps, seed=run.spec.seed, guided=guided,
-        guidance_scale=1.0 if guided is not None or not told else scale, batch_size=plan.batch_size,
+        prompts.y if conditional else model.null_condition(n), num_steps=plan.num_steps, seed=run.spec.seed,
+        guided=guided,
+        guidance_scale=1.0 if guided is not None or not conditional else scale, batch_size=plan.batch_size,
         progress=on_pictures)
     return to_float(to_uint8(samples))
 
@@ -140,7 +141,7 @@ def record_guidance(run: Run) -> Record:
     if not kind:
         raise ValueError(f"{run.pictures.train.name} has nothing to tell a model: guidance needs a condition")
     judge = load_judge().to(run.device) if run.pictures.train.name == "scenes" else None
-    ways = list(WAYS) if kind == "class" else [""]
+    ways = list(METHODS) if kind == "class" else [""]
     record = run.new_record()
     record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
     classifier = train_classifier(run) if "classifier" in ways else None
@@ -162,10 +163,10 @@ def record_guidance(run: Run) -> Record:
     if classifier is not None:
         record.curves["classifier_accuracy_by_t"] = [[t, round(a, 4)] for t, a in classifier.accuracy]
 
-    asked = asked_of(run, plan.num_samples)
-    by = Yardsticks(asked, judge, reachable_moments(run), *_inception(run, record, kind))
+    prompts = prompts_of(run, plan.num_samples)
+    by = Metrics(prompts, judge, reachable_moments(run), *_inception(run, record, kind))
     if judge is not None:
-        _ceilings(record, run, judge, asked)
+        _ceilings(record, run, judge, prompts)
     jobs = [(way, scale) for way in ways for scale in (SCALES if way == "" else CLASSIFIER_SCALES)]
     cost = lambda way, scale: 1 if way == "" and scale in (0.0, 1.0) else 2  # noqa: E731
     with progress(plan.num_samples * sum(cost(*job) for job in jobs + [("", 0.0)]), f"{diffusion.name}, all scales",
@@ -179,10 +180,10 @@ def record_guidance(run: Run) -> Record:
                 bar.update((now - done) * cost(way, scale))
                 done = now
 
-            return sample_asked(run, asked, scale, way, classifier, on_pictures=on_pictures)
+            return sample_prompts(run, prompts, scale, way, classifier, on_pictures=on_pictures)
 
-        untold = draw("", 0.0)
-        scores = _scores(run, by, untold)
+        unconditional = draw("", 0.0)
+        scores = _scores(run, by, unconditional)
         record.metrics |= as_metrics({f"{name}_untold": score for name, score in scores.items()})
         for way, scale in jobs:
             samples = draw(way, scale)
@@ -191,16 +192,16 @@ def record_guidance(run: Run) -> Record:
                 record.metrics |= as_metrics(scores)
             add_points(record, {curve_name(m, way): score for m, score in scores.items()}, scale)
             if judge is not None:
-                shuffled = asked.judged(judge, samples, shift=1)
+                shuffled = prompts.judged(judge, samples, shift=1)
                 add_points(record, {curve_name(f"{m}_shuffled", way): s for m, s in shuffled.items()}, scale)
     return record
 
 
-def _ceilings(record: Record, run: Run, judge: Judge, asked: Asked) -> None:
+def _ceilings(record: Record, run: Run, judge: Judge, prompts: Prompts) -> None:
     """What the judge finds on true pictures, and on their reconstructions: no more can be hoped for."""
     val = run.pictures.val
     x = to_float(val.images(range(len(val))))
-    known = Asked(asked.kind, run.pictures.annotations("val"), asked.y)
+    known = Prompts(prompts.kind, run.pictures.annotations("val"), prompts.y)
     for name, pictures in (("pictures", x), ("reconstructions", reconstruct(run.first_stage.model, x))):
         record.metrics |= as_metrics({f"{key}_{name}": s for key, s in known.judged(judge, pictures).items()})
 
@@ -218,10 +219,10 @@ def reachable_moments(run: Run) -> FeatureMoments:
 
 
 @dataclass
-class Yardsticks:
+class Metrics:
     """What samples are measured with, made once for all scales."""
 
-    asked: Asked
+    prompts: Prompts
     judge: Judge | None
     reachable: FeatureMoments
     inception: InceptionNet | None
@@ -235,7 +236,7 @@ def _inception(run: Run, record: Record, kind: str) -> tuple[InceptionNet | None
     COCO; classes are compared with training pictures [LDM v2, App. E.3].
     """
     images = run.pictures.train if kind == "class" else run.pictures.val
-    if not run.scorer.rehearsal and min(run.spec.evaluation.num_samples, len(images)) <= 2048:
+    if not run.scorer.is_smoke and min(run.spec.evaluation.num_samples, len(images)) <= 2048:
         return None, None
     try:
         net = InceptionNet().to(run.device)
@@ -247,23 +248,23 @@ def _inception(run: Run, record: Record, kind: str) -> tuple[InceptionNet | None
     return net, moments_of((to_float(images.images(part)) for part in parts), net, keep=FID_KEEP)
 
 
-def _scores(run: Run, by: Yardsticks, samples: Tensor) -> dict[str, Score]:
+def _scores(run: Run, by: Metrics, samples: Tensor) -> dict[str, Score]:
     """Everything that is measured of one set of samples."""
     scorer = run.scorer
     real, fake = scorer.reference("fd-lab"), moments_of(samples.split(256), scorer.nets["fd-lab"])
-    scores = {"fd_lab": frechet_estimate(real, fake, allow_few=scorer.rehearsal, num_resamples=scorer.num_resamples,
+    scores = {"fd_lab": frechet_estimate(real, fake, allow_few=scorer.is_smoke, num_resamples=scorer.num_resamples,
                                          seed=run.spec.seed)}
     scores |= precision_recall_scores(by.reachable, fake)
     if by.inception is not None:
-        of = inception_scores(by.real, samples.split(64), by.inception, allow_few=scorer.rehearsal)
+        of = inception_scores(by.real, samples.split(64), by.inception, allow_few=scorer.is_smoke)
         scores |= {"fid": of["fid"], "inception_score": of["inception_score"]}
-    return scores | (by.asked.judged(by.judge, samples) if by.judge is not None else {})
+    return scores | (by.prompts.judged(by.judge, samples) if by.judge is not None else {})
 
 
 # --- What is looked at ------------------------------------------------------------------------------------------------
 
 
-def scale_rows(run: Run, asked: Asked, scales: Sequence[float] = (0.0, 1.0, 3.0, 10.0)) -> dict[str, Tensor]:
-    """Samples of what is asked at several scales of classifier-free guidance, a row each, for `picture_grid`."""
+def scale_rows(run: Run, prompts: Prompts, scales: Sequence[float] = (0.0, 1.0, 3.0, 10.0)) -> dict[str, Tensor]:
+    """Samples of the prompts at several scales of classifier-free guidance, a row each, for `picture_grid`."""
     names = {0.0: "not told", 1.0: "s = 1"}
-    return {names.get(scale, f"s = {scale:g}"): sample_asked(run, asked, scale) for scale in scales}
+    return {names.get(scale, f"s = {scale:g}"): sample_prompts(run, prompts, scale) for scale in scales}

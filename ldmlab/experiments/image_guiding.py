@@ -92,7 +92,7 @@ def sample_guided(
     """
     model = run.diffusion.model if not size else replace(run.diffusion.model, size=size)
     guided = guide(run, kind, y, factor, scale) if scale else None
-    samples = model.sample(model.nothing(len(y)), num_steps=run.spec.evaluation.num_steps, seed=run.spec.seed,
+    samples = model.sample(model.null_condition(len(y)), num_steps=run.spec.evaluation.num_steps, seed=run.spec.seed,
                            guided=guided, batch_size=batch_size, progress=progress)
     if not samples.isfinite().all():
         raise FloatingPointError(f"guided by {GUIDERS[kind].name} at scale {scale:g}, samples diverge: take a smaller "
@@ -143,7 +143,7 @@ def _scores(run: Run, samples: Tensor, x: Tensor, y: Tensor) -> dict[str, Score]
     scorer, factor = run.scorer, x.shape[2] // y.shape[2]
     small = to_float(to_uint8(downsample(factor)(samples).clamp(-1, 1)))
     fake = moments_of(samples.split(256), scorer.nets["fd-lab"])
-    few = scorer.rehearsal or len(samples) <= fake.dim
+    few = scorer.is_smoke or len(samples) <= fake.dim
     about = dict(unit="dB", n_real=len(x), n_fake=len(samples))
     values = {"psnr": psnr(x, samples), "psnr_small": psnr(to_float(to_uint8(y)), small)}
     scores = {name: Score(v.mean().item(), "PSNR", interval=mean_interval(v), **about) for name, v in values.items()}

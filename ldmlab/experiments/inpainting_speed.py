@@ -85,7 +85,7 @@ def _passes(run: Run, row: str) -> dict[str, Callable[[], object]]:
     module = DiffusionModule(model.denoiser, model.schedule, model.conditioner,
                              scale_factor=model.stats.scale_factor, lr=0.0).to(run.device)
     optimizer = module.configure_optimizers()
-    latents = torch.randn(n, *model.latent_shape(model.conditioner.told({"image": image})), device=run.device)
+    latents = torch.randn(n, *model.latent_shape(model.conditioner.condition({"image": image})), device=run.device)
 
     def train() -> None:
         model.denoiser.train()

@@ -53,8 +53,8 @@ def restored_scores(run: Run, x: Float[Tensor, "n 3 H W"], x_hat: Float[Tensor, 
               for key, (v, name, unit) in values.items()}
     real, fake = scorer.reference("fd-lab"), moments_of(x_hat.split(256), scorer.nets["fd-lab"])
     options = {"num_resamples": scorer.num_resamples, "seed": run.spec.seed}
-    if min(n, real.n) > fake.dim or scorer.rehearsal:
-        fd = frechet_score(real, fake, allow_few=scorer.rehearsal)
+    if min(n, real.n) > fake.dim or scorer.is_smoke:
+        fd = frechet_score(real, fake, allow_few=scorer.is_smoke)
         scores["fd_lab"] = replace(fd, interval=frechet_interval(real, fake, **options))
     if n > 2:
         kid = kid_score(real, fake, subset_size=min(500, n, real.n))

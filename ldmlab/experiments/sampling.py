@@ -167,7 +167,7 @@ def _score(run: Run, samples: Tensor) -> Score:
     """FD-lab of samples as they would be saved, with its interval over samples."""
     scorer = run.scorer
     real, fake = scorer.reference("fd-lab"), moments_of(to_float(to_uint8(samples)).split(256), scorer.nets["fd-lab"])
-    return frechet_estimate(real, fake, allow_few=scorer.rehearsal, num_resamples=scorer.num_resamples,
+    return frechet_estimate(real, fake, allow_few=scorer.is_smoke, num_resamples=scorer.num_resamples,
                             seed=run.spec.seed)
 
 

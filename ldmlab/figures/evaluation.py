@@ -17,8 +17,8 @@ from ldmlab.figures.style import (
     TINTS,
     line_style,
     log_axis,
+    mark_smoke,
     plain,
-    rehearsal,
     small_print,
     styled,
 )
@@ -82,7 +82,7 @@ def fig_number(record: Record) -> Figure:
     small_print(fig, f"{record.about} Against n = {metric['n_real']} training pictures under {metric['extractor']} "
                 f"({metric['weights_hash'][:8]}). Dots: means over disjoint parts of N pictures, which are the dashes; "
                 f"bars: the 95 % bootstrap interval of one part; dashed: a line in 1 / N; {starred}.")
-    rehearsal(fig, [record])
+    mark_smoke(fig, [record])
     return fig
 
 
@@ -110,7 +110,7 @@ def fig_resize(record: Record) -> Figure:
     small_print(fig, f"{record.about} n = {metric['n_fake']} validation pictures, {LARGE * record.params['size']} px "
                 f"made {record.params['size']} px, against themselves made small by bicubic with antialiasing. Bars: "
                 f"95 % bootstrap intervals over pairs.{without}")
-    rehearsal(fig, [record])
+    mark_smoke(fig, [record])
     return fig
 
 
@@ -150,7 +150,7 @@ def fig_extractors(record: Record, study: Sequence[Series]) -> Figure:
     small_print(fig, f"{record.about} (a): n = {floor['n_fake']} validation pictures against {floor['n_real']} "
                 "training pictures; numbers are strengths: blur and noise in standard deviations, JPEG quality, blocks "
                 "a side. (b): one point a run. Two scales, so only the order can be compared.")
-    rehearsal(fig, [record])
+    mark_smoke(fig, [record])
     return fig
 
 
@@ -170,7 +170,7 @@ def fig_game(record: Record) -> Figure:
     ax.legend(loc="best")
     small_print(fig, f"{record.about} n = {record.protocol['game_n']} validation pictures with noise of standard "
                 "deviation 0.4, moved towards themselves without noise; FD-lab against those.")
-    rehearsal(fig, [record])
+    mark_smoke(fig, [record])
     return fig
 
 
@@ -199,7 +199,7 @@ def fig_copies(record: Record) -> Figure:
                 f"{record.metrics['memorisation_model']['n_real']} training pictures in the features of "
                 f"{metric['extractor']} ({metric['weights_hash'][:8]}); FD-lab against {metric['n_real']} of them. "
                 "Bars: 95 % intervals.")
-    rehearsal(fig, [record])
+    mark_smoke(fig, [record])
     return fig
 
 

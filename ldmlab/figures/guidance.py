@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ldmlab.experiments.guidance import MEASURES, WAYS, curve_name
+from ldmlab.experiments.guidance import MEASURES, METHODS, curve_name
 from ldmlab.figures.curves import fig_lines
 from ldmlab.figures.style import (
     ACCENT,
@@ -18,7 +18,7 @@ from ldmlab.figures.style import (
     label_ends,
     line_style,
     log_axis,
-    rehearsal,
+    mark_smoke,
     small_print,
     span,
     styled,
@@ -55,12 +55,12 @@ def fig_success(record: Record) -> Figure:
     measures = {m: name for m, name in MEASURES[kind].items() if curve_name(m) in record.curves}
     if not measures:
         raise ValueError(f"{record.file_name} has no measure of success: the judge knows scenes alone")
-    ways = [way for way in WAYS if curve_name(next(iter(measures)), way) in record.curves]
+    ways = [way for way in METHODS if curve_name(next(iter(measures)), way) in record.curves]
     fig, axes = plt.subplots(1, len(measures), figsize=(max(4.6, 2.35 * len(measures)), 2.9), squeeze=False,
                              layout="constrained")
     for ax, (measure, name) in zip(axes[0], measures.items(), strict=True):
         for way in ways:
-            _band(ax, record, curve_name(measure, way), _WAY_TINTS[way], marker="o", ms=4, label=WAYS[way].name)
+            _band(ax, record, curve_name(measure, way), _WAY_TINTS[way], marker="o", ms=4, label=METHODS[way].name)
         _band(ax, record, curve_name(f"{measure}_shuffled"), GREY, marker="x", ms=4, lw=1,
               label="asked of another sample")
         untold, ceiling = record.value(f"{measure}_untold"), record.value(f"{measure}_reconstructions")
@@ -78,7 +78,7 @@ def fig_success(record: Record) -> Figure:
         f"{record.protocol['guidance_n']} samples a point from equal noise, {record.protocol['num_steps']} DDIM steps, "
         f"eta {record.protocol['eta']:g}, EMA; conditions: {record.protocol['labels']}. Judge "
         f"{score['weights_hash'][:8]}; bands: 95 % intervals over samples. git {commits([record])}.")
-    rehearsal(fig, [record])
+    mark_smoke(fig, [record])
     return fig
 
 
@@ -117,7 +117,7 @@ def fig_trade(records: Sequence[Record]) -> Figure:
         f"features of fd-lab, k = 3, against {protocol['precision_recall_reference']}.{flat} "
         f"git {commits(records)}. Paper (grey): ImageNet at 256 px, on features of Inception, Tab. 10: of its points, "
         f"only which way they go compares with ours.")
-    rehearsal(fig, records)
+    mark_smoke(fig, records)
     return fig
 
 

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ldmlab.experiments.image_guiding import GUIDERS
-from ldmlab.figures.style import ACCENT, GREY, INK, SECOND, log_axis, rehearsal, small_print, styled
+from ldmlab.figures.style import ACCENT, GREY, INK, SECOND, log_axis, mark_smoke, small_print, styled
 from ldmlab.study.records.compare import commits, data_name
 from ldmlab.study.records.record import Record
 
@@ -46,7 +46,7 @@ def fig_image_guiding(record: Record) -> Figure:
         f"class left out; y: {protocol['guided_n']} {protocol['targets']}, shrunk by {protocol['factor']}; "
         f"{protocol['num_steps']} DDIM steps, eta {protocol['eta']:g}, EMA; bands: 95 % intervals over pictures. "
         f"git {commits([record])}.")
-    rehearsal(fig, [record])
+    mark_smoke(fig, [record])
     return fig
 
 

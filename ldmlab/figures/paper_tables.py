@@ -19,7 +19,7 @@ from ldmlab.figures.style import (
     label_ends,
     line_style,
     log_axis,
-    rehearsal,
+    mark_smoke,
     small_print,
     span,
     spread,
@@ -71,7 +71,7 @@ def fig_reconstruction(records: Sequence[Record]) -> Figure:
         f_axis(ax, (2, 4, 8, 16, 32))
         ax.legend(loc="best")
     _reconstruction_print(fig, measured, series)
-    rehearsal(fig, records)
+    mark_smoke(fig, records)
     return fig
 
 
@@ -121,5 +121,5 @@ def fig_guidance(records: Sequence[Record]) -> Figure:
     small_print(fig, f"Ours: {data_name(measured[0])} at {params['size']} px, tier {params['tier']}; n = "
                 f"{protocol['guidance_n']} samples a point, {protocol['num_steps']} DDIM steps, eta "
                 f"{protocol['eta']:g}. git {commits(measured)}. Paper: 250 DDIM steps, 50k samples.")
-    rehearsal(fig, records)
+    mark_smoke(fig, records)
     return fig

@@ -25,7 +25,7 @@ from ldmlab.figures.style import (
     label_ends,
     line_style,
     log_axis,
-    rehearsal,
+    mark_smoke,
     small_print,
     spread,
     styled,
@@ -72,7 +72,7 @@ def fig_rate_distortion(records: Sequence[Record]) -> Figure:
     axes.flat[0].legend(loc="upper left", handles=_legend())
     _progressive(axes.flat[3], series)
     _print(fig, records, series)
-    rehearsal(fig, records)
+    mark_smoke(fig, records)
     return fig
 
 

@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from ldmlab.experiments.released.targets import MEAN_TOLERANCE, TOLERANCE, compare
-from ldmlab.figures.style import ACCENT, GREY, PALE, SECOND, log_axis, rehearsal, small_print, styled
+from ldmlab.figures.style import ACCENT, GREY, PALE, SECOND, log_axis, mark_smoke, small_print, styled
 from ldmlab.study.records.compare import commits
 from ldmlab.study.records.record import Record
 
@@ -43,5 +43,5 @@ def fig_released(records: Sequence[Record]) -> Figure:
     small_print(fig, f"Filled: within (blue) or off (red). Open: not comparable, the table says why. Band: "
                      f"{100 * TOLERANCE:g} %, by which two pipelines differ in App. E.3.1 (means over pictures are "
                      f"allowed {100 * MEAN_TOLERANCE:g} %). git {commits(records)}.")
-    rehearsal(fig, records)
+    mark_smoke(fig, records)
     return fig

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ldmlab.experiments import inpainting, inpainting_speed, semantic_synthesis, super_resolution
 from ldmlab.experiments.restoration import MEASURES
-from ldmlab.figures.style import ACCENT, GREY, INK, SECOND, log_axis, rehearsal, small_print, styled
+from ldmlab.figures.style import ACCENT, GREY, INK, SECOND, log_axis, mark_smoke, small_print, styled
 from ldmlab.paper import numbers as paper
 from ldmlab.study.records.compare import check_comparable, commits, data_name
 from ldmlab.study.records.record import Record
@@ -100,7 +100,7 @@ def fig_super_resolution(records: Sequence[Record]) -> Figure:
     outside = f" Outside of (a) and (b): {'; '.join(far)}." if far else ""
     small_print(fig, *_about(records, f"Shrunk by {protocol['factor']}, {protocol['degradation']}. PD-referee: "
                              f"distance of pairs on a network that trained nothing here.{outside}"))
-    rehearsal(fig, records)
+    mark_smoke(fig, records)
     return fig
 
 
@@ -133,7 +133,7 @@ def fig_inpainting(records: Sequence[Record]) -> Figure:
                              f"known pixels kept.{told} (c): untrained models timed in turn, "
                              f"{first.protocol['timed_rounds']} rounds, batch {first.protocol['timed_batch']}; bars "
                              f"range over rounds. Paper: one A100, 256 and 512 px."))
-    rehearsal(fig, records)
+    mark_smoke(fig, records)
     return fig
 
 
@@ -199,7 +199,7 @@ def fig_semantic(record: Record) -> Figure:
     axes[0].invert_yaxis()
     judge = record.metrics["pixels_samples"]["weights_hash"][:8]
     small_print(fig, *_about([record], f"{record.name}; judged at 32 px by judge {judge}."))
-    rehearsal(fig, [record])
+    mark_smoke(fig, [record])
     return fig
 
 
@@ -225,5 +225,5 @@ def fig_beyond(record: Record) -> Figure:
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     small_print(fig, *_about([record], "Reference: training pictures rendered or resized to each size; values of two "
                              "sizes do not compare, lines at one size do."))
-    rehearsal(fig, [record])
+    mark_smoke(fig, [record])
     return fig

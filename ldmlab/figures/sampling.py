@@ -29,7 +29,7 @@ from ldmlab.figures.style import (
     label_ends,
     line_style,
     log_axis,
-    rehearsal,
+    mark_smoke,
     small_print,
     span,
     styled,
@@ -85,7 +85,7 @@ def fig_steps(records: Sequence[Record]) -> Figure:
                 "and rings: Pareto front of the points, none of which another beats in speed without losing quality; "
                 "where intervals overlap, which of two points is on it may be chance."
                 + (f" {left_out} record(s) timed on another device left out." if left_out else ""))
-    rehearsal(fig, records)
+    mark_smoke(fig, records)
     return fig
 
 
@@ -159,7 +159,7 @@ def fig_samplers(records: Sequence[Record]) -> Figure:
     small_print(fig, _protocol(records), "All samplers start from the same noise. PLMS calls the denoiser once more "
                 "than it has steps. DDPM on fewer than T steps is ancestral sampling on those that remain, which is "
                 "DDIM at eta = 1. DDIM and PLMS begin a stride of T / steps below T, DPM-Solver++ at t = T - 1.")
-    rehearsal(fig, records)
+    mark_smoke(fig, records)
     return fig
 
 

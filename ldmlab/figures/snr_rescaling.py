@@ -21,8 +21,8 @@ from ldmlab.figures.style import (
     SECOND,
     TINTS,
     log_axis,
+    mark_smoke,
     plain,
-    rehearsal,
     small_print,
     spread,
     styled,
@@ -85,7 +85,7 @@ def fig_rescaling(records: Sequence[Record]) -> Figure:
     _waves(waves, records)
     _times(times, records)
     small_print(fig, *_rescaling_print(records))
-    rehearsal(fig, records)
+    mark_smoke(fig, records)
     return fig
 
 

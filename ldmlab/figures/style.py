@@ -142,7 +142,7 @@ def spread(values: np.ndarray) -> list[list[float]] | None:
     return [[values.mean() - values.min()], [values.max() - values.mean()]]
 
 
-def rehearsal(fig: Figure, records: Sequence[Record]) -> None:
+def mark_smoke(fig: Figure, records: Sequence[Record]) -> None:
     """Numbers of tier smoke mean nothing, and the figure says so across its whole width."""
     if any(record.params["tier"] == "smoke" for record in records):
         fig.text(0.5, 0.54, "smoke tier: a rehearsal, no evidence", fontsize=26, color="#b0463c", alpha=0.25,

@@ -20,7 +20,7 @@ from ldmlab.figures.style import (
     label_ends,
     line_style,
     log_axis,
-    rehearsal,
+    mark_smoke,
     rounded,
     small_print,
     span,
@@ -71,7 +71,7 @@ def fig_tradeoff(records: Sequence[Record]) -> Figure:
     label_ends(by_step, step_ends)
     label_ends(by_time, time_ends)
     _tradeoff_print(fig, records, series, timed, here)
-    rehearsal(fig, records)
+    mark_smoke(fig, records)
     return fig
 
 

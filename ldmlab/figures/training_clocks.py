@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from ldmlab.figures.style import label_ends, rehearsal, small_print, span, styled
+from ldmlab.figures.style import label_ends, mark_smoke, small_print, span, styled
 from ldmlab.figures.tradeoff import protocol_of, quality_lines
 from ldmlab.paper import numbers as paper
 from ldmlab.study.records.compare import Series, check_comparable, grouped, spec_of, timed_alike
@@ -45,7 +45,7 @@ def fig_clocks(records: Sequence[Record]) -> Figure:
         f"Tab. 13, {', '.join(str(paper_batch(f)) for f in sorted({s.f for s in series}))}, so that a step is one of "
         "the paper's, where equal steps hide a 16-fold difference in pictures seen. (d) takes a training step for "
         "three forward passes; the encoder, the decoder and the first stage's training are left out.")
-    rehearsal(fig, records)
+    mark_smoke(fig, records)
     return fig
 
 

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ldmlab.evaluation.preference import questions_needed
-from ldmlab.figures.style import ACCENT, GREY, INK, SECOND, log_axis, rehearsal, small_print, styled
+from ldmlab.figures.style import ACCENT, GREY, INK, SECOND, log_axis, mark_smoke, small_print, styled
 from ldmlab.paper import numbers as paper
 from ldmlab.study.records.compare import commits, data_name
 from ldmlab.study.records.record import Record
@@ -55,7 +55,7 @@ def fig_user_study(record: Record) -> Figure:
         f"{p['simulated_questions']} questions each, prefer by {p['simulated_by']['utility']}; {people}. Intervals are "
         f"for other raters and other pictures. The paper's rows are other methods at 256 px, and it states no number "
         f"of answers. git {commits([record])}.")
-    rehearsal(fig, [record])
+    mark_smoke(fig, [record])
     return fig
 
 
@@ -122,5 +122,5 @@ def fig_questions_needed(record: Record) -> Figure:
     ax.legend()
     small_print(fig, "Exact two-sided binomial test at 5 %; the number from which on power stays reached. Diamonds: "
                      "preferences of Tab. 4, task 2, as if they were exact; the paper states no number of answers.")
-    rehearsal(fig, [record])
+    mark_smoke(fig, [record])
     return fig

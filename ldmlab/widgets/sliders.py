@@ -156,7 +156,7 @@ def try_layouts(
 
     def frame(boxes: Sequence[tuple], scale: float) -> Figure:
         fit, told = check_boxes(boxes, names, tokenizer.max_objects)
-        y = tokenizer.encode(fit)[None].expand(n, -1) if fit else model.nothing(n)
+        y = tokenizer.encode(fit)[None].expand(n, -1) if fit else model.null_condition(n)
         samples = model.sample(y, num_steps=num_steps, guidance_scale=scale, seed=seed)
         told += [] if fit else ["there is no box: the picture is drawn without a condition"]
         return layout_grid([fit] * n, {f"s = {scale:g}": samples},

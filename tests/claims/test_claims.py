@@ -7,7 +7,7 @@ import pytest
 
 from ldmlab.claims import claims
 from ldmlab.claims.claims import CLAIMS, CONTRADICTED, SUPPORTED, UNDERPOWERED, judge, ledger
-from ldmlab.claims.evidence import FAR, Evidence, estimate
+from ldmlab.claims.evidence import FAR, Evidence, estimate_effect
 from ldmlab.claims.quantities import FD_END, PSNR
 from ldmlab.study.records.record import Record
 
@@ -243,10 +243,10 @@ def test_timings_of_two_devices_never_mix():
 def test_a_single_seed_needs_an_effect_far_outside_the_assumed_spread():
     """One run without an interval reaches FAR assumed spreads; its interval over samples narrows that."""
     weights = {(1, "none"): 1.0, (8, "kl"): -1.0}
-    bare = estimate(evidence_of(make(WORLD, seeds=(0,))), FD_END, weights)
+    bare = estimate_effect(evidence_of(make(WORLD, seeds=(0,))), FD_END, weights)
     assert bare.value == pytest.approx(math.log(400 / 20))
     assert bare.interval()[1] - bare.value == pytest.approx(FAR * FD_END.spread * math.sqrt(2))
-    sampled = estimate(evidence_of(make(WORLD, seeds=(0,), interval=0.05)), FD_END, weights)
+    sampled = estimate_effect(evidence_of(make(WORLD, seeds=(0,), interval=0.05)), FD_END, weights)
     assert sampled.error == pytest.approx(math.sqrt(2 * (0.1**2 + (math.log(1.05 / 0.95) / 3.92) ** 2)), rel=1e-3)
     assert "assumed" in bare.basis and "samples" in sampled.basis
     near = verdicts(make(otherwise({"shared": {(1, "none"): 80}}), seeds=(0,)))["slow-f1"]
@@ -255,7 +255,7 @@ def test_a_single_seed_needs_an_effect_far_outside_the_assumed_spread():
 
 def test_seeds_give_a_t_interval_of_their_pooled_spread():
     """Two seeds a cell, five KL cells and three VQ ones: the spread of all, and as many degrees of freedom."""
-    found = estimate(evidence_of(make(WORLD, seeds=(0, 1), wobble=0.2)), PSNR, {(2, "kl"): 1.0, (4, "kl"): -1.0})
+    found = estimate_effect(evidence_of(make(WORLD, seeds=(0, 1), wobble=0.2)), PSNR, {(2, "kl"): 1.0, (4, "kl"): -1.0})
     assert found.value == pytest.approx(4) and found.df == 8  # f = 1 has no PSNR
     # Two seeds 4 dB apart have a deviation of 4 / sqrt 2; so has the difference of two means of two.
     assert found.error == pytest.approx(4 / math.sqrt(2))

@@ -199,7 +199,7 @@ def test_plms_weighs_what_it_remembers():
 
     before = [torch.zeros(1, 1, dtype=torch.float64)]
     plms(eps_model, before[0], SCHEDULE, 5, on_step=on_step)
-    # Asked for 0 and 1 in the first step, 2, 3, 4, 5 in the others; the first step keeps the 0 and not the mean.
+    # Prompts for 0 and 1 in the first step, 2, 3, 4, 5 in the others; the first step keeps the 0 and not the mean.
     expected = [0.5, 1.5 * 2 - 0.5 * 0, (23 * 3 - 16 * 2) / 12, (55 * 4 - 59 * 3 + 37 * 2) / 24,
                 (55 * 5 - 59 * 4 + 37 * 3 - 9 * 2) / 24]
     assert answers == pytest.approx(expected)

@@ -143,10 +143,10 @@ def test_floors_are_work_over_peak():
 def test_estimates_take_the_rate_of_their_own_kind():
     """A tier's run: between the f that were timed, in logarithms. The paper's: the middle of the wide pieces."""
     measured = a_machine()
-    denoiser, stage = forecasts.estimate(a_model(4), measured, wide=False)
+    denoiser, stage = forecasts.estimate_time(a_model(4), measured, wide=False)
     assert (denoiser.seconds, denoiser.low, denoiser.high) == pytest.approx((150, 75, 300))  # at 100 FLOP/s
     assert stage.seconds == pytest.approx(600 / 10)
-    wide, stage = forecasts.estimate(a_model(first_stage_steps=0), measured, wide=True)
+    wide, stage = forecasts.estimate_time(a_model(first_stage_steps=0), measured, wide=True)
     assert (wide.seconds, wide.low, wide.high) == pytest.approx((15_000 / 200, 15_000 / 800, 15_000 / 50))
     assert stage is None
     table = forecasts.estimates([a_model(), a_model(num_steps=0)], measured, wide=False)

@@ -90,7 +90,7 @@ def test_pleasing_the_loss_flatters_it_more_than_the_eye():
     x = to_float(Blobs(3, 2).images(range(3)))[..., :16, :16]
     noisy = (x + 0.4 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
     loss = PsimLoss(feature_net("psim-lab"))
-    kept = ev.please(loss, x, noisy)
+    kept = ev.optimize_pixels(loss, x, noisy)
     assert tuple(kept) == ev.GAME_STEPS and torch.equal(kept[0], noisy)
     with torch.no_grad():
         falls = loss(x, noisy).mean() / loss(x, kept[ev.GAME_STEPS[-1]]).mean()

@@ -12,13 +12,13 @@ from ldmlab.evaluation.judge import load_judge
 from ldmlab.experiments import guidance, image_guiding
 from ldmlab.experiments.guidance import (
     MEASURES,
+    METHODS,
     SCALES,
-    WAYS,
-    Asked,
-    asked_of,
+    Prompts,
     curve_name,
+    prompts_of,
     record_guidance,
-    sample_asked,
+    sample_prompts,
 )
 from ldmlab.figures.guidance import fig_classifier, fig_success, fig_trade
 from ldmlab.figures.image_guiding import fig_image_guiding
@@ -59,7 +59,7 @@ def test_a_run_is_measured_once_and_drawn(tiny_run, few, kind, capsys):
         text = " ".join(t.get_text() for t in fig.findobj(lambda artist: hasattr(artist, "get_text")))
         assert "rehearsal" in text and record.params["data"] in text
     if kind == "class":
-        assert {curve_name(chief, way) for way in WAYS} <= record.curves.keys()
+        assert {curve_name(chief, way) for way in METHODS} <= record.curves.keys()
         fig_classifier(record)
 
 
@@ -71,7 +71,7 @@ def test_a_perfect_answer_scores_high_and_a_shifted_one_low(tiny_run):
     val = open_dataset("scenes", size=32, split="validation", num=60)
     known, x, judge = val.annotations(), to_float(val.images(range(60))), load_judge()
     for kind in MEASURES:
-        asked = Asked(kind, known, torch.zeros(60, dtype=torch.long))
+        asked = Prompts(kind, known, torch.zeros(60, dtype=torch.long))
         chief = next(iter(MEASURES[kind]))
         right, wrong = asked.judged(judge, x)[chief].value, asked.judged(judge, x, shift=1)[chief].value
         assert right > 0.7 and wrong < 0.5 * right
@@ -81,17 +81,18 @@ def test_a_perfect_answer_scores_high_and_a_shifted_one_low(tiny_run):
 def test_scale_zero_leaves_the_condition_out(tiny_run):
     """Whatever was asked, the pictures are the same; at scale 1 they are not."""
     run = tiny_run("10_layout_to_image")
-    asked = asked_of(run, 4)
-    other = Asked("layout", asked.annotations[::-1], asked.y.flip(0))
-    assert torch.equal(sample_asked(run, asked, 0.0), sample_asked(run, other, 0.0))
+    asked = prompts_of(run, 4)
+    other = Prompts("layout", asked.annotations[::-1], asked.y.flip(0))
+    assert torch.equal(sample_prompts(run, asked, 0.0), sample_prompts(run, other, 0.0))
 
 
 def test_classes_come_in_equal_shares_and_captions_from_validation(tiny_run):
     """What is asked is fixed by the number of samples, and comes round again."""
-    asked = asked_of(tiny_run("08_class_conditional"), 24)
+    asked = prompts_of(tiny_run("08_class_conditional"), 24)
     assert asked.labels.bincount().tolist() == [2] * 12 and torch.equal(asked.y, asked.labels)
     run = tiny_run("09_text_to_image")
-    assert [a.caption for a in asked_of(run, 3).annotations] == [a.caption for a in run.pictures.annotations("val")[:3]]
+    captions = [a.caption for a in run.pictures.annotations("val")[:3]]
+    assert [a.caption for a in prompts_of(run, 3).annotations] == captions
 
 
 def test_the_classifier_is_trained_once_and_guides(tiny_run):
@@ -101,8 +102,8 @@ def test_the_classifier_is_trained_once_and_guides(tiny_run):
     assert classifier.hash == again.hash and len(classifier.accuracy) > 3
     for parameter in classifier.model.head.parameters():
         torch.nn.init.normal_(parameter)  # as trained here its last layer is still nearly zero
-    asked = asked_of(run, 4)
-    free, some, more = (sample_asked(run, asked, s, "classifier_alone", classifier) for s in (0.0, 1.0, 10.0))
+    asked = prompts_of(run, 4)
+    free, some, more = (sample_prompts(run, asked, s, "classifier_alone", classifier) for s in (0.0, 1.0, 10.0))
     assert 0 < (some - free).abs().mean() < (more - free).abs().mean()
 
 
@@ -112,8 +113,8 @@ def test_data_without_success_to_judge_says_so():
                     curves={"fd_lab_by_guidance": [[1.0, 50.0]]}, protocol={"condition": "class"})
     with pytest.raises(ValueError, match="the judge knows scenes alone"):
         fig_success(record)
-    asked = Asked("", [Annotation(0, "", ())], torch.zeros(1, dtype=torch.long))
-    with pytest.raises(ValueError, match="told 'nothing'"):
+    asked = Prompts("", [Annotation(0, "", ())], torch.zeros(1, dtype=torch.long))
+    with pytest.raises(ValueError, match="this model's condition is none"):
         asked.judged(load_judge(), torch.zeros(1, 3, 32, 32))
 
 

@@ -177,8 +177,8 @@ def test_a_model_without_no_class_refuses_guidance(lab_root):
     with pytest.raises(ValueError, match="nothing to guide away from"):
         model.eps_model(torch.tensor([1]), 1.5)
     with pytest.raises(ValueError, match="nothing to guide away from"):
-        model.nothing(1)
-    assert run(model="cin256-v2", guidance_scale=1.5, num_steps=1).model.nothing(1).item() == 1000
+        model.null_condition(1)
+    assert run(model="cin256-v2", guidance_scale=1.5, num_steps=1).model.null_condition(1).item() == 1000
 
 
 def test_models_without_a_condition_refuse_guidance(lab_root):

@@ -36,7 +36,9 @@ class SpatialConditioner(nn.Module, ABC):
         self.f, self.channels = f, channels
 
     @abstractmethod
-    def told(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Shaped[Tensor, "b ..."]:
+    def condition(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None
+    ) -> Shaped[Tensor, "b ..."]:
         """y of a batch of pictures `image` (b, 3, H, W) uint8; what is random in it comes from `generator`."""
 
     @abstractmethod
@@ -78,7 +80,7 @@ class LowResolution(SpatialConditioner):
         """3, or more where y is larger than the latent."""
         return 3 * max(1, f // factor) ** 2
 
-    def told(self, batch, generator=None) -> Float[Tensor, "b 3 h2 w2"]:
+    def condition(self, batch, generator=None) -> Float[Tensor, "b 3 h2 w2"]:
         """The pictures, spoiled by `degradation`."""
         seed = int(torch.randint(2**31, (), generator=generator))
         return to_float(degrade(batch["image"], self.factor, self.degradation, seed))
@@ -111,7 +113,7 @@ class MaskedPicture(SpatialConditioner):
         self.encode_picture = encode_picture
         self._bank: Tensor | None = None
 
-    def told(self, batch, generator=None) -> Float[Tensor, "b 4 H W"]:
+    def condition(self, batch, generator=None) -> Float[Tensor, "b 4 H W"]:
         """The pictures with a random mask each."""
         x = to_float(batch["image"])
         bank = self._masks(*x.shape[2:])
@@ -150,7 +152,7 @@ class LabelMap(SpatialConditioner):
         self.num_labels = num_labels
         self.rescaler = SpatialRescaler(f.bit_length() - 1, num_labels, channels)
 
-    def told(self, batch, generator=None) -> Int[Tensor, "b H W"]:
+    def condition(self, batch, generator=None) -> Int[Tensor, "b H W"]:
         """The label maps."""
         return batch["map"].long()
 

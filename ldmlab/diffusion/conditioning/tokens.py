@@ -23,47 +23,47 @@ from ldmlab.diffusion.unet.unet import with_context
 class Conditioner(nn.Module, ABC):
     """tau_theta: integers that say what to show -> tokens (b, n, d) for cross-attention.
 
-    While training, each item is replaced by `nothing`, an item that says nothing, with probability `p_drop`.
+    While training, each item is replaced by `null_condition` with probability `p_drop`.
     """
 
     kind: str
     enters = "tokens"  # by cross-attention; see `spatial_conditioning` for "channels"
 
-    def __init__(self, nothing: Int[Tensor, "..."], p_drop: float = 0.0):
+    def __init__(self, null_condition: Int[Tensor, "..."], p_drop: float = 0.0):
         super().__init__()
         if not 0 <= p_drop <= 1:
             raise ValueError(f"p_drop must be in [0, 1], got {p_drop}")
         self.p_drop = p_drop
-        self.register_buffer("nothing", nothing, persistent=False)
+        self.register_buffer("null_condition", null_condition, persistent=False)
 
     @abstractmethod
     def read(self, annotations: Sequence[Annotation]) -> Int[Tensor, "n ..."]:
         """What this takes as input, from what is known of pictures."""
 
-    def told(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Int[Tensor, "b ..."]:
+    def condition(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Int[Tensor, "b ..."]:
         """y of a training batch: what `read` found, or the class."""
         return batch["y"] if "y" in batch else batch["label"]
 
     def check(self, y: Int[Tensor, "n ..."]) -> None:
         """ValueError for input that this cannot encode; called once a batch of samples, not in training."""
-        if y.shape[1:] != self.nothing.shape:
-            raise ValueError(f"a condition of kind {self.kind} has n items of shape {tuple(self.nothing.shape)}, "
-                             f"got {tuple(y.shape)}")
+        if y.shape[1:] != self.null_condition.shape:
+            raise ValueError(f"a condition of kind {self.kind} has n items of shape "
+                             f"{tuple(self.null_condition.shape)}, got {tuple(y.shape)}")
 
     @abstractmethod
     def encode(self, y: Int[Tensor, "b ..."]) -> Float[Tensor, "b n d"]:
         """The tokens of each item, none dropped."""
 
     def forward(self, y: Int[Tensor, "b ..."]) -> Float[Tensor, "b n d"]:
-        """The tokens; while training, some items' are those of `nothing`."""
+        """The tokens; while training, some items' are those of `null_condition`."""
         if self.training and self.p_drop > 0:
             dropped = torch.rand(len(y), device=y.device) < self.p_drop
-            y = torch.where(dropped.view(-1, *[1] * self.nothing.ndim), self.nothing, y)
+            y = torch.where(dropped.view(-1, *[1] * self.null_condition.ndim), self.null_condition, y)
         return self.encode(y)
 
     def null(self, b: int) -> Float[Tensor, "b n d"]:
-        """The tokens of `nothing`, `b` times."""
-        return self.encode(self.nothing[None]).expand(b, -1, -1)
+        """The tokens of `null_condition`, `b` times."""
+        return self.encode(self.null_condition[None]).expand(b, -1, -1)
 
 
 class ClassEmbedder(Conditioner):

@@ -196,7 +196,7 @@ def workbench_models(tier: str, size: int = 0, reg: str = "kl") -> list[Model]:
     """What this workbench trains at a tier: the sweep of notebook 04, and the conditions of 09 to 13 at f = 4."""
     specs = {f"LDM-{f}": study_spec(f, reg, tier=tier, size=size) for f in FS}
     specs |= {f"LDM-4, {kind.replace('_', ' ')}": study_spec(4, reg, tier=tier, size=size, condition=kind,
-                                                           told=_TOLD.get(kind)) for kind in CONDITIONS}
+                                                           condition_options=_TOLD.get(kind)) for kind in CONDITIONS}
     return [planned(spec, name) for name, spec in specs.items()]
 
 

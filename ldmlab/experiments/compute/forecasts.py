@@ -39,7 +39,7 @@ def forward_floors(models: Iterable[Model], machines: Sequence[Machine] = PUBLIS
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TimeEstimate:
     """Seconds of a training here: likely, and between the fastest and the slowest rates that were measured for it."""
 
     seconds: float
@@ -47,7 +47,7 @@ class Estimate:
     high: float
 
 
-def estimate(model: Model, measured: Measured, wide: bool) -> tuple[Estimate, Estimate | None]:
+def estimate_time(model: Model, measured: Measured, wide: bool) -> tuple[TimeEstimate, TimeEstimate | None]:
     """Training here of the denoiser, latents given, and of the first stage, None where nobody states its steps.
 
     `wide` takes the rates at the paper's widths, else those of the tier that was measured, for an f in between by
@@ -72,8 +72,8 @@ def _between(rates: Mapping[int, Rate], f: int) -> Rate:
     return replace(rates[fs[0]], **ends)
 
 
-def _seconds(work: float | int, rate: Rate) -> Estimate:
-    return Estimate(work / rate.value, work / rate.high, work / rate.low)
+def _seconds(work: float | int, rate: Rate) -> TimeEstimate:
+    return TimeEstimate(work / rate.value, work / rate.high, work / rate.low)
 
 
 def estimates(models: Iterable[Model], measured: Measured, wide: bool) -> pd.DataFrame:
@@ -86,7 +86,7 @@ def estimates(models: Iterable[Model], measured: Measured, wide: bool) -> pd.Dat
     for m in models:
         if not m.num_steps:
             continue
-        denoiser, stage = estimate(m, measured, wide)
+        denoiser, stage = estimate_time(m, measured, wide)
         rows.append({"model": m.name, f"floor [{unit}]": m.training() / peak / per,
                      f"denoiser [{unit}]": denoiser.seconds / per, "from": denoiser.low / per,
                      "to": denoiser.high / per,
@@ -109,7 +109,7 @@ def compared(measured: Measured, data: str) -> pd.DataFrame:
             continue
         model = planned(spec_of(grouped([record])[0]), record.name)
         for part, metric, found in zip(("denoiser", "first stage"), ("train_s", "first_stage_train_s"),
-                                       estimate(model, measured, wide=False), strict=True):
+                                       estimate_time(model, measured, wide=False), strict=True):
             recorded = record.metrics.get(metric, {}).get("value")
             if found is None or not recorded:
                 continue
@@ -145,7 +145,7 @@ def record_compute(run: Run) -> tuple[Record, Measured]:
         "flops_training": {"value": model.training(), "unit": "FLOP, latents given"},
         "flops_first_stage_training": {"value": model.first_stage_training, "unit": "FLOP, autoencoder alone"}}
     if run.spec.tier == measured.tier:
-        parts = zip(("denoiser", "first_stage"), estimate(model, measured, wide=False), strict=True)
+        parts = zip(("denoiser", "first_stage"), estimate_time(model, measured, wide=False), strict=True)
         record.metrics |= {
             f"estimate_{part}_s": {"value": float(f"{found.seconds:.4g}"), "unit": "s", "interval": {
                 "low": found.low, "high": found.high, "level": 1.0, "method": "slowest and fastest calls"}}

@@ -17,7 +17,7 @@ from ldmlab.atomic import atomic_write
 from ldmlab.checkpoints.diffusers_format.folders import read_pipeline
 from ldmlab.checkpoints.released import LdmRow, released, scaled_down
 from ldmlab.checkpoints.released_model import ReleasedModel, build, load_compvis, save_compvis
-from ldmlab.checkpoints.released_sampling import bert_folder, find_file, latent_diffusion, untold
+from ldmlab.checkpoints.released_sampling import bert_folder, find_file, latent_diffusion, unconditional_error
 from ldmlab.data.images import ImageSet, open_dataset, to_float, to_uint8
 from ldmlab.data.masks import KINDS as MASKS
 from ldmlab.data.masks import inpainting_masks
@@ -112,7 +112,7 @@ class ReleasedRun:
         if params["guidance_scale"] != 1 and c is None:
             raise ValueError(f"{self.row.name} has no condition, so no guidance; asked was {wanted}")
         if params["guidance_scale"] != 1 and not c.has_nothing:
-            raise ValueError(f"{self.row.name}: {untold(c.kind, wanted)}")
+            raise ValueError(f"{self.row.name}: {unconditional_error(c.kind, wanted)}")
 
     def _made_file(self) -> Path:
         """A file of the scaled-down row with random weights, in CompVis's layout; the same for the same seed."""
@@ -192,7 +192,7 @@ class ReleasedRun:
             holes = [inpainting_masks(1, (self.size,) * 2, tuple(MASKS)[i % len(MASKS)], self.seed + i) for i in rows]
             return torch.cat([to_float(self.val.images(numbers)), torch.cat(holes)], 1)
         batch = {"image": self.val.images(numbers)} | ({"map": self.val.maps(numbers)} if kind.maps else {})
-        return tau.told(batch, torch.Generator().manual_seed(self.seed + rows.start))
+        return tau.condition(batch, torch.Generator().manual_seed(self.seed + rows.start))
 
     def sample(
         self, y: Tensor, *, seed: int | None = None, guidance_scale: float | None = None

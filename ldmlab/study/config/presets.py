@@ -157,13 +157,13 @@ def _laptop(f: int, reg: str, data: DataSpec) -> tuple[FirstStageSpec, Diffusion
 
 
 def study_spec(f: int, reg: str = "kl", data: str = "scenes", tier: str = "laptop", seed: int = 0, size: int = 0,
-               condition: str = "class", attention: bool = True, told: Mapping[str, Any] | None = None,
+               condition: str = "class", attention: bool = True, condition_options: Mapping[str, Any] | None = None,
                **changes) -> StudySpec:
     """The spec of one run; `size` = 0 takes the tier's own. `changes` replace fields of DiffusionSpec.
 
-    `told` holds what a spatial condition has to be told, see SPATIAL. Without `attention` the first stage has none, as
-    in the last row of [LDM v2, Tab. 6]. Raises ValueError for an unknown tier or condition, or a size that f does not
-    divide.
+    `condition_options` are the fields of a spatial condition, see SPATIAL. Without `attention` the first stage has
+    none, as in the last row of [LDM v2, Tab. 6]. Raises ValueError for an unknown tier or condition, or a size that f
+    does not divide.
     """
     if tier not in TIERS:
         raise ValueError(f"tier is one of {', '.join(TIERS)}; got {tier!r}")
@@ -181,7 +181,7 @@ def study_spec(f: int, reg: str = "kl", data: str = "scenes", tier: str = "lapto
         plain = replace(first_stage.autoencoder, mid_attn=False, attn_resolutions=())
         first_stage = replace(first_stage, autoencoder=plain)
     if condition in SPATIAL:
-        diffusion = _beside(diffusion, SpatialSpec(condition, **(told or {})), tier, f)
+        diffusion = _beside(diffusion, SpatialSpec(condition, **(condition_options or {})), tier, f)
     elif condition != "class":
         diffusion = _conditioned(diffusion, condition, tier, f, reg)
     if tier == "gpu":

@@ -124,7 +124,7 @@ def spatial_conditions(conditioner: SpatialConditioner, pictures: Pictures, n: i
     val = pictures.val
     numbers = [i % len(val) for i in range(n)]
     batch = {"image": val.images(numbers)} | ({"map": val.maps(numbers)} if KINDS[conditioner.kind].maps else {})
-    return conditioner.told(batch, torch.Generator().manual_seed(seed))
+    return conditioner.condition(batch, torch.Generator().manual_seed(seed))
 
 
 def first_annotations(pictures: Pictures, n: int) -> list[Annotation]:

@@ -35,9 +35,10 @@ class Run:
         changes = {name: params[name] for name in ("scale_mode", "compile") if name in params}
         f, reg, size = params["f"], params.get("reg", "kl"), params.get("size", 0)
         condition = CONDITIONS.get(notebook, "class")
-        told = {name: params[name] for name in SPATIAL.get(condition, ())}
+        condition_options = {name: params[name] for name in SPATIAL.get(condition, ())}
         self.spec: StudySpec = study_spec(f, reg, params["data"], tier, params["seed"], size, condition=condition,
-                                          attention=params.get("attention", True), told=told, **changes)
+                                          attention=params.get("attention", True),
+                                          condition_options=condition_options, **changes)
         # Records travel: of a path they keep the name.
         self.params = {**params, "data": Path(str(params["data"])).stem, "tier": tier, "reg": self.spec.reg,
                        "size": self.spec.data.size}

@@ -30,10 +30,10 @@ class Scorer:
         self.spec, self.pictures, self.device, self.plan = spec, pictures, device, spec.evaluation
         self.nets = {name: feature_net(name).to(device) for name in ("fd-lab", "referee")}
         self._reference: dict[str, FeatureMoments] = {}
-        self.rehearsal = spec.tier == "smoke"
+        self.is_smoke = spec.tier == "smoke"
         # Pictures told place by place have other scores: there too few for FD is no reason not to train.
-        self.forgiving = isinstance(spec.diffusion.condition, SpatialSpec) and not self.rehearsal
-        self.num_resamples = 20 if self.rehearsal else 200
+        self.allow_missing_fd = isinstance(spec.diffusion.condition, SpatialSpec) and not self.is_smoke
+        self.num_resamples = 20 if self.is_smoke else 200
 
     def reference(self, name: str) -> FeatureMoments:
         """Moments of the training pictures that samples are compared with."""
@@ -67,8 +67,8 @@ class Scorer:
         for name in names:
             fake, real = moments_of(samples.split(256), self.nets[name]), self.reference(name)
             short = name.removeprefix("fd-")
-            if not self.forgiving or min(real.n, fake.n) > fake.dim:
-                scores[f"fd_{short}"] = frechet_score(real, fake, self.protocol, allow_few=self.rehearsal)
+            if not self.allow_missing_fd or min(real.n, fake.n) > fake.dim:
+                scores[f"fd_{short}"] = frechet_score(real, fake, self.protocol, allow_few=self.is_smoke)
             if short == "lab":
                 scores["kid_lab"] = kid_score(real, fake, self.protocol, subset_size=min(500, fake.n, real.n))
             if intervals:
@@ -109,7 +109,7 @@ class Scorer:
             judged = reconstruction_scores(reconstruct, self.pictures.val, net, perceptual, device=self.device,
                                            num_resamples=self.num_resamples, allow_few=True)
             scores |= {key: judged[key] for key in ("psnr", "ssim", "perceptual")}
-            if self.rehearsal or len(self.pictures.val) > net.dim:
+            if self.is_smoke or len(self.pictures.val) > net.dim:
                 scores[f"rfd_{name.removeprefix('fd-')}"] = judged["rfd"]
             else:
                 few = f"{len(self.pictures.val)} validation pictures for {net.dim} features"
@@ -133,5 +133,5 @@ class Scorer:
         c, side = model.denoiser.config.out_channels, model.size // model.first_stage.f
         z = torch.zeros(1, c, side, side, device=model.device)
         t = torch.zeros(1, dtype=torch.long, device=model.device)
-        eps_model = model.eps_model(model.nothing(1).to(model.device))
+        eps_model = model.eps_model(model.null_condition(1).to(model.device))
         return count_flops(eps_model, z, t)

@@ -17,7 +17,7 @@ def pictures(n=3, size=32):
 def test_low_resolution_fits_any_latent(f, factor, channels):
     """The small picture has the latent's size whatever f is, and loses nothing where it is larger."""
     condition = LowResolution(f, factor)
-    y = condition.told({"image": pictures()})
+    y = condition.condition({"image": pictures()})
     c = condition(y)
     assert c.shape == (3, channels, 32 // f, 32 // f) and condition.channels == channels
     assert condition.picture_size(y) == (32, 32)
@@ -29,16 +29,16 @@ def test_low_resolution_fits_any_latent(f, factor, channels):
 def test_what_is_told_depends_on_the_generator_alone(degradation):
     """The same step spoils the same pictures alike, another step otherwise: training resumes exactly."""
     condition, batch = LowResolution(4, 4, degradation), {"image": pictures()}
-    first, again, other = (condition.told(batch, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    first, again, other = (condition.condition(batch, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert torch.equal(first, other) == (degradation == "bicubic")
-    assert torch.equal(to_float(degrade(batch["image"], 4)), condition.told(batch)) == (degradation == "bicubic")
+    assert torch.equal(to_float(degrade(batch["image"], 4)), condition.condition(batch)) == (degradation == "bicubic")
 
 
 def test_masked_picture_hides_its_hole():
     """What lies in the hole does not reach the model; where the hole is does."""
     condition = MaskedPicture(4, 3, lambda x: torch.nn.functional.avg_pool2d(x, 4))
-    y = condition.told({"image": pictures()}, torch.Generator().manual_seed(0))
+    y = condition.condition({"image": pictures()}, torch.Generator().manual_seed(0))
     assert y.shape == (3, 4, 32, 32) and set(y[:, 3].unique().tolist()) == {0.0, 1.0}
     other = y.clone()
     other[:, :3] = torch.where(y[:, 3:] == 1, -y[:, :3], y[:, :3])
@@ -51,7 +51,7 @@ def test_masked_picture_hides_its_hole():
 def test_label_map_learns_and_names_unknown_labels():
     """The rescaler is trained with the denoiser; a label that the data lacks is an error, not another label."""
     condition = LabelMap(4, 5, 3)
-    y = condition.told({"map": torch.randint(0, 5, (2, 16, 24), dtype=torch.uint8)})
+    y = condition.condition({"map": torch.randint(0, 5, (2, 16, 24), dtype=torch.uint8)})
     c = condition(y)
     assert c.shape == (2, 3, 4, 6)
     c.square().sum().backward()

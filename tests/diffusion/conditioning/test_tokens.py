@@ -43,9 +43,9 @@ def test_every_kind_reads_encodes_and_has_a_null(kind):
 def test_nothing_known_reads_as_the_null():
     """An empty caption is the null caption; a picture without boxes differs from it by its crop alone."""
     text, layout = make("text"), make("layout")
-    assert torch.equal(text.read(KNOWN)[1], text.nothing)
+    assert torch.equal(text.read(KNOWN)[1], text.null_condition)
     empty = layout.read(KNOWN)[1]
-    assert torch.equal(empty[:-2], layout.nothing[:-2]) and not torch.equal(empty, layout.nothing)
+    assert torch.equal(empty[:-2], layout.null_condition[:-2]) and not torch.equal(empty, layout.null_condition)
 
 
 @pytest.mark.parametrize("kind", KINDS)

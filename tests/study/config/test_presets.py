@@ -91,13 +91,14 @@ def test_impossible_specs_are_named():
 
 
 @pytest.mark.parametrize("tier", ["smoke", "laptop", "gpu", "paper"])
-@pytest.mark.parametrize("kind, told", [("mask", {}), ("labels", {}),
+@pytest.mark.parametrize("kind, options", [("mask", {}), ("labels", {}),
                                         ("low_resolution", {"factor": 4, "degradation": "bsr"})])
-def test_models_told_place_by_place_can_be_built_at_every_f(tier, kind, told):
+def test_models_told_place_by_place_can_be_built_at_every_f(tier, kind, options):
     """Widths exist for each, of one size but at f = 32, where steps are too wide; nothing attends to tokens."""
     sizes = {}
     for f in FS:
-        config = denoiser_config(study_spec(f, tier=tier, condition=kind, told=told).diffusion, num_classes=12)
+        spec = study_spec(f, tier=tier, condition=kind, condition_options=options)
+        config = denoiser_config(spec.diffusion, num_classes=12)
         assert config.context_dim is None and config.in_channels > config.out_channels
         sizes[f] = count_params(config)
     if tier != "paper":
@@ -107,7 +108,11 @@ def test_models_told_place_by_place_can_be_built_at_every_f(tier, kind, told):
 
 def test_paper_sizes_of_models_told_place_by_place():
     """Inpainting and semantic synthesis have the 215M of Tab. 15; super-resolution's 169M count the first stage."""
-    million = {kind: count_params(study_spec(4, "vq", tier="paper", condition=kind, told=told).diffusion.denoiser) / 1e6
-               for kind, told in (("mask", {}), ("labels", {}), ("low_resolution", {"factor": 4}))}
+    def size(kind, options):
+        spec = study_spec(4, "vq", tier="paper", condition=kind, condition_options=options)
+        return count_params(spec.diffusion.denoiser) / 1e6
+
+    kinds = {"mask": {}, "labels": {}, "low_resolution": {"factor": 4}}
+    million = {kind: size(kind, options) for kind, options in kinds.items()}
     assert round(million["mask"]) == round(million["labels"]) == 215
     assert 169 - 56 < million["low_resolution"] < 169 - 54

@@ -25,7 +25,7 @@ def test_captions_and_layouts_train_and_sample(tiny_run):
         assert torch.equal(y[12:], y[:2])
         x = model.sample(y[:4], num_steps=2, guidance_scale=3.0)
         assert x.shape == (4, 3, 32, 32) and x.isfinite().all()
-        assert not torch.equal(model.sample(model.nothing(4), num_steps=2), x)
+        assert not torch.equal(model.sample(model.null_condition(4), num_steps=2), x)
 
 
 def test_mirror_images_get_mirrored_conditions(tiny_run):
