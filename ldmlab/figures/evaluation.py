@@ -79,7 +79,7 @@ def fig_number(record: Record) -> Figure:
         ax.legend(loc="best")
     metric = record.metrics["fd_lab_real"]
     starred = "stars: FD∞ with its interval" if "fd_lab_infinity_real" in record.metrics else "too few for an FD∞"
-    small_print(fig, f"{record.about} Against n = {metric['n_real']} training pictures under {metric['extractor']} "
+    small_print(fig, f"{about(record)} Against n = {metric['n_real']} training pictures under {metric['extractor']} "
                 f"({metric['weights_hash'][:8]}). Dots: means over disjoint parts of N pictures, which are the dashes; "
                 f"bars: the 95 % bootstrap interval of one part; dashed: a line in 1 / N; {starred}.")
     mark_smoke(fig, [record])
@@ -107,7 +107,7 @@ def fig_resize(record: Record) -> Figure:
     axes[0][0].invert_yaxis()
     metric = record.metrics[f"fd_lab_resize {JPEG}"]
     without = "" if "fid" in keys else " No FID: Inception's weights are not at hand."
-    small_print(fig, f"{record.about} n = {metric['n_fake']} validation pictures, {LARGE * record.params['size']} px "
+    small_print(fig, f"{about(record)} n = {metric['n_fake']} validation pictures, {LARGE * record.params['size']} px "
                 f"made {record.params['size']} px, against themselves made small by bicubic with antialiasing. Bars: "
                 f"95 % bootstrap intervals over pairs.{without}")
     mark_smoke(fig, [record])
@@ -147,7 +147,7 @@ def fig_extractors(record: Record, study: Sequence[Series]) -> Figure:
             ax.text(0.5, 0.5, "no records of 04_tradeoff yet", transform=ax.transAxes, ha="center", color=GREY)
         ax.set(xlabel="FD-lab", ylabel="FD-referee")
     floor = record.metrics["fd_lab_floor"]
-    small_print(fig, f"{record.about} (a): n = {floor['n_fake']} validation pictures against {floor['n_real']} "
+    small_print(fig, f"{about(record)} (a): n = {floor['n_fake']} validation pictures against {floor['n_real']} "
                 "training pictures; numbers are strengths: blur and noise in standard deviations, JPEG quality, blocks "
                 "a side. (b): one point a run. Two scales, so only the order can be compared.")
     mark_smoke(fig, [record])
@@ -168,7 +168,7 @@ def fig_game(record: Record) -> Figure:
     ax.set(xlabel="gradient steps on the pixels, down the loss", ylabel="share of the start")
     log_axis(ax.yaxis)
     ax.legend(loc="best")
-    small_print(fig, f"{record.about} n = {record.protocol['game_n']} validation pictures with noise of standard "
+    small_print(fig, f"{about(record)} n = {record.protocol['game_n']} validation pictures with noise of standard "
                 "deviation 0.4, moved towards themselves without noise; FD-lab against those.")
     mark_smoke(fig, [record])
     return fig
@@ -195,7 +195,7 @@ def fig_copies(record: Record) -> Figure:
     scores.set(title="(b)  what two scores say", xlabel="memorisation  (0.5: as new as unseen pictures)",
                ylabel="FD-lab  (lower is better)", xlim=(0, 1.03), ylim=(0, None))
     metric = record.metrics["planted_fd_lab_model"]
-    small_print(fig, f"{record.about} n = {metric['n_fake']} pictures a generator; nearest of "
+    small_print(fig, f"{about(record)} n = {metric['n_fake']} pictures a generator; nearest of "
                 f"{record.metrics['memorisation_model']['n_real']} training pictures in the features of "
                 f"{metric['extractor']} ({metric['weights_hash'][:8]}); FD-lab against {metric['n_real']} of them. "
                 "Bars: 95 % intervals.")

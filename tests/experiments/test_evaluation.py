@@ -52,7 +52,7 @@ def run(nets, lab_root):
     pictures = SimpleNamespace(train=Blobs(160, 0), val=Blobs(64, 1))
     reference = {name: ev.look(ev.pictures(a_run(pictures=pictures), "train", 160), net)
                  for name, net in nets.items()}
-    scorer = SimpleNamespace(nets=nets, reference=reference.get, rehearsal=True, num_resamples=8)
+    scorer = SimpleNamespace(nets=nets, reference=reference.get, is_smoke=True, num_resamples=8)
     return a_run(pictures=pictures, scorer=scorer, device=torch.device("cpu"), spec=SimpleNamespace(seed=0))
 
 

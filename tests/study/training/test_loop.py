@@ -17,7 +17,7 @@ from torch import nn
 from ldmlab.first_stage.latents import MirroredImages
 from ldmlab.study.config.specs import DataSpec
 from ldmlab.study.runs.pictures import open_split
-from ldmlab.study.training import loop as fit_module
+from ldmlab.study.training import callbacks, loop
 from ldmlab.study.training.callbacks import NonFiniteLoss, step_seed
 from ldmlab.study.training.loop import StepSampler, fit
 
@@ -108,7 +108,7 @@ def test_pictures_too_many_to_keep_are_read_at_each_use(tmp_path, monkeypatch, c
     capsys.readouterr()
     read = LeftHalves(open_split(data, "train", 0))
     assert "pictures would take" in capsys.readouterr().out
-    assert kept.is_kept and not read.is_kept and fit_module._num_readers(read) >= 1 > fit_module._num_readers(kept)
+    assert kept.is_kept and not read.is_kept and loop._num_readers(read) >= 1 > loop._num_readers(kept)
     expected, trained = run(tmp_path / "kept", steps=9, dataset=kept)
     run(tmp_path / "stopped", steps=4, dataset=read)
     resumed, module = run(tmp_path / "stopped", steps=9, dataset=read)
@@ -126,9 +126,9 @@ def test_step_seeds_differ():
 def test_killed_run_continues_with_the_same_curve(tmp_path):
     """SIGKILL in the middle, then the same call: losses and weights of an uninterrupted run."""
     script = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-              "import test_fit, pathlib\n"
-              "test_fit.fit_module.CHECKPOINT_EVERY_S = 0\n"
-              f"test_fit.run(pathlib.Path({str(tmp_path / 'b')!r}), test_fit.Toy(kill_at=18))\n")
+              "import test_loop, pathlib\n"
+              "test_loop.callbacks.CHECKPOINT_EVERY_S = 0\n"
+              f"test_loop.run(pathlib.Path({str(tmp_path / 'b')!r}), test_loop.Toy(kill_at=18))\n")
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     whole, module_a = run(tmp_path / "a")
@@ -141,7 +141,7 @@ def test_killed_run_continues_with_the_same_curve(tmp_path):
 
 def test_nan_stops_the_run_and_spares_the_checkpoint(tmp_path, monkeypatch):
     """A NaN raises, names the file with batch and state, and the last good checkpoint still continues."""
-    monkeypatch.setattr(fit_module, "CHECKPOINT_EVERY_S", 0)
+    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY_S", 0)
     with pytest.raises(NonFiniteLoss, match="nonfinite_step11.pt"):
         run(tmp_path / "a", Toy(nan_at=11))
     saved = torch.load(tmp_path / "a" / "nonfinite_step11.pt", weights_only=True)
@@ -152,14 +152,14 @@ def test_nan_stops_the_run_and_spares_the_checkpoint(tmp_path, monkeypatch):
 
 def test_full_disk_is_reported_and_corrupts_nothing(tmp_path, monkeypatch):
     """When a checkpoint cannot be written the error says so, and the one before it is still good."""
-    monkeypatch.setattr(fit_module, "CHECKPOINT_EVERY_S", 0)
+    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY_S", 0)
     run(tmp_path, steps=10)
     good = (tmp_path / "state.pt").read_bytes()
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(fit_module.torch, "save", full)
+    monkeypatch.setattr(callbacks.torch, "save", full)
     with pytest.raises(OSError, match="disk full: .*state.pt"):
         run(tmp_path, steps=20)
     assert (tmp_path / "state.pt").read_bytes() == good
