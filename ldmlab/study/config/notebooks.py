@@ -96,7 +96,7 @@ _ROWS = (
         parameters=(*_RUN, "scale_mode"), experiment="first_stages"),
     Notebook(
         "03_diffusion", "noise to latents to pictures", "Sec. 3.2, App. B",
-        minutes="7, or 2 once trained", expect="FD-lab 53",
+        minutes="7, or 2 once trained", expect="FD-lab 54",
         parameters=(*_RUN, "num_steps", "eta", "guidance_scale"), experiment="first_stages",
         metrics={"fd_lab_by_guidance": _GUIDED},
         figures=(StudyFigure("guidance", "Tab. 10", "fd_lab_by_guidance", "paper_tables.fig_guidance", per_f=True),),
