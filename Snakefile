@@ -7,13 +7,14 @@
 import sys
 from pathlib import Path
 
-FS = [1, 2, 4, 8, 16, 32]
+from ldmlab.study.config.notebooks import FS, TIERS
+
 TIER = config.get("tier", "laptop")
 DATA = str(config.get("data", "scenes"))
 SEED = int(config.get("seed", 0))
 REG = config.get("reg", "kl")
 if TIER == "auto":
-    raise ValueError("tier=auto: the jobs of one study must not differ in tier; name one of smoke laptop gpu paper")
+    raise ValueError(f"tier=auto: the jobs of one study must not differ in tier; name one of {' '.join(TIERS)}")
 
 NAME = Path(DATA).stem
 RUN = f"results/executed/study/{NAME}_{TIER}_{REG}_s{SEED}"

@@ -15,7 +15,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ldmlab.claims.claims import SUPPORTED, Verdict, frame, ledger
-from ldmlab.claims.evidence import SEEDS, WANTED
 from ldmlab.figures.index import DRAWINGS, Drawing
 from ldmlab.paper import numbers as paper
 from ldmlab.study.config.notebooks import FS, NOTEBOOKS
@@ -92,18 +91,20 @@ class Report:
         plain = {"f": None, "reg": "kl" if f > 1 else reg, "data": "scenes", "seed": 0,
                  "size": study_spec(1, tier=self.params["tier"]).data.size}
         options = " ".join(f"-p {key} {value}" for key, value in values.items()
-                           if key in NOTEBOOKS[notebook] and value != plain.get(key))
+                           if key in NOTEBOOKS[notebook].parameters and value != plain.get(key))
         return f"papermill notebooks/{notebook}.ipynb out.ipynb {options}"
 
     def missing(self) -> pd.DataFrame:
         """The records that the study's claims want and that are not there, each with the command that makes it."""
         rows = []
-        for notebook, cells in WANTED.items():
+        for name, row in NOTEBOOKS.items():
+            if not row.wanted:
+                continue
             there = Counter((r.params["f"], r.params.get("reg", "kl"), r.params.get("seed", 0))
-                            for r in self.of(notebook))
-            rows += [{"notebook": notebook, "f": f, "reg": reg, "seed": seed,
-                      "command": self.command(notebook, f, reg, seed)}
-                     for seed in range(SEEDS.get(notebook, 1)) for f, reg in cells if not there[f, reg, seed]]
+                            for r in self.of(name))
+            rows += [{"notebook": name, "f": f, "reg": reg, "seed": seed,
+                      "command": self.command(name, f, reg, seed)}
+                     for seed in range(row.seeds) for f, reg in row.wanted if not there[f, reg, seed]]
         return pd.DataFrame(rows, columns=["notebook", "f", "reg", "seed", "command"])
 
     @cached_property

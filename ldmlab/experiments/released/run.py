@@ -25,7 +25,7 @@ from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.experiments.released.targets import sampling_target
 from ldmlab.perception import file_hash
-from ldmlab.study.config.notebooks import SHOWN_ONLY
+from ldmlab.study.config.notebooks import NOTEBOOKS
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.records.record import Record, environment, now, save_figure
 from ldmlab.study.runs.conditioners import KINDS
@@ -226,7 +226,7 @@ class ReleasedRun:
     # --- Records ------------------------------------------------------------------------------------------------------
     def new_record(self) -> Record:
         """An empty record that knows parameters, environment, inputs and protocol."""
-        measured = {key: value for key, value in self.params.items() if key not in SHOWN_ONLY[self.notebook]}
+        measured = NOTEBOOKS[self.notebook].measured(self.params)
         record = Record(self.notebook, self.row.name, measured, started=self.started, env=environment(self.device))
         record.inputs |= {"file": self.file_hash, "data": self.val.fingerprint}
         record.protocol |= {**self.val.protocol, "weights": "random" if self.random else "file"}

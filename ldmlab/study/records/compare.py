@@ -9,17 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ldmlab.evaluation.protocol import SAMPLING, Protocol, refuse_differences
+from ldmlab.study.config.notebooks import SAMPLED_BY
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import StudySpec
 from ldmlab.study.records.record import Record, load_records
-
-# What has to be equal in the making of samples, by metric; reconstructions need no sampler.
-SAMPLED_BY = {
-    "fd_lab": SAMPLING,
-    "psnr_bicubic": ("sampler", "num_steps", "eta", "n", "factor", "degradation"),
-    "psnr_masked_all": ("sampler", "num_steps", "eta", "n", "masks_all", "masks_hard"),
-    "fd_lab_by_guidance": ("sampler", "num_steps", "eta", "guidance_n"),
-}
 
 
 @dataclass

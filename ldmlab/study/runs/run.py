@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ldmlab.study.config.notebooks import CONDITIONS, SHOWN_ONLY
+from ldmlab.study.config.notebooks import NOTEBOOKS
 from ldmlab.study.config.presets import SPATIAL, study_spec
 from ldmlab.study.config.specs import StudySpec
 from ldmlab.study.records.record import Record, environment, now, save_figure
@@ -34,7 +34,7 @@ class Run:
             tier = "gpu" if self.device.type == "cuda" else "laptop"
         changes = {name: params[name] for name in ("scale_mode", "compile") if name in params}
         f, reg, size = params["f"], params.get("reg", "kl"), params.get("size", 0)
-        condition = CONDITIONS.get(notebook, "class")
+        condition = NOTEBOOKS[notebook].condition
         condition_options = {name: params[name] for name in SPATIAL.get(condition, ())}
         self.spec: StudySpec = study_spec(f, reg, params["data"], tier, params["seed"], size, condition=condition,
                                           attention=params.get("attention", True),
@@ -92,7 +92,7 @@ class Run:
 
     def new_record(self) -> Record:
         """An empty record that knows parameters, environment and inputs."""
-        measured = {key: value for key, value in self.params.items() if key not in SHOWN_ONLY.get(self.notebook, ())}
+        measured = NOTEBOOKS[self.notebook].measured(self.params)
         record = Record(self.notebook, self.spec.name, measured, started=self.started, env=environment(self.device))
         record.inputs["data"] = self.pictures.train.fingerprint
         record.inputs["first_stage"] = self.first_stage.hash

@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmlab.study.config.notebooks import CONDITIONS
+from ldmlab.study.config.notebooks import NOTEBOOKS
 from ldmlab.study.config.presets import SPATIAL, study_spec
 from ldmlab.study.config.specs import content_key
 from ldmlab.study.runs.conditioners import build_conditioner, read_conditions, sample_conditions
 from ldmlab.study.runs.pictures import open_pictures
 
-TOKENS = {notebook: kind for notebook, kind in CONDITIONS.items() if kind not in SPATIAL}
+TOKENS = {notebook: kind for notebook, row in NOTEBOOKS.items() if (kind := row.condition) not in ("class", *SPATIAL)}
 
 
 def test_captions_and_layouts_train_and_sample(tiny_run):
@@ -49,7 +49,7 @@ def test_conditions_beside_the_latent_train_and_sample(tiny_run, notebook, more,
     """The whole way at once, in pixels and in latents: what differs in the condition differs in the sample."""
     run = tiny_run(notebook, f=f, **more)
     model = run.diffusion.model
-    assert model.conditioner.kind == CONDITIONS[notebook]
+    assert model.conditioner.kind == NOTEBOOKS[notebook].condition
     y = sample_conditions(model.conditioner, run.pictures, 4)
     x = model.sample(y, num_steps=2)
     assert x.shape == (4, 3, 32, 32) and x.isfinite().all()
