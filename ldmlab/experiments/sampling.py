@@ -105,7 +105,7 @@ def record_sampling(run: Run) -> Record:
                    for key, v in VARIANTS.items()}}
     print(f"{diffusion.name}: timing {', '.join(map(str, plan.speed_steps))} steps", flush=True)
     record.curves["images_per_s"] = scorer.speed(diffusion.model)
-    jobs, notes = plan_jobs(plan, record.curves["images_per_s"], limited=run.spec.tier != "paper")
+    jobs, notes = plan_jobs(plan, record.curves["images_per_s"], limited=not run.spec.budget.paper_scale)
     for note in notes:
         print(note, flush=True)
     record.events += diffusion.curve.events + notes

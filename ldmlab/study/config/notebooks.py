@@ -1,4 +1,4 @@
-"""The notebooks: their parameters, and the values of f and of the tier."""
+"""The notebooks: their parameters, and the values of f."""
 
 from importlib import import_module
 
@@ -48,7 +48,6 @@ SHOWN_ONLY: dict[str, tuple[str, ...]] = {
 
 
 FS = (1, 2, 4, 8, 16, 32)
-TIERS = ("smoke", "laptop", "gpu", "paper")
 # Which notebook's models are told what to show by something else than the class.
 CONDITIONS = {
     "09_text_to_image": "text", "10_layout_to_image": "layout", "11_semantic_synthesis": "labels",

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from ldmlab.data.dataset_names import ACCEPTED as ACCEPTED_DATA
 from ldmlab.data.dataset_names import check_data_name
+from ldmlab.study.config.budgets import TIERS
 from ldmlab.study.config.notebooks import NOTEBOOKS, RELEASED
 
 
@@ -120,6 +121,12 @@ def _data(value: str) -> str:
     return value
 
 
+def _tier(value: str) -> str:
+    if value not in ("auto", *TIERS):
+        raise ValueError("")
+    return value
+
+
 def _text(value: str) -> str:
     if "\n" in value.strip():
         raise ValueError("more than one line")
@@ -175,8 +182,7 @@ PARAMETERS: dict[str, Parameter] = {
     "data": Parameter(Annotated[str, AfterValidator(_data)], "pictures to train on", ACCEPTED_DATA),
     "size": Parameter(Annotated[_Int, AfterValidator(_size)], "side of a picture in pixels",
                       f"0 (the tier's own) or a multiple of f from {_MIN_SIZE} on"),
-    "tier": Parameter(Literal["auto", "smoke", "laptop", "gpu", "paper"], "how much work",
-                      "one of auto smoke laptop gpu paper"),
+    "tier": Parameter(Annotated[str, AfterValidator(_tier)], "how much work", f"one of auto {' '.join(TIERS)}"),
     "seed": Parameter(Annotated[_Int, Field(ge=0, lt=2**32)], "all randomness derives from it",
                       "a whole number from 0 to 4294967295"),
     "scale_mode": Parameter(Literal["first_batch", "dataset", "channel"], "what latents are rescaled by",
