@@ -7,7 +7,8 @@
 import sys
 from pathlib import Path
 
-from ldmlab.study.config.notebooks import FS, TIERS
+from ldmlab.first_stage.factors import FS
+from ldmlab.study.config.budgets import TIERS, budget_of
 
 TIER = config.get("tier", "laptop")
 DATA = str(config.get("data", "scenes"))
@@ -18,7 +19,7 @@ if TIER == "auto":
 
 NAME = Path(DATA).stem
 RUN = f"results/executed/study/{NAME}_{TIER}_{REG}_s{SEED}"
-MINUTES = {"smoke": 10, "laptop": 60, "gpu": 120, "paper": 10080}[TIER]
+MINUTES = budget_of(TIER).minutes
 
 
 rule all:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from ldmlab.claims.claims import SUPPORTED, Verdict, frame, ledger
 from ldmlab.figures.index import DRAWINGS, Drawing
 from ldmlab.paper import numbers as paper
+from ldmlab.study.config.budgets import is_smoke
 from ldmlab.study.config.notebooks import FS, NOTEBOOKS
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.records.compare import commits, comparison_key, data_name, device_of, grouped, spec_of, throughput
@@ -36,7 +37,7 @@ class Report:
         data, tier, size = Path(self.given).stem, params["tier"], params["size"]
         found = [r for name in NOTEBOOKS if name != notebook for r in load_records(name) if data_name(r) == data]
         if tier == "auto":
-            tier = _most([r.params["tier"] for r in found if r.params["tier"] != "smoke"], "laptop")
+            tier = _most([r.params["tier"] for r in found if not is_smoke(r.params["tier"])], "laptop")
         found = [r for r in found if r.params["tier"] == tier]
         size = size or _most([r.params["size"] for r in found], study_spec(1, tier=tier).data.size)
         self.records = [r for r in found if r.params["size"] == size]
@@ -110,7 +111,7 @@ class Report:
     @cached_property
     def verdicts(self) -> list[Verdict]:
         """The ledger; without evidence at tier smoke, whose numbers mean nothing."""
-        if self.params["tier"] == "smoke":
+        if is_smoke(self.params["tier"]):
             return ledger(self.params["data"], "laptop", [])
         return ledger(self.params["data"], self.params["tier"], self.records)
 

@@ -37,6 +37,7 @@ from ldmlab.claims.quantities import (
     by_steps,
 )
 from ldmlab.paper.numbers import FID_GAP_LDM1_LDM8, table
+from ldmlab.study.config.budgets import evidence_tiers
 from ldmlab.study.config.notebooks import FS
 from ldmlab.study.records.record import Record
 
@@ -252,7 +253,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="The claims ledger of one data set and tier.")
     parser.add_argument("--data", default="scenes", help="name of the pictures, as in the records")
-    parser.add_argument("--tier", default="laptop", choices=("laptop", "gpu", "paper"))
+    parser.add_argument("--tier", default="laptop", choices=evidence_tiers())
     options = vars(parser.parse_args())
     known = Evidence(**options)
     print(f"{len(known.records)} records of {known.data}, tier {known.tier}; left out are {known.left_out} of other "

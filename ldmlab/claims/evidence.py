@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from ldmlab.study.config.budgets import evidence_tiers
 from ldmlab.study.config.notebooks import NOTEBOOKS
 from ldmlab.study.records.compare import comparison_key, data_name, device_of
 from ldmlab.study.records.record import Record, load_records
@@ -63,14 +64,14 @@ class Effect:
 
 
 class Evidence:
-    """All records of one data set and tier that have the pictures in common; ValueError for the smoke tier.
+    """All records of one data set and tier that have the pictures in common; ValueError where a tier is no evidence.
 
     Of several versions or sizes of the pictures, that with most records counts. `records` are by default all on disk.
     """
 
     def __init__(self, data: str, tier: str, records: Sequence[Record] | None = None):
-        if tier not in ("laptop", "gpu", "paper"):
-            raise ValueError(f"evidence comes from tier laptop, gpu or paper; got {tier!r}, and smoke is a rehearsal")
+        if tier not in evidence_tiers():
+            raise ValueError(f"evidence comes from tier {', '.join(evidence_tiers())}; got {tier!r}")
         self.data, self.tier = Path(data).stem, tier
         if records is None:
             records = [record for row in NOTEBOOKS.values() if row.evidence

@@ -207,7 +207,7 @@ def test_a_missing_f_is_named():
 
 def test_smoke_tiers_and_data_never_mix():
     """Smoke is refused; records of another tier, or of other pictures, change nothing."""
-    with pytest.raises(ValueError, match="smoke is a rehearsal"):
+    with pytest.raises(ValueError, match="laptop, gpu, paper; got 'smoke'"):
         Evidence("scenes", "smoke", [])
     records, upside_down = make(WORLD), otherwise({"shared": {(1, "none"): 4}})
     before = {key: v.effect for key, v in verdicts(records).items()}

@@ -12,7 +12,6 @@ from typing import Any
 
 from ldmlab.first_stage.factors import FS
 
-TIERS = ("smoke", "laptop", "gpu", "paper")
 # The rows of checkpoints.released, which needs torch.
 RELEASED = (
     "kl-f4", "kl-f8", "kl-f16", "kl-f32", "vq-f4", "vq-f4-noattn", "vq-f8", "vq-f8-n256", "vq-f16", "celeba256",

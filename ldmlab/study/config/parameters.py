@@ -18,7 +18,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from ldmlab.data.dataset_names import ACCEPTED as ACCEPTED_DATA
 from ldmlab.data.dataset_names import check_data_name
-from ldmlab.study.config.notebooks import FS, NOTEBOOKS, RELEASED, TIERS
+from ldmlab.study.config.budgets import TIERS
+from ldmlab.study.config.notebooks import FS, NOTEBOOKS, RELEASED
 
 
 class ParameterError(ValueError):
@@ -125,6 +126,12 @@ def _data(value: str) -> str:
     return value
 
 
+def _tier(value: str) -> str:
+    if value not in ("auto", *TIERS):
+        raise ValueError("")
+    return value
+
+
 def _text(value: str) -> str:
     if "\n" in value.strip():
         raise ValueError("more than one line")
@@ -169,7 +176,6 @@ def _one_of(values: Sequence[int | str]) -> str:
 
 _MIN_SIZE = 32
 _FACTORS = (2, 4, 8)
-_TIERS = ("auto", *TIERS)
 _Int = Annotated[int, BeforeValidator(_no_bool)]
 _Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_finite)]
 
@@ -180,7 +186,7 @@ PARAMETERS: dict[str, Parameter] = {
     "data": Parameter(Annotated[str, AfterValidator(_data)], "pictures to train on", ACCEPTED_DATA),
     "size": Parameter(Annotated[_Int, AfterValidator(_size)], "side of a picture in pixels",
                       f"0 (the tier's own) or a multiple of f from {_MIN_SIZE} on"),
-    "tier": Parameter(Literal[_TIERS], "how much work", _one_of(_TIERS)),
+    "tier": Parameter(Annotated[str, AfterValidator(_tier)], "how much work", f"one of auto {' '.join(TIERS)}"),
     "seed": Parameter(Annotated[_Int, Field(ge=0, lt=2**32)], "all randomness derives from it",
                       "a whole number from 0 to 4294967295"),
     "scale_mode": Parameter(Literal["first_batch", "dataset", "channel"], "what latents are rescaled by",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmlab.evaluation.protocol import SAMPLING, Protocol, refuse_differences
+from ldmlab.study.config.budgets import is_smoke
 from ldmlab.study.config.notebooks import SAMPLED_BY
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import StudySpec
@@ -84,7 +85,7 @@ def study_records(data: str, tier: str | None = None, size: int = 0) -> tuple[li
     """The largest group of records of the study that compare, and the others; tier None takes all but smoke."""
     records = [r for r in load_records("04_tradeoff")
                if data_name(r) == Path(data).stem and size in (0, r.params["size"])
-               and (r.params["tier"] == tier if tier else r.params["tier"] != "smoke")]
+               and (r.params["tier"] == tier if tier else not is_smoke(r.params["tier"]))]
     keys = [tuple(comparison_key(record).values()) for record in records]
     largest = Counter(keys).most_common(1)[0][0] if keys else None
     return ([r for r, key in zip(records, keys, strict=True) if key == largest],

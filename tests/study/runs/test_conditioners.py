@@ -6,13 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ldmlab.study.config.conditions import KINDS
 from ldmlab.study.config.notebooks import NOTEBOOKS
-from ldmlab.study.config.presets import SPATIAL, study_spec
+from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import content_key
 from ldmlab.study.runs.conditioners import build_conditioner, read_conditions, sample_conditions
 from ldmlab.study.runs.pictures import open_pictures
 
-TOKENS = {notebook: kind for notebook, row in NOTEBOOKS.items() if (kind := row.condition) not in ("class", *SPATIAL)}
+TOKENS = {notebook: row.condition for notebook, row in NOTEBOOKS.items()
+          if row.condition != "class" and KINDS[row.condition].enters == "tokens"}
 
 
 def test_captions_and_layouts_train_and_sample(tiny_run):
@@ -89,7 +91,7 @@ def test_pictures_without_what_is_asked_for_are_refused(tmp_path, monkeypatch, c
 
 def test_an_unknown_kind_is_refused(tiny_run):
     """By name, with what there is."""
-    with pytest.raises(ValueError, match="mask, labels; got 'sound'"):
+    with pytest.raises(ValueError, match="low_resolution, mask; got 'sound'"):
         study_spec(8, condition="sound")
     plan = study_spec(8, tier="smoke", condition="text").diffusion
     plan = replace(plan, condition=replace(plan.condition, kind="sound"))
