@@ -1,6 +1,10 @@
 """Conditions that are aligned with the picture and enter by channels: what a model sees beside z_t [LDM v2, Sec. 3.3].
 
+<<<<<<< HEAD
 A kind of condition is one class here and one row of `study.config.conditions.KINDS`. Each says what it
+=======
+A kind of condition is one class here and one row of `study.config.conditions.KINDS`, as in `tokens`. Each says what it
+>>>>>>> h/presets
 takes of a training batch, and brings that to the size of the latent, where it is concatenated to z_t.
 """
 

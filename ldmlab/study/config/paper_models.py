@@ -47,7 +47,7 @@ class DenoiserRow(NamedTuple):
 
 # Not released are f = 2, whose ch_mult is our assumption, and VQ-f32, whose ch_mult is that of KL-f32.
 FIRST_STAGES = {
-    # ---- shape ----------- c   codes  ch_mult              attention    steps  batch  disc: start weight layers
+    #                         c  codes  ch_mult              attention      steps batch disc: start, weight, layers
     ("vq", 2):  FirstStageRow(2,  2048,  (1, 2),             (),         500_000,  8,        0, 0.75, 3),
     ("vq", 4):  FirstStageRow(3,  8192,  (1, 2, 4),          (),         533_066,  8,        0, 0.75, 3),
     ("vq", 8):  FirstStageRow(4,  16384, (1, 2, 2, 4),       (32,),      971_043, 10,        1, 0.6,  2),

@@ -53,13 +53,13 @@ FIRST_STAGES = {
 # The widths are what `match_widths` chose for LAPTOP_PARAMS; a test holds them to it.
 LAPTOP_PARAMS = 1_235_000
 DENOISERS = {
-    # widths, attention_at,                  steps: class         tokens                 channels
-    1:  DenoiserRow((24, 40, 56, 56), (8,),  num_steps=400,  num_steps_tokens=800,  num_steps_channels=400),
-    2:  DenoiserRow((32, 48, 64),     (4,),  num_steps=800,  num_steps_tokens=1600, num_steps_channels=800),
-    4:  DenoiserRow((32, 72),         (2,),  num_steps=1600, num_steps_tokens=3200, num_steps_channels=2400),
+    # widths, attention_at, and steps of training
+    1:  DenoiserRow((24, 40, 56, 56), (8,),   num_steps=400,  num_steps_tokens=800,  num_steps_channels=400),
+    2:  DenoiserRow((32, 48, 64),     (4,),   num_steps=800,  num_steps_tokens=1600, num_steps_channels=800),
+    4:  DenoiserRow((32, 72),         (2,),   num_steps=1600, num_steps_tokens=3200, num_steps_channels=2400),
     8:  DenoiserRow((40, 64),         (1, 2), num_steps=2400, num_steps_tokens=4000, num_steps_channels=3200),
     16: DenoiserRow((40, 64),         (1, 2), num_steps=2400, num_steps_tokens=4000, num_steps_channels=3200),
-    32: DenoiserRow((72,),            (1,),  num_steps=2400, num_steps_tokens=4000, num_steps_channels=3200),
+    32: DenoiserRow((72,),            (1,),   num_steps=2400, num_steps_tokens=4000, num_steps_channels=3200),
 }
 MILESTONES = (100, 200, 400, 800, 1600)  # those before the last step
 MILESTONES_CHANNELS = (400, 1600)
