@@ -27,7 +27,8 @@ ELSEWHERE = {"04_tradeoff": {"39"}, "19_released_models": {"1"}}
 @pytest.mark.parametrize("row", NOTEBOOKS.values(), ids=NOTEBOOKS)
 def test_no_part_of_a_notebook_is_missing(row):
     """Notebook, solutions, experiment, figure functions and parameters of each row exist."""
-    assert missing_parts(row) == []
+    missing = missing_parts(row)
+    assert not missing, "\n".join([f"{row.name} is not complete:", *missing])
 
 
 def test_each_missing_part_of_a_new_row_is_named():
