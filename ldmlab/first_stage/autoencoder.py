@@ -19,7 +19,7 @@ class ReconstructionOutput(NamedTuple):
     info: dict[str, Tensor]
 
 
-class _Autoencoder(nn.Module):
+class FirstStage(nn.Module):
     """The common face of the first stages: `f`, `z_channels` (of z), `reg`; pictures and latents are checked here."""
 
     def __init__(self, config: AutoencoderConfig):
@@ -50,7 +50,7 @@ class _Autoencoder(nn.Module):
             raise ValueError(f"latents are (b, {self.z_channels}, h, w), got shape {tuple(z.shape)}")
 
 
-class AutoencoderKL(_Autoencoder):
+class AutoencoderKL(FirstStage):
     """First stage with a slight KL penalty towards a standard normal latent [LDM v2, App. G]."""
 
     def __init__(self, config: AutoencoderConfig):
@@ -87,7 +87,7 @@ class AutoencoderKL(_Autoencoder):
         return ReconstructionOutput(self.decode(z), z, kl, info)
 
 
-class AutoencoderVQ(_Autoencoder):
+class AutoencoderVQ(FirstStage):
     """First stage whose decoder absorbs the quantizer: its z is the encoder's output as it comes [LDM v2, App. G]."""
 
     def __init__(self, config: AutoencoderConfig):
@@ -126,7 +126,7 @@ class AutoencoderVQ(_Autoencoder):
         return ReconstructionOutput(self.decode(quantized.z_q, quantize=False), z, quantized.loss, info)
 
 
-class IdentityAutoencoder(_Autoencoder):
+class IdentityAutoencoder(FirstStage):
     """f = 1: z is the picture, and LDM-1 is a diffusion model of pixels [LDM v2, Sec. 4.1]."""
 
     def encode(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
