@@ -26,8 +26,8 @@ def classifier_free(
 ) -> EpsModel:
     """eps_hat = eps(z_t, null) + s (eps(z_t, c) - eps(z_t, null)) as a function of (z_t, t) [CFG, Eq. 6].
 
-    s = `guidance_scale`; w in [CFG] is s - 1. At s = 1, no guidance, a step is one call on the batch, otherwise one call
-    on twice the batch, in the released order [null, c]. One null context may serve the whole batch.
+    s = `guidance_scale`; w in [CFG] is s - 1. At s = 1, without guidance, a step is one call on the batch, otherwise
+    one call on twice the batch, in the released order [null, c]. One null context may serve the whole batch.
 
     >>> denoiser = lambda z_t, t, context: z_t + context.mean((1, 2))[:, None]
     >>> eps_model = classifier_free(denoiser, torch.ones(2, 1, 4), torch.zeros(1, 1, 4), guidance_scale=3.0)
@@ -105,9 +105,9 @@ def image_guided(
     variance does not grow with the uncertainty of z0_hat at z_t, so large scales overshoot y. z0_hat depends on z_t
     through eps_theta as well, so a step costs a backward pass through the denoiser. Deviation: `through_denoiser=False`
     saves that pass and takes sqrt(alpha_bar_t) for dz0_hat / dz_t, which holds for white latents of variance 1. (With
-    eps_hat held constant it would be 1 / sqrt(alpha_bar_t), largest where z0_hat is least certain, and samples overshoot
-    y by far.) At s = `guidance_scale` = 0 this is `eps_model` itself. ValueError unless the guider returns one distance
-    an item.
+    eps_hat held constant it would be 1 / sqrt(alpha_bar_t), largest where z0_hat is least certain, and samples would
+    overshoot y by far.) At s = `guidance_scale` = 0 this is `eps_model` itself. ValueError unless the guider returns
+    one distance an item.
     """
     if guidance_scale == 0:
         return eps_model

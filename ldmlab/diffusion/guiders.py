@@ -2,8 +2,8 @@
 
 A guider is a function z0_hat (b, c, h, w) -> distance (b,), composed of a decoder D, a transformation T of pictures, a
 target y and a distance of T(D(z0_hat)) from y. Decoders are large, so all guiders process `chunk` items at a time. When
-z0_hat requires a gradient, it is computed right after each chunk's distance: besides inputs and outputs, the activations
-of one chunk are in memory at a time, and nothing is computed twice. This requires independent items, as in evaluation
+z0_hat requires a gradient, it is computed right after each chunk's distance: besides inputs and outputs, only the
+activations of one chunk are in memory, and nothing is computed twice. This requires independent items, as in evaluation
 mode; a distance has a first derivative only.
 """
 
@@ -85,7 +85,7 @@ def perceptual_guider(
 ) -> Guider:
     """net(y, T(D(z0_hat))), a perceptual distance such as LPIPS in place of the squared error [LDM v2, App. C].
 
-    `net` comes from `ldmlab.perception.perceptual_loss`; `y` holds pictures in [-1, 1], as for `gaussian_guider`. Such a
+    `net` comes from `ldmlab.perception.perceptual_loss`; `y` are pictures in [-1, 1], as for `gaussian_guider`. Such a
     distance is a mean over positions and of order 1, so its guidance scale differs from that of a sum of squares.
     """
     return _guider(decode, y, T, net, chunk)

@@ -8,7 +8,6 @@ in samplers, guidance and likelihood, which work with eps_hat and z0_hat.
 
 import math
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,6 +19,7 @@ def noised(
 ) -> Float[Tensor, "b *dims"]:
     """z_t = sqrt(alpha_bar) z_0 + sqrt(1 - alpha_bar) eps [DDPM, Eq. 4].
 
+    >>> import torch
     >>> z0, eps = torch.tensor([[2.0]]), torch.tensor([[1.0]])
     >>> noised(z0, eps, 0.64)
     tensor([[2.2000]])
@@ -32,6 +32,7 @@ def z0_from_eps(
 ) -> Float[Tensor, "b *dims"]:
     """z_0 = (z_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar) [DDIM, Eq. 9], for the samplers and guidance.
 
+    >>> import torch
     >>> z_t, eps = torch.tensor([[2.2]]), torch.tensor([[1.0]])
     >>> z0_from_eps(z_t, eps, 0.64)
     tensor([[2.]])
@@ -55,6 +56,7 @@ def eps_from_z0(
 ) -> Float[Tensor, "b *dims"]:
     """eps = (z_t - sqrt(alpha_bar) z_0) / sqrt(1 - alpha_bar) [LDM v2, Eq. 14].
 
+    >>> import torch
     >>> z_t, z0 = torch.tensor([[2.2]]), torch.tensor([[2.0]])
     >>> eps_from_z0(z_t, z0, 0.64)
     tensor([[1.]])
@@ -67,6 +69,7 @@ def v_from_z0_eps(
 ) -> Float[Tensor, "b *dims"]:
     """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0 [Progressive Distillation, App. D].
 
+    >>> import torch
     >>> z0, eps = torch.tensor([[2.0]]), torch.tensor([[1.0]])
     >>> v_from_z0_eps(z0, eps, 0.64)
     tensor([[-0.4000]])

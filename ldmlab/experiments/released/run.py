@@ -181,7 +181,7 @@ class ReleasedRun:
             c = self.row.condition
             return torch.tensor([i * _CLASS_STRIDE % (c.num_items - c.has_nothing) for i in rows])
         kind, numbers = KINDS[tau.kind], [i % len(self.val) for i in rows]
-        if tau.enters == "tokens":
+        if tau.injected_as == "tokens":
             known = [self._known[i] for i in numbers]
             if not any(getattr(annotation, kind.reads) for annotation in known):
                 raise ValueError(f"{self.val.name} has no {kind.source}")
@@ -257,7 +257,7 @@ def drawn(run: ReleasedRun, n: int = 6) -> dict[str, Float[Tensor, "n 3 H W"]]:
         y = tau.tokenizer([run.caption] * n)
     else:
         y = run.conditions(range(n))
-    if tau is not None and tau.enters == "channels":
+    if tau is not None and tau.injected_as == "channels":
         return {"true": to_float(run.val.images(range(n))), "samples": run.sample(y)}
     if run.row.condition is None or not run.row.condition.has_nothing:
         return {"samples": run.sample(y)}
