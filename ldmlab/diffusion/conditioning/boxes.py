@@ -29,9 +29,9 @@ class BoxTokenizer:
     """Boxes <-> tokens (c, l, b): class, corner top left, corner bottom right [LDM v2, App. E.2.1; Tab. 17].
 
     A corner is one of `side` x `side` positions, counted by rows, where `side` is the integer part of sqrt(num_tokens).
-    The last token, `padding`, fills up to `max_objects` boxes; with `encode_crop` the crop's two corners follow. Classes
-    are tokens 0 to num_classes - 1; attributes add num_classes times their BoxFlag: GROUP with `use_group`, the others
-    with `use_additional`. ValueError if the classes do not fit below the padding.
+    The last token, `padding`, fills up to `max_objects` boxes; with `encode_crop` the crop's two corners follow.
+    Classes are tokens 0 to num_classes - 1; attributes add num_classes times their BoxFlag: GROUP with `use_group`, the
+    others with `use_additional`. ValueError if the classes do not fit below the padding.
 
     Deviation: [LDM v2] writes (l, b, c); the released code has the class first.
 

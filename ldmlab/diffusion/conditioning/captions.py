@@ -66,7 +66,7 @@ class CaptionTokenizer:
         return [word for word in words if self._bert.unk_token in self.pieces(word)]
 
     def notes(self, caption: str) -> list[str]:
-        """Warnings about a caption: it is empty, it is truncated, or it has words that were not in the training data."""
+        """Warnings about a caption: it is empty, is truncated, or has words that were not in the training data."""
         words, found = re.findall(r"[^\W_]+", caption.lower()), []
         if not words:
             return ["the caption is empty: the picture is drawn without a condition"]

@@ -1,7 +1,7 @@
 """Conditions aligned with the picture, concatenated to the channels of z_t [LDM v2, Sec. 3.3].
 
-Each kind of condition is a class here, as for token conditions in `tokens`. It makes the condition from a training batch
-and resizes it to the latent.
+Each kind of condition is a class here, as for token conditions in `tokens`. It makes the condition from a training
+batch and resizes it to the latent.
 """
 
 from abc import ABC, abstractmethod
