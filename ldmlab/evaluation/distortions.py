@@ -97,6 +97,6 @@ def degradation_curves(
     }
 
 
-def rises(curve: list[float]) -> bool:
+def is_increasing(curve: list[float]) -> bool:
     """Whether each value is above the one before it."""
     return all(a < b for a, b in zip(curve, curve[1:], strict=False))

@@ -177,7 +177,7 @@ def _check_identified(methods: Sequence[str], won: Int[np.ndarray, " n"], lost: 
     beaten[won, lost] = 1
 
     def names(members: np.ndarray) -> str:
-        return ", ".join(methods[i] for i in np.flatnonzero(members))
+        return ", ".join(methods[int(i)] for i in np.flatnonzero(members))
 
     num, part = connected_components(beaten, directed=False)
     if num > 1:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmlab.data.images import check_range, to_float, to_uint8
+from ldmlab.first_stage.autoencoder import AutoencoderKL, AutoencoderVQ, FirstStage
 from ldmlab.first_stage.regularizers import DiagonalGaussian
 
 CODECS = ("jpeg", "webp")
@@ -112,9 +113,9 @@ class UniformQuantizer:
         """With the range of the training latents in `batches`; ValueError unless every step is positive."""
         if not (step > 0).all():
             raise ValueError(f"steps are positive, got {step.tolist()}")
-        low, high = zip(*(z.movedim(1, 0).flatten(1).aminmax(dim=1) for z in batches), strict=True)
-        low, high = torch.stack(low).amin(0), torch.stack(high).amax(0)
-        low, high = ((end / step).round().long() for end in (low, high))
+        lows, highs = zip(*(z.movedim(1, 0).flatten(1).aminmax(dim=1) for z in batches), strict=True)
+        ends = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+        low, high = ((end / step).round().long() for end in ends)
         return cls(step, low, int((high - low).max()) + 1)
 
     def symbols(self, z: Float[Tensor, "n c h w"]) -> Int[Tensor, "n c p"]:
@@ -147,7 +148,7 @@ class PosteriorStats(NamedTuple):
 
 def posterior_stats(batches: Iterable[Float[Tensor, "_ c2 h w"]]) -> PosteriorStats:
     """From batches of cached moments (mean and log-variance)."""
-    n, sums = 0, 0
+    n, sums = 0, torch.zeros(())
     for moments in batches:
         posterior = DiagonalGaussian(moments.double())
         parts = torch.stack([posterior.mean, posterior.mean.square(), posterior.var])
@@ -157,10 +158,11 @@ def posterior_stats(batches: Iterable[Float[Tensor, "_ c2 h w"]]) -> PosteriorSt
 
 
 def latent_symbols(
-    first_stage: nn.Module, quantizer: UniformQuantizer | None, moments: Float[Tensor, "n c2 h w"]
+    first_stage: FirstStage, quantizer: UniformQuantizer | None, moments: Float[Tensor, "n c2 h w"]
 ) -> Int[Tensor, "n c p"]:
     """What is sent of encoded pictures, on the CPU; VQ, which needs no `quantizer`, has one channel of symbols."""
     if quantizer is None:
+        assert isinstance(first_stage, AutoencoderVQ)
         codes = first_stage.quantizer
         return codes.nearest(moments.to(codes.codebook.device)).flatten(1)[:, None].cpu()
     return quantizer.symbols(DiagonalGaussian(moments).mean.cpu())
@@ -173,22 +175,23 @@ class LatentCoder:
     VQ latents are numbers of codes already; KL latents are the posterior's mean, rounded by `quantizer`.
     """
 
-    first_stage: nn.Module
+    first_stage: FirstStage
     quantizer: UniformQuantizer | None
     by_place: SymbolCode
     by_channel: SymbolCode
 
     @classmethod
     def learn(
-        cls, first_stage: nn.Module, batches: Callable[[], Iterable[Tensor]], step: Float[Tensor, " c"] | None = None
+        cls, first_stage: FirstStage, batches: Callable[[], Iterable[Tensor]], step: Float[Tensor, " c"] | None = None
     ) -> "LatentCoder":
         """Tables from `batches()`, the moments of training pictures; KL needs the `step` of each channel."""
         if (step is None) == (first_stage.reg == "kl"):
             raise ValueError(f"a step is for KL latents, and they need one; got reg {first_stage.reg!r}, step {step}")
         quantizer = None
+        num_symbols = first_stage.quantizer.num_codes if isinstance(first_stage, AutoencoderVQ) else 0
         if step is not None:
             quantizer = UniformQuantizer.learn((DiagonalGaussian(m).mean.cpu() for m in batches()), step.cpu().float())
-        num_symbols = first_stage.quantizer.num_codes if quantizer is None else quantizer.num_symbols
+            num_symbols = quantizer.num_symbols
         counts = count_symbols((latent_symbols(first_stage, quantizer, m) for m in batches()), num_symbols)
         return cls(first_stage, quantizer, SymbolCode.learn(counts, True), SymbolCode.learn(counts, False))
 
@@ -205,6 +208,7 @@ class LatentCoder:
         """What comes back, clamped to [-1, 1]; `side` is that of the latent."""
         device = next(self.first_stage.parameters()).device
         if self.quantizer is None:
+            assert isinstance(self.first_stage, AutoencoderVQ)
             z_q = self.first_stage.quantizer.embed(symbols[:, 0].unflatten(1, (side, -1)).to(device))
             return self.first_stage.decode(z_q, quantize=False).clamp(-1, 1)
         return self.first_stage.decode(self.quantizer.values(symbols, side).to(device)).clamp(-1, 1)
@@ -225,7 +229,7 @@ class PosteriorCoder:
     [Li & El Gamal 2018, Theorem 1].
     """
 
-    first_stage: nn.Module
+    first_stage: AutoencoderKL
     prior: DiagonalGaussian | None  # None is the standard normal
     generator: torch.Generator
 

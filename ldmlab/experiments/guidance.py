@@ -87,7 +87,7 @@ class Prompts:
                 scores = caption_fulfilment(seen, [a.caption for a in prompts])
                 return {"fulfilled": scores["all"]} | {m: scores[m] for m in MEASURES["text"] if m in scores}
             case "layout":
-                return layout_scores(seen, [a.seen() for a in prompts])
+                return layout_scores(seen, [a.visible_boxes() for a in prompts])
         raise ValueError(f"the judge scores class, text and layout; this model's condition is {self.kind or 'none'}")
 
     @cached_property

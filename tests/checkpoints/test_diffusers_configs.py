@@ -69,7 +69,7 @@ def test_modules_that_diffusers_has_no_class_for(tmp_path):
 def test_every_laptop_first_stage_has_a_plain_twin(f, reg):
     """`plain` keeps f, latents and the size at which each width works, and diffusers can build the result."""
     config = study_spec(f, reg).first_stage.autoencoder
-    plain = configs.plain(config)
+    plain = configs.exportable_config(config)
     assert (plain.f, plain.latent_channels, plain.ch_mult[-len(config.ch_mult):]) == (
         f, config.latent_channels, config.ch_mult)
     theirs = configs.autoencoder_to_theirs(plain, 1.0)

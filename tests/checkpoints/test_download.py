@@ -18,7 +18,7 @@ import pytest
 from ldmlab.atomic import DiskFull
 from ldmlab.checkpoints import download, transfer
 from ldmlab.checkpoints.download import add_fetch, fetch
-from ldmlab.checkpoints.manifest import Copy, Released
+from ldmlab.checkpoints.manifest import Copy, ReleasedFile
 from ldmlab.checkpoints.transfer import FetchError
 
 CONTENT = bytes(range(256)) * 40
@@ -85,7 +85,7 @@ def offer(server, monkeypatch):
 
     def offered(**changes):
         url = f"http://127.0.0.1:{server.server_address[1]}/x"
-        row = replace(Released("x", "x.ckpt", (url,), "a test"), **changes)
+        row = replace(ReleasedFile("x", "x.ckpt", (url,), "a test"), **changes)
         monkeypatch.setattr(download, "find", lambda name: row)
         monkeypatch.setattr(download, "released", lambda: {"x": row})
         return row

@@ -149,7 +149,7 @@ def test_the_row_that_fits_is_found(tmp_path, small_rows, capsys):
     assert "fits ffhq256 small (FFHQ / LDM-4); celeba256 small have the same layout" in out
     assert "averaged weights (EMA): yes" in out and "12 entries beside the modules': tables of the schedule" in out
     model = load_compvis(path)
-    assert (model.row.name, model.also, model.averaged) == ("ffhq256 small", ("celeba256 small",), True)
+    assert (model.row.name, model.same_layout, model.averaged) == ("ffhq256 small", ("celeba256 small",), True)
 
 
 def test_another_architecture(tmp_path, small_rows):

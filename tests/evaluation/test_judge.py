@@ -8,7 +8,7 @@ import torch
 
 from ldmlab.data.annotations.annotation import Box
 from ldmlab.data.images import to_float
-from ldmlab.data.scenes.captions import ANSWERS, claims
+from ldmlab.data.scenes.captions import ATTRIBUTES, parse_caption
 from ldmlab.data.scenes.scene import CLASSES, LABELS, render_scene
 from ldmlab.evaluation.judge import Seen, box_iou, caption_fulfilment, class_accuracy, layout_scores, load_judge
 from ldmlab.perception import WEIGHTS
@@ -41,7 +41,7 @@ def labels(scenes):
 def hand_made(regions: torch.Tensor) -> Seen:
     """Label maps without a network behind them; no kind has an answer."""
     n = len(regions)
-    nothing = {kind: torch.eye(len(a) + 1)[-1].expand(n, -1) for kind, a in ANSWERS.items()}
+    nothing = {kind: torch.eye(len(a) + 1)[-1].expand(n, -1) for kind, a in ATTRIBUTES.items()}
     return Seen(nothing, regions, "by hand", {})
 
 
@@ -100,17 +100,17 @@ def test_answers_do_not_depend_on_company_or_precision(judge, scenes):
     whole, parts = judge.look(x), judge.look(x, batch_size=3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = judge.look(x)
-    for kind in ANSWERS:
+    for kind in ATTRIBUTES:
         torch.testing.assert_close(whole.answers[kind], parts.answers[kind], atol=1e-4, rtol=0)
         torch.testing.assert_close(whole.answers[kind], inside.answers[kind], atol=1e-4, rtol=0)
     assert not any(p.requires_grad for p in judge.parameters())
 
 
 def test_says_reads_like_claims(seen, scenes):
-    """What the judge states of a picture has the words of a caption's claims, and mostly is them."""
-    said, true = seen.says(0), [claims(s.caption) for s in scenes]
-    assert all(answer in ANSWERS[kind] for kind, answer in said.items())
-    agreed = [seen.says(i).get(kind) == true[i].get(kind) for i in range(50) for kind in ANSWERS]
+    """What the judge states of a picture has the values that `parse_caption` gives, and mostly the same ones."""
+    said, true = seen.says(0), [parse_caption(s.caption) for s in scenes]
+    assert all(answer in ATTRIBUTES[kind] for kind, answer in said.items())
+    agreed = [seen.says(i).get(kind) == true[i].get(kind) for i in range(50) for kind in ATTRIBUTES]
     assert sum(agreed) / len(agreed) > 0.85
 
 
@@ -119,7 +119,7 @@ def test_scores_count_what_is_stated_alone():
     by_hand = hand_made(torch.zeros(2, 32, 32, dtype=torch.int64))
     answers = {kind: p.clone() for kind, p in by_hand.answers.items()}
     answers["class"][0] = torch.eye(len(CLASSES) + 1)[CLASSES.index("car")]
-    answers["colour"][0] = torch.eye(len(ANSWERS["colour"]) + 1)[ANSWERS["colour"].index("red")]
+    answers["colour"][0] = torch.eye(len(ATTRIBUTES["colour"]) + 1)[ATTRIBUTES["colour"].index("red")]
     scores = caption_fulfilment(replace(by_hand, answers=answers), ["a red car", "a boat"])
     assert {name: (s.value, s.n_fake) for name, s in scores.items()} == {
         "class": (0.5, 2),

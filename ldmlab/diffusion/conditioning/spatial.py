@@ -180,7 +180,7 @@ class WithPictures(Dataset):
         if len(pictures) != len(latents):
             raise ValueError(f"{len(latents)} latents, mirror images included, are not of {len(pictures)} pictures")
         self.latents, self.pictures, self.maps = latents, pictures, maps
-        self.first_stage, self.is_kept = latents.first_stage, latents.is_kept and pictures.is_kept
+        self.first_stage, self.is_decoded = latents.first_stage, latents.is_decoded and pictures.is_decoded
 
     def __len__(self) -> int:
         return len(self.latents)
