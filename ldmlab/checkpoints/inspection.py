@@ -32,10 +32,13 @@ def inspect_file(path: Path | str, sha256: str | None = None) -> Inspection:
     `status` is 0 for a file that ldmlab can load, 1 for one that can be read but fits no model of ldmlab, and 2 for one
     that cannot be read. With `sha256`, a file of another hash cannot be read.
 
-    >>> from ldmlab.perception import WEIGHTS
-    >>> print(inspect_file(WEIGHTS / "fd-lab.safetensors"))  # doctest: +ELLIPSIS
-    ...: weights of something else than a released model, ... entries, ... numbers
-    ...
+    >>> import tempfile, torch
+    >>> from ldmlab.checkpoints.files import save_model
+    >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+    >>> save_model(path, {"weight": torch.ones(2)}, {"f": 8})
+    >>> report = inspect_file(path)
+    >>> report.status, report.lines[0].split(": ")[1], report.lines[1]
+    (0, 'a model of ldmlab, 1 entries, 2 numbers', 'f: 8')
     """
     path = Path(path)
     try:

@@ -176,8 +176,8 @@ def scaled_down(row: Row) -> Row:
     if condition is not None and condition.enters == "tokens":
         condition = replace(condition, channels=32, num_layers=min(condition.num_layers, 2))
     return replace(
-        row, name=f"{row.name} small", first_stage=_small_first_stage(row.first_stage), condition=condition, other_names=(),
-        denoiser=replace(unet, widths=widths, num_res_blocks=1, context_dim=context_dim))
+        row, name=f"{row.name} small", first_stage=_small_first_stage(row.first_stage), condition=condition,
+        other_names=(), denoiser=replace(unet, widths=widths, num_res_blocks=1, context_dim=context_dim))
 
 
 def _small_first_stage(row: FirstStageRow) -> FirstStageRow:

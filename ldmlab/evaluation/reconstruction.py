@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldmlab.data.images import ImageSet, to_float, to_uint8
+from ldmlab.data.images import to_float, to_uint8
 from ldmlab.evaluation.distances import FeatureMoments, Score, check_enough, frechet_score
 from ldmlab.evaluation.uncertainty import frechet_interval, mean_interval
 from ldmlab.perception import FeatureNet, LpipsLoss, PsimLoss
@@ -40,7 +40,7 @@ def ssim(x: Float[Tensor, "n 3 h w"], x_rec: Float[Tensor, "n 3 h w"]) -> Float[
 @torch.inference_mode()
 def reconstruction_scores(
     reconstruct: Callable[[Tensor], Tensor],
-    dataset: ImageSet,
+    dataset: Any,  # an `ImageSet`, or what has its `images`, `protocol`, `fingerprint` and `split`
     net: FeatureNet,
     perceptual: PsimLoss | LpipsLoss,
     *,

@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Compute and write the curves; SystemExit where one under MUST_RISE does not increase."""
     parser = argparse.ArgumentParser(prog="python -m ldmlab.weights.check", description=__doc__.split("\n")[0])
     parser.add_argument("--data", nargs="+", default=["scenes@32"], metavar="NAME_OR_PATH@SIZE")
-    parser.add_argument("--num", type=int, default=2000, help="pictures in each of the two sets, at most (default: 2000)")
+    parser.add_argument("--num", type=int, default=2000, help="pictures in each set, at most (default: 2000)")
     parser.add_argument("--folder", type=Path, default=Path("results/perception"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)

@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train and validate the judge, and write its weights and card."""
     parser = argparse.ArgumentParser(prog="python -m ldmlab.weights.train_judge", description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=WEIGHTS, help="where to write (default: beside this script)")
-    parser.add_argument("--steps", type=int, default=STEPS, help="number of steps (default: those of the shipped network)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="number of steps (default: %(default)s)")
     args = parser.parse_args(arguments)
     data = render("train", NUM_TRAIN)
     print(f"{NUM_TRAIN} pictures rendered", flush=True)

@@ -65,5 +65,5 @@ def test_the_command_that_an_error_names_exists(monkeypatch, tmp_path, wanted):
 
 def test_an_unknown_name_lists_the_known():
     """A typing error costs one look at the message."""
-    with pytest.raises(ValueError, match="no released file 'kl-f9'; there are kl-f4, kl-f8"):
+    with pytest.raises(ValueError, match="no released file 'kl-f9'; accepted are kl-f4, kl-f8"):
         find_released_file("kl-f9")

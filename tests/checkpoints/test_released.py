@@ -65,7 +65,7 @@ def test_names_of_both_worlds():
     assert released_row("txt2img-1p4B") is LDMS["txt2img-1p4B-eval"]
     names = [name.lower() for row in ROWS.values() for name in (row.name, row.paper, *row.other_names)]
     assert len(set(names)) == len(names) and len(FIRST_STAGES) == 9 and len(LDMS) == 13
-    with pytest.raises(ValueError, match="no released model 'kl-f2'; there are kl-f4, .*inpainting_big"):
+    with pytest.raises(ValueError, match="no released model 'kl-f2'; accepted are kl-f4, .*inpainting_big"):
         released_row("kl-f2")
 
 

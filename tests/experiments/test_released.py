@@ -170,7 +170,7 @@ def test_the_scale_factor_reaches_the_decoder():
 
 def test_a_model_without_no_class_refuses_guidance(lab_root):
     """cin256 has 1000 tokens for 1000 classes: its last one is no "nothing", and the run says so before any work."""
-    with pytest.raises(ValueError, match="always told its class in training .* guidance_scale = 1.5"):
+    with pytest.raises(ValueError, match="always trained with its class .* guidance_scale = 1.5"):
         run(model="cin256", guidance_scale=1.5)
     assert not (lab_root / "results").exists()
     model = released_sampling.latent_diffusion(build(scaled_down(released_row("cin256"))), 32)

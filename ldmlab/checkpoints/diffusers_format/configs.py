@@ -186,8 +186,9 @@ def _head_dim(config: DenoiserConfig) -> int | None:
         return config.num_head_channels
     widths = {width for level, width in enumerate(config.widths) if config.attends(level)} | {config.widths[-1]}
     if len(widths) > 1 or config.num_heads is None:
-        raise _cannot(f"num_heads = {config.num_heads}", f"without cross-attention it needs num_head_channels "
-                                                         f"equal at all levels with attention, which are {sorted(widths)} wide")
+        why = (f"without cross-attention it needs num_head_channels, equal at all levels with attention, of "
+               f"widths {sorted(widths)}")
+        raise _cannot(f"num_heads = {config.num_heads}", why)
     return widths.pop() // config.num_heads
 
 
