@@ -154,6 +154,6 @@ def _opened(path: Path, content: object, skipped: tuple[str, ...]) -> WeightsFil
 
 def _first_sentence(error: Exception) -> str:
     """First sentence of torch's error; the rest advises to switch off the safety check."""
-    said = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-    lines = [line.strip() for line in said.splitlines() if line and not line.startswith("Weights only load failed")]
+    message = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    lines = [line.strip() for line in message.splitlines() if line and not line.startswith("Weights only load failed")]
     return next(filter(None, lines), type(error).__name__).split(". ")[0]

@@ -143,7 +143,7 @@ class Pixels:
         raise ValueError(f"no picture of {self.what} can be read: {self._named()}")
 
     def _check_skipped(self, total: int, warn: bool) -> None:
-        """Raise ValueError if too many files were skipped, else name them in a warning if asked to."""
+        """Raise ValueError if too many files were skipped, else, with `warn`, name them in a warning."""
         num = len(self.skipped)
         summary, named = f"{num} of {total} pictures of {self.what} cannot be read", self._named()
         if num and (num == total or (num > SKIP_ALWAYS and num > SKIP_SHARE * total)):

@@ -129,7 +129,7 @@ class JudgeNet(nn.Module):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Predictions:
     """Predictions of the judge for n pictures: probabilities by attribute, and the label of every pixel.
 
     The attributes are the keys of `captions.ATTRIBUTES`; the last column of each stands for "not present".
@@ -148,7 +148,7 @@ class Seen:
         """Probabilities of the classes."""
         return self.answers["class"][:, : len(CLASSES)]
 
-    def says(self, index: int) -> dict[str, str]:
+    def attributes(self, index: int) -> dict[str, str]:
         """Attributes that the judge finds on one picture, as from `captions.parse_caption`; others have no entry."""
         best = {kind: int(p[index].argmax()) for kind, p in self.answers.items()}
         return {kind: ATTRIBUTES[kind][i] for kind, i in best.items() if i < len(ATTRIBUTES[kind])}
@@ -161,7 +161,7 @@ class Seen:
 
 
 class Judge(nn.Module):
-    """A trained `JudgeNet`, frozen; `look` returns its predictions as `Seen`."""
+    """A trained `JudgeNet`, frozen; `predict` returns its `Predictions`."""
 
     net: JudgeNet
 
@@ -170,7 +170,7 @@ class Judge(nn.Module):
         self.net, self.weights_hash, self.accuracy = freeze(net), weights_hash, accuracy or {}
 
     @torch.inference_mode()
-    def look(self, x: Tensor, batch_size: int = 250) -> Seen:
+    def predict(self, x: Tensor, batch_size: int = 250) -> Predictions:
         """Predictions, on the CPU, for pictures (n, 3, s, s) in [-1, 1], resized to 32 px (antialiased) if needed.
 
         Raises TypeError or ValueError for other input.
@@ -178,7 +178,7 @@ class Judge(nn.Module):
         check_pictures(x)
         if x.shape[2] != x.shape[3] or not len(x):
             raise ValueError(f"x must hold square pictures, one or more, got {tuple(x.shape)}")
-        device, maps, said = self.net.groups.device, [], []
+        device, maps, probabilities = self.net.groups.device, [], []
         with torch.autocast(device.type, enabled=False):
             for part in x.split(batch_size):
                 part = part.to(device, torch.float32)
@@ -186,9 +186,9 @@ class Judge(nn.Module):
                     part = F.interpolate(part, (SIZE, SIZE), mode="bilinear", antialias=True)
                 regions, answers = self.net(part)
                 maps.append(regions.argmax(1).cpu())
-                said.append({kind: logits.softmax(1).cpu() for kind, logits in answers.items()})
-        answers = {kind: torch.cat([part[kind] for part in said]) for kind in ATTRIBUTES}
-        return Seen(answers, torch.cat(maps), self.weights_hash, self.accuracy)
+                probabilities.append({kind: logits.softmax(1).cpu() for kind, logits in answers.items()})
+        answers = {kind: torch.cat([part[kind] for part in probabilities]) for kind in ATTRIBUTES}
+        return Predictions(answers, torch.cat(maps), self.weights_hash, self.accuracy)
 
 
 def load_judge(folder: Path | str | None = None) -> Judge:
@@ -220,17 +220,17 @@ def _bootstrap(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 1000) 
     return Interval(float(low), float(high), 0.95, f"bootstrap of the pictures, {num_resamples} resamples")
 
 
-def class_accuracy(seen: Seen, labels: Int64[Tensor, " n"]) -> Score:
+def class_accuracy(predicted: Predictions, labels: Int64[Tensor, " n"]) -> Score:
     """Share of pictures classified as their label by the judge, with Wilson's interval."""
-    if len(labels) != len(seen):
-        raise ValueError(f"need one label a picture, got {len(labels)} labels and {len(seen)} pictures")
+    if len(labels) != len(predicted):
+        raise ValueError(f"need one label per picture, got {len(labels)} labels and {len(predicted)} pictures")
     if labels.min() < 0 or labels.max() >= len(CLASSES):
         raise ValueError(f"labels must be 0 to {len(CLASSES) - 1}, got {int(labels.min())} to {int(labels.max())}")
-    right = int((seen.classes.argmax(1) == labels.cpu()).sum())
-    return seen.score(right / len(seen), "class", len(seen), _wilson(right, len(seen)))
+    right = int((predicted.classes.argmax(1) == labels.cpu()).sum())
+    return predicted.score(right / len(predicted), "class", len(predicted), _wilson(right, len(predicted)))
 
 
-def caption_fulfilment(seen: Seen, captions: Sequence[str]) -> dict[str, Score]:
+def caption_fulfilment(predicted: Predictions, captions: Sequence[str]) -> dict[str, Score]:
     """Share of the captions' attributes that the judge finds: by attribute, by the groups of GROUPS, and `all`.
 
     An attribute counts where a caption states it, as correct if its value is the judge's most probable one, "not
@@ -238,24 +238,24 @@ def caption_fulfilment(seen: Seen, captions: Sequence[str]) -> dict[str, Score]:
     bootstrap over pictures for a group, of which a picture may state several. `n_fake` is the number of pictures.
     Raises ValueError unless there is one caption per picture and one of them states an attribute.
     """
-    if len(captions) != len(seen):
-        raise ValueError(f"need one caption a picture, got {len(captions)} captions and {len(seen)} pictures")
+    if len(captions) != len(predicted):
+        raise ValueError(f"need one caption per picture, got {len(captions)} captions and {len(predicted)} pictures")
     stated = [parse_caption(caption) for caption in captions]
     if not any(stated):
         raise ValueError(f"no caption states an attribute of captions of `scenes`; the first is {captions[0]!r}")
-    says = [seen.says(i) for i in range(len(seen))]
-    said = np.array([[kind in asked for kind in ATTRIBUTES] for asked in stated])
-    right = np.array([[k in a and a[k] == s.get(k) for k in ATTRIBUTES] for a, s in zip(stated, says, strict=True)])
+    found = [predicted.attributes(i) for i in range(len(predicted))]
+    is_stated = np.array([[kind in a for kind in ATTRIBUTES] for a in stated])
+    right = np.array([[k in a and a[k] == s.get(k) for k in ATTRIBUTES] for a, s in zip(stated, found, strict=True)])
     groups = {kind: (kind,) for kind in ATTRIBUTES} | GROUPS | {"all": tuple(ATTRIBUTES)}
     scores = {}
     for name, kinds in groups.items():
         columns = [kind in kinds for kind in ATTRIBUTES]
-        counts, hits = said[:, columns].sum(1), right[:, columns].sum(1)
+        counts, hits = is_stated[:, columns].sum(1), right[:, columns].sum(1)
         there = counts > 0
         counts, hits, n = counts[there], hits[there], int(there.sum())
         if n:
             interval = _wilson(int(hits.sum()), n) if len(kinds) == 1 else _bootstrap(hits, counts)
-            scores[name] = seen.score(float(hits.sum() / counts.sum()), name, n, interval)
+            scores[name] = predicted.score(float(hits.sum() / counts.sum()), name, n, interval)
     return scores
 
 
@@ -293,27 +293,27 @@ def _fills_box(regions: Int64[Tensor, "32 32"], box: Box) -> bool:
     return bool(counts.any() and counts.argmax() == LABELS.index(box.name))
 
 
-def layout_scores(seen: Seen, boxes: Sequence[tuple[Box, ...]]) -> dict[str, Score]:
+def layout_scores(predicted: Predictions, boxes: Sequence[tuple[Box, ...]]) -> dict[str, Score]:
     """Agreement of the pictures with their boxes: means over all boxes, intervals by bootstrap over pictures.
 
     `layout_iou`: mean of `box_iou`, 0 for objects that are not found. `box_class_accuracy`: share of boxes in which the
     most frequent label of objects (not sky or ground) is that of the box. Raises ValueError for a box whose name is not
     an object of `scenes`, or that is empty or exceeds the picture.
     """
-    if len(boxes) != len(seen):
-        raise ValueError(f"need the boxes of each picture, got those of {len(boxes)} and {len(seen)} pictures")
+    if len(boxes) != len(predicted):
+        raise ValueError(f"need the boxes of each picture, got those of {len(boxes)} and {len(predicted)} pictures")
     known = [name for group in _THINGS for name in group]
     for box in (box for row in boxes for box in row):
         if box.name not in known:
             raise ValueError(f"no object {box.name!r}; accepted are {', '.join(known)}")
         if not (-1e-6 <= box.x0 < box.x1 <= 1 + 1e-6 and -1e-6 <= box.y0 < box.y1 <= 1 + 1e-6):
             raise ValueError(f"a box must lie in the picture, its ends in [0, 1], got {box}")
-    rows = [(regions, asked) for regions, asked in zip(seen.regions, boxes, strict=True) if asked]
+    rows = [(regions, own) for regions, own in zip(predicted.regions, boxes, strict=True) if own]
     if not rows:
         raise ValueError("no picture has a box")
-    counts = np.array([len(asked) for _, asked in rows])
+    counts = np.array([len(own) for _, own in rows])
     scores = {}
     for name, measure in {"layout_iou": box_iou, "box_class_accuracy": _fills_box}.items():
-        sums = np.array([sum(measure(regions, box) for box in asked) for regions, asked in rows], float)
-        scores[name] = seen.score(float(sums.sum() / counts.sum()), name, len(rows), _bootstrap(sums, counts))
+        sums = np.array([sum(measure(regions, box) for box in own) for regions, own in rows], float)
+        scores[name] = predicted.score(float(sums.sum() / counts.sum()), name, len(rows), _bootstrap(sums, counts))
     return scores

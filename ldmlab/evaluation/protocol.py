@@ -63,8 +63,8 @@ def refuse_differences(named: Sequence[tuple[str, Mapping[str, Any]]], allow: bo
         entries = [*first, *(entry for entry in key if entry not in first)]
         differs = {e: (first.get(e), key.get(e)) for e in entries if first.get(e) != key.get(e)}
         if differs and not allow:
-            said = "; ".join(f"{entry}: {_short(a)} / {_short(b)}" for entry, (a, b) in differs.items())
-            raise ValueError(f"{first_name} and {name} cannot stand in one figure; they differ in {said}")
+            listed = "; ".join(f"{entry}: {_short(a)} / {_short(b)}" for entry, (a, b) in differs.items())
+            raise ValueError(f"{first_name} and {name} cannot stand in one figure; they differ in {listed}")
         for entry, (a, b) in differs.items():
             values = found.setdefault(entry, [a])
             values.extend([b] if b not in values else [])

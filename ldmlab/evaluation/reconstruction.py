@@ -33,7 +33,7 @@ def ssim(x: Float[Tensor, "n 3 h w"], x_rec: Float[Tensor, "n 3 h w"]) -> Float[
     # Its luminance term compares mean intensities, which must not be negative: hence [0, 1].
     x, x_rec = (x + 1) / 2, (x_rec + 1) / 2
     values = structural_similarity_index_measure(x_rec, x, data_range=1.0, reduction="none")
-    assert isinstance(values, Tensor)  # a tuple only where it is asked for the full image
+    assert isinstance(values, Tensor)  # a tuple only with return_full_image
     return values.reshape(len(x))
 
 

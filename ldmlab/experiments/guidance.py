@@ -78,7 +78,7 @@ class Prompts:
 
     def judged(self, judge: Judge, x: Float[Tensor, "n 3 h w"], shift: int = 0) -> dict[str, Score]:
         """What the judge finds of it on pictures; with a `shift`, of what was asked so many places further on."""
-        seen = judge.look(x)
+        seen = judge.predict(x)
         prompts = self.annotations[shift:] + self.annotations[:shift]
         match self.kind:
             case "class":

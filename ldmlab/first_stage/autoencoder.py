@@ -189,11 +189,11 @@ class IdentityAutoencoder(FirstStage):
 def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL | AutoencoderVQ | IdentityAutoencoder:
     """Build the first stage of `config.reg`, with random weights.
 
-    >>> config = AutoencoderConfig(f=4, z_channels=3, reg="vq", ch=32, ch_mult=(1, 1, 2), num_codes=64)
+    >>> config = AutoencoderConfig(f=4, z_channels=3, reg="vq", ch=32, ch_mult=(1, 1, 1), num_codes=64)
     >>> first_stage = build_autoencoder(config)
-    >>> z = first_stage.encode(torch.zeros(1, 3, 64, 64))
+    >>> z = first_stage.encode(torch.zeros(1, 3, 32, 32))
     >>> z.shape, first_stage.decode(z).shape
-    (torch.Size([1, 3, 16, 16]), torch.Size([1, 3, 64, 64]))
+    (torch.Size([1, 3, 8, 8]), torch.Size([1, 3, 32, 32]))
     """
     if config.reg == "kl":
         return AutoencoderKL(config)

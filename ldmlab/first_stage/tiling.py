@@ -68,9 +68,9 @@ class Tiled(FirstStage):
     >>> from ldmlab.first_stage.autoencoder import build_autoencoder
     >>> from ldmlab.first_stage.networks import AutoencoderConfig
     >>> config = AutoencoderConfig(f=4, z_channels=3, reg="vq", ch=32, ch_mult=(1, 1, 1), resolution=32, num_codes=64)
-    >>> tiled = Tiled(build_autoencoder(config).eval())
-    >>> tiled.num_tiles(64, 96), tiled.encode(torch.zeros(1, 3, 64, 96)).shape
-    (45, torch.Size([1, 3, 16, 24]))
+    >>> tiled = Tiled(build_autoencoder(config).eval(), tile=32, overlap=8)
+    >>> tiled.num_tiles(32, 48), tiled.encode(torch.zeros(1, 3, 32, 48)).shape
+    (2, torch.Size([1, 3, 8, 12]))
     """
 
     first_stage: FirstStage

@@ -43,8 +43,8 @@ class Pictures(NamedTuple):
 
 def attribute_indices(caption: str) -> list[int]:
     """The attributes of a caption as indices, in the order of ATTRIBUTES; one past the last where not stated."""
-    said = parse_caption(caption)
-    return [answers.index(said[kind]) if kind in said else len(answers) for kind, answers in ATTRIBUTES.items()]
+    stated = parse_caption(caption)
+    return [answers.index(stated[kind]) if kind in stated else len(answers) for kind, answers in ATTRIBUTES.items()]
 
 
 def render(split: str, num: int) -> Pictures:
@@ -101,9 +101,9 @@ def fit(data: Pictures, steps: int) -> JudgeNet:
         x, regions, answers = mirror(x, regions, answers, torch.rand(BATCH, generator=generator) < 0.5)
         x = torch.cat([degrade_as_reconstructed(x[: BATCH // 2], generator), x[BATCH // 2 :]])
         with torch.autocast("cpu", torch.bfloat16):
-            maps, said = net(x.contiguous(memory_format=torch.channels_last))
+            maps, logits = net(x.contiguous(memory_format=torch.channels_last))
         map_loss = F.cross_entropy(maps, regions, weights)
-        losses = [F.cross_entropy(said[kind], answers[:, i]) for i, kind in enumerate(ATTRIBUTES)]
+        losses = [F.cross_entropy(logits[kind], answers[:, i]) for i, kind in enumerate(ATTRIBUTES)]
         loss = map_loss + 0.3 * sum(losses)
         optimizer.zero_grad()
         loss.backward()
@@ -128,13 +128,13 @@ def validate(judge: Judge, pictures: Pictures) -> dict[str, dict[str, float]]:
     degraded = torch.cat([degrade_as_reconstructed(part, generator) for part in clean.split(BATCH // 2)])
     accuracy = {}
     for name, x in {"clean": clean, "spoiled": degraded}.items():
-        seen = judge.look(x)
-        scores = caption_fulfilment(seen, pictures.captions) | layout_scores(seen, pictures.boxes)
+        predicted = judge.predict(x)
+        scores = caption_fulfilment(predicted, pictures.captions) | layout_scores(predicted, pictures.boxes)
         values = {key: score.value for key, score in scores.items()}
-        values["pixels"] = (seen.regions == pictures.regions).float().mean().item()
-        said = torch.stack([seen.answers[kind].argmax(1) for kind in ATTRIBUTES], 1)
+        values["pixels"] = (predicted.regions == pictures.regions).float().mean().item()
+        found = torch.stack([predicted.answers[kind].argmax(1) for kind in ATTRIBUTES], 1)
         unstated = pictures.answers == torch.tensor([len(answers) for answers in ATTRIBUTES.values()])
-        values["unstated"] = (said == pictures.answers)[unstated].float().mean().item()
+        values["unstated"] = (found == pictures.answers)[unstated].float().mean().item()
         accuracy[name] = {key: round(value, 4) for key, value in values.items()}
     return accuracy
 

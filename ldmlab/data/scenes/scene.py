@@ -135,7 +135,7 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
 
     behind: list[_Thing] = []
     front: list[_Thing] = []
-    said: list[str] = []
+    extras: list[str] = []
     if place.hour is not None and r.chance(0.55):  # an object in the sky, on the side opposite to the main one
         kind = (
             "moon"
@@ -151,7 +151,7 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
         at = 0.5 + side * r.uniform(0.30, 0.38)
         dress_sky = Style("white", "white", "plain", glow, glow, light)
         behind.append(_Thing(kind, dress_sky, at, r.uniform(0.11, 0.17), size, 0.0, r.chance(0.5), 0.0))
-        said.append(f"{_phrase(behind[-1])} in the sky")
+        extras.append(f"{_phrase(behind[-1])} in the sky")
     if r.chance(0.75):
         kind = r.choice(_BESIDE.get(place_name, ("ball", "bush", "crate", "rock", "post")))
         size = r.uniform(0.09, 0.14)
@@ -169,7 +169,7 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
             relation = "behind the"
         else:
             relation = "to the left of the" if side < 0 else "to the right of the"
-        said.append(f"{_phrase(companion)} {relation} {name}")
+        extras.append(f"{_phrase(companion)} {relation} {name}")
     hour = HOURS[place.hour].words if place.hour else ""
     where = place.words
     if flying:
@@ -182,8 +182,8 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
     elif name == "lighthouse" and place_name == "sea":
         where = "by the sea"
     caption = " ".join(part for part in (_phrase(main), where, hour) if part)
-    if said:
-        caption += ", with " + " and ".join(said)
+    if extras:
+        caption += ", with " + " and ".join(extras)
     return [*behind, main, *front], len(behind), caption[0].upper() + caption[1:] + ".", place
 
 
