@@ -40,7 +40,7 @@ class AutoencoderConfig:
     commitment: float = 0.25
     vq_legacy: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("ch_mult", "attn_resolutions"):  # they come from JSON files as lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.f not in F_CHOICES:
