@@ -78,7 +78,7 @@ class Prompts:
 
     def judged(self, judge: Judge, x: Float[Tensor, "n 3 h w"], shift: int = 0) -> dict[str, Score]:
         """What the judge finds of it on pictures; with a `shift`, of what was asked so many places further on."""
-        seen = judge.look(x)
+        seen = judge.predict(x)
         prompts = self.annotations[shift:] + self.annotations[:shift]
         match self.kind:
             case "class":
@@ -87,7 +87,7 @@ class Prompts:
                 scores = caption_fulfilment(seen, [a.caption for a in prompts])
                 return {"fulfilled": scores["all"]} | {m: scores[m] for m in MEASURES["text"] if m in scores}
             case "layout":
-                return layout_scores(seen, [a.seen() for a in prompts])
+                return layout_scores(seen, [a.visible_boxes() for a in prompts])
         raise ValueError(f"the judge scores class, text and layout; this model's condition is {self.kind or 'none'}")
 
     @cached_property

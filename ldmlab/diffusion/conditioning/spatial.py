@@ -41,7 +41,7 @@ class LatentDataset(BatchDataset, Protocol):
         """Hash of the first stage's weights."""
 
     @property
-    def is_kept(self) -> bool:
+    def is_decoded(self) -> bool:
         """Whether a batch needs no picture to be decoded."""
 
 
@@ -212,7 +212,7 @@ class WithPictures(Dataset[dict[str, Tensor]]):
             raise ValueError(f"there must be one picture a latent, mirror images included; got {len(latents)} latents "
                              f"and {len(pictures)} pictures")
         self.latents, self.pictures, self.maps = latents, pictures, maps
-        self.first_stage, self.is_kept = latents.first_stage, latents.is_kept and pictures.is_kept
+        self.first_stage, self.is_decoded = latents.first_stage, latents.is_decoded and pictures.is_decoded
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -167,7 +167,7 @@ class Conditioned(Dataset[dict[str, Tensor]]):
     def __init__(self, latents: LatentDataset, y: Int[Tensor, "n2 ..."]):
         if len(y) != len(latents):
             raise ValueError(f"{len(latents)} latents, mirror images included, need as many conditions, got {len(y)}")
-        self.latents, self.y, self.first_stage, self.is_kept = latents, y, latents.first_stage, latents.is_kept
+        self.latents, self.y, self.first_stage, self.is_decoded = latents, y, latents.first_stage, latents.is_decoded
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -80,7 +80,7 @@ def test_a_sequence_longer_than_the_transformer_is_refused():
 
 
 class _Latents(Dataset):
-    first_stage, is_kept = "abc", True
+    first_stage, is_decoded = "abc", True
 
     def __len__(self):
         return 4
