@@ -20,6 +20,8 @@ PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
 class ActNorm(nn.Module):
     """Per-channel shift and scale that make the first training batch zero-mean and unit-variance [Glow, Sec. 3.1]."""
 
+    initialized: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(1, channels, 1, 1))
