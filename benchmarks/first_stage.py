@@ -19,7 +19,7 @@ from original import FirstStage, add_option, find_original, vq_loss
 from torch import Tensor, nn
 
 from ldmlab.checkpoints.compvis import DISCRIMINATOR_RULES, to_compvis
-from ldmlab.checkpoints.released import released
+from ldmlab.checkpoints.released import released_row
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.losses import FirstStageLoss, PatchDiscriminator
 from ldmlab.first_stage.training import FirstStageModule
@@ -93,7 +93,7 @@ def work(name: str, args, active: bool, side: int, batch: int) -> Work:
         torch.save(trunk, Path(folder) / "vgg16.pth")
         perceptual = LpipsLoss(Path(folder) / "vgg16.pth").to(device)
     pictures = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, device=device)
-    config = released("vq-f4").config
+    config = released_row("vq-f4").config
 
     def autoencoder() -> nn.Module:
         torch.manual_seed(2)

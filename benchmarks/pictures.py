@@ -20,7 +20,7 @@ from torch import Tensor
 from training import Step
 
 from ldmlab.checkpoints.diffusers_format.folders import describe
-from ldmlab.checkpoints.released import released
+from ldmlab.checkpoints.released import released_row
 from ldmlab.data.images import open_dataset, to_float
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.unet.unet import UNet
@@ -51,7 +51,7 @@ class FromPictures:
 
 
 def work(name: str, args, row_name: str, b: int) -> Work:
-    row, device = released(row_name), choose_device()
+    row, device = released_row(row_name), choose_device()
     f, c = row.first_stage.config.f, row.denoiser.out_channels
     torch.manual_seed(0)
     model = filled(UNet(row.denoiser)).to(device)

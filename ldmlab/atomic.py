@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all; below every room, since all of them write."""
+"""Atomic writes and locks, below every package, since all of them write files."""
 
 import errno
 import os
@@ -11,23 +11,23 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_FORGOTTEN_S = 3600.0  # no write takes this long: its process is gone
-_NEARLY_NOTHING = 2**20
+_STALE_S = 3600.0  # age at which a partial file is taken for that of a process that has died
+_FULL_BELOW = 2**20  # free bytes below which a failed write is put down to a full disk
 
 
 class DiskFull(OSError):
-    """No room for a file; the message names it, its size and the room left. What it should replace is unharmed."""
+    """Not enough disk space for a file; the message has its size and the free space. An existing file is unchanged."""
 
 
 def atomic_write(path: Path | str, content: bytes | Callable[[Path], object]) -> Path:
-    """Write a file so that a reader, a crash or a second writer never sees half of it.
+    """Write a file atomically: readers, crashes and other writers never meet a partial file. Returns the path.
 
-    `content` is the bytes, or a function that writes to the path it is given. The bytes go to a file beside it, reach
-    the disk, and take the name in one step. Raises DiskFull where they do not fit.
+    `content` is the bytes, or a function that writes to the path it is given. They go to a temporary file beside
+    `path`, which is synced to disk and renamed. Raises DiskFull where there is not enough space.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_forgotten(path)
+    _remove_stale(path)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         if callable(content):
@@ -43,9 +43,9 @@ def atomic_write(path: Path | str, content: bytes | Callable[[Path], object]) ->
         part.unlink(missing_ok=True)
         if isinstance(error, Exception) and _is_full(error, free):
             left = _mb(free + written)
-            more = f"more than {_mb(max(written, free))}"  # what a function would have written is not known
+            more = f"more than {_mb(max(written, free))}"  # the size of what a function writes is not known
             need = more if callable(content) else _mb(len(content))
-            kept = "the file as it was is kept" if path.exists() else "nothing was written"
+            kept = "the previous file is kept" if path.exists() else "nothing was written"
             raise DiskFull(errno.ENOSPC, f"disk full: {path} needs {need}, {left} are free; {kept}") from error
         raise
     _sync_folder(path.parent)
@@ -53,24 +53,24 @@ def atomic_write(path: Path | str, content: bytes | Callable[[Path], object]) ->
 
 
 def _is_full(error: BaseException | None, free: int) -> bool:
-    """Whether a failed write was for want of room; some libraries hide the number, and leave nothing free."""
+    """Whether a write failed for lack of space; some libraries do not pass on the errno."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return free < _NEARLY_NOTHING or os.strerror(errno.ENOSPC).lower() in str(error).lower()
+    return free < _FULL_BELOW or os.strerror(errno.ENOSPC).lower() in str(error).lower()
 
 
-def _remove_forgotten(path: Path) -> None:
-    """What killed processes left of earlier attempts at this file."""
+def _remove_stale(path: Path) -> None:
+    """Remove partial files that killed processes left."""
     for part in path.parent.glob(f".{path.name}.*.part"):
         try:
-            if time.time() - part.stat().st_mtime > _FORGOTTEN_S:
+            if time.time() - part.stat().st_mtime > _STALE_S:
                 part.unlink()
         except FileNotFoundError:
-            pass  # another process was quicker
+            pass  # removed by another process
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name itself survive a power cut, where the system can open a folder."""
+    """Sync the folder, so that the new name survives a power cut (POSIX only)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -85,7 +85,7 @@ def _mb(size: int) -> str:
 
 @contextmanager
 def locked(folder: Path, label: str) -> Iterator[None]:
-    """Hold the folder of one model: a second run of the same waits, and then finds it trained."""
+    """Lock the folder of one model, so that a second run of it waits and then finds it trained."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:

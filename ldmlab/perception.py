@@ -1,15 +1,17 @@
-"""The networks that look at pictures: for the perceptual loss [LDM v2, App. G] and for scores, never the same for both.
+"""Feature networks for the perceptual loss [LDM v2, App. G] and for scores; no network serves both.
 
-A score taken with the network that trained a model rewards what that network cannot see. So the lab ships three small
-networks of different architecture, seed and training task: `psim-lab` is for losses, `fd-lab` for scores, `referee`
-checks the order that `fd-lab` gives. `python -m ldmlab.weights.train` makes them. LPIPS stands in for `psim-lab` where
-its published weights are at hand; nothing is ever downloaded here.
+Scores from the network that a model was trained with would not show its blind spots. So ldmlab ships three small
+networks of different architecture, seed and training task: `psim-lab` for losses, `fd-lab` for scores, and `referee` to
+check the ranking by `fd-lab`. `python -m ldmlab.weights.train` trains them. LPIPS replaces `psim-lab` where its
+published weights are on disk; nothing is downloaded here.
 """
 
 import hashlib
 import json
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,13 +19,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Module = TypeVar("Module", bound=nn.Module)
+
 WEIGHTS = Path(__file__).parent / "weights"
-MIN_SIZE = 16  # pixels a side; below, the deepest maps are one pixel
-LPIPS_TRUNK = "vgg16-397923af.pth"  # the name under which torchvision and lpips look for VGG16
+MIN_SIZE = 16  # pixels; on smaller pictures the deepest feature maps are one pixel
+LPIPS_TRUNK = "vgg16-397923af.pth"  # file name of VGG16 in torchvision and lpips
 
 
 def check_pictures(x: Tensor, what: str = "x", *, in_range: bool = True) -> None:
-    """Refuse what is no batch of pictures: float (n, 3, h, w), sides >= 16, values in [-1, 1] if `in_range`."""
+    """Check that `x` is a batch of pictures: float (n, 3, h, w), sides >= 16, values in [-1, 1] if `in_range`.
+
+    Raises TypeError for other dtypes and ValueError for other shapes and values; `what` names the argument.
+    """
     if not x.is_floating_point():
         raise TypeError(f"{what} must be float in [-1, 1], got {x.dtype}; to_float() of ldmlab.data.images converts")
     if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < MIN_SIZE:
@@ -35,23 +42,31 @@ def check_pictures(x: Tensor, what: str = "x", *, in_range: bool = True) -> None
 
 
 class FeatureNet(nn.Module):
-    """A frozen network of `stages`, each a feature map; after training its BatchNorms are folded into convolutions."""
+    """Base class of feature networks: a chain of `stages`, each with a feature map, and an embedding pooled from them.
+
+    The shipped networks are frozen, with their BatchNorms folded into the convolutions; `weights_hash` is the sha256 of
+    the weights file.
+    """
 
     name = "feature-net"
     mean_of: tuple[int, ...] = ()  # stages whose spatial mean is part of the embedding
-    std_of: tuple[int, ...] = ()  # stages whose spatial standard deviation is
+    std_of: tuple[int, ...] = ()  # stages whose spatial standard deviation is part of the embedding
 
-    def __init__(self, widths: tuple[int, ...], stages: list[nn.Module]):
+    embed_mean: Tensor
+    embed_std: Tensor
+    weights_hash: str
+
+    def __init__(self, widths: tuple[int, ...], stages: Sequence[nn.Module]):
         super().__init__()
         self.widths, self.stages = widths, nn.ModuleList(stages)
         self.dim = sum(widths[i] for i in (*self.mean_of, *self.std_of))
-        # Over the training pictures each entry of an embedding has mean 0 and deviation 1: no stage drowns another.
+        # They standardise each entry of an embedding over the training pictures, so that no stage dominates.
         self.register_buffer("embed_mean", torch.zeros(self.dim))
         self.register_buffer("embed_std", torch.ones(self.dim))
         self.weights_hash = ""
 
     def stage_maps(self, x: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
-        """What each stage gives, without looking at the input first."""
+        """Feature maps of all stages, without checking the input."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -59,19 +74,19 @@ class FeatureNet(nn.Module):
         return maps
 
     def maps(self, x: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
-        """Feature maps, fine to coarse, of pictures in [-1, 1]."""
+        """Feature maps of all stages, fine to coarse, of pictures in [-1, 1]."""
         check_pictures(x)
         return self.stage_maps(x)
 
     def pool(self, maps: list[Tensor]) -> Float[Tensor, "n d"]:
-        """Spatial means and deviations of the stages that make up the embedding, in their own units."""
+        """The embedding before standardisation: spatial means of `mean_of` stages, deviations of `std_of` stages."""
         means = [maps[i].mean((2, 3)) for i in self.mean_of]
         # The small constant keeps the gradient finite where a map is flat.
         stds = [(maps[i].var((2, 3), correction=0) + 1e-6).sqrt() for i in self.std_of]
         return torch.cat(means + stds, 1)
 
     def embed(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """One standardised vector a picture in [-1, 1], always in float32, of any size from 16 px."""
+        """Standardised embeddings, in float32, of pictures in [-1, 1] of any size from 16 px."""
         check_pictures(x)
         with torch.autocast(x.device.type, enabled=False):
             return (self.pool(self.stage_maps(x.float())) - self.embed_mean) / self.embed_std
@@ -83,7 +98,7 @@ def _conv(c_in: int, c_out: int, act: type[nn.Module], k: int = 3, stride: int =
 
 
 class PsimNet(FeatureNet):
-    """Pairs of 3x3 convolutions and ReLUs between average pools, like VGG, at a hundredth of its cost."""
+    """Network of the perceptual loss PSIM-lab: pairs of 3x3 convolutions with ReLU between average pools, as in VGG."""
 
     name = "psim-lab"
     mean_of = (0, 1, 2, 3)
@@ -91,7 +106,7 @@ class PsimNet(FeatureNet):
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96)):
         stages, c_in = [], 3
         for i, c in enumerate(widths):
-            # Mean pooling spreads a gradient evenly over the pixels; strides or max pooling would leave dots.
+            # Average pooling spreads the gradient evenly over pixels; strides and max pooling cause dot artefacts.
             pool = [nn.AvgPool2d(2)] if i else []
             stages.append(nn.Sequential(*pool, _conv(c_in, c, nn.ReLU), _conv(c, c, nn.ReLU)))
             c_in = c
@@ -109,7 +124,7 @@ class _Residual(nn.Module):
 
 
 class FdNet(FeatureNet):
-    """A residual network with SiLU; its embedding joins fine statistics (mean, deviation) with deep features."""
+    """Network of FD-lab: residual, with SiLU; the embedding joins statistics of the finest stage with deep features."""
 
     name = "fd-lab"
     mean_of = (0, 1, 3)
@@ -122,7 +137,7 @@ class FdNet(FeatureNet):
 
 
 class RefereeNet(FeatureNet):
-    """Strided 4x4 convolutions with leaky ReLUs, like a discriminator; its embedding joins two depths."""
+    """Network of FD-referee: strided 4x4 convolutions with leaky ReLU; the embedding joins two depths."""
 
     name = "referee"
     mean_of = (1, 3)
@@ -137,15 +152,15 @@ class RefereeNet(FeatureNet):
         super().__init__(widths, stages)
 
 
-ARCHITECTURES: dict[str, type[FeatureNet]] = {net.name: net for net in (PsimNet, FdNet, RefereeNet)}
+ARCHITECTURES: dict[str, Callable[[], FeatureNet]] = {net.name: net for net in (PsimNet, FdNet, RefereeNet)}
 
 
-def fold_batchnorm(module: nn.Module) -> nn.Module:
-    """Fold every BatchNorm behind a convolution into it, in place, for evaluation: the same function with less work."""
+def fold_batchnorm(module: Module) -> Module:
+    """Fold every BatchNorm into the convolution before it, in place and for evaluation; returns the module."""
     for name, child in module.named_children():
-        if isinstance(child, nn.Sequential) and len(child) > 1 and isinstance(child[1], nn.BatchNorm2d):
-            child[0] = torch.nn.utils.fuse_conv_bn_eval(child[0].eval(), child[1].eval())
-            child[1] = nn.Identity()
+        conv, norm = (child[0], child[1]) if isinstance(child, nn.Sequential) and len(child) > 1 else (None, None)
+        if isinstance(child, nn.Sequential) and isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            child[0], child[1] = torch.nn.utils.fuse_conv_bn_eval(conv.eval(), norm.eval()), nn.Identity()
         else:
             fold_batchnorm(child)
         module.register_module(name, child)
@@ -158,19 +173,23 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def freeze(module: nn.Module) -> nn.Module:
-    """Evaluation mode, no gradient for any parameter."""
+def freeze(module: Module) -> Module:
+    """Put a module into evaluation mode, without gradients for its parameters; returns the module."""
     return module.eval().requires_grad_(False)
 
 
 def feature_net(name: str, folder: Path | str | None = None) -> FeatureNet:
-    """One of the lab's shipped networks, frozen: "psim-lab" for losses, "fd-lab" for scores, "referee" for checks.
+    """Load a shipped feature network, frozen: "psim-lab" for losses, "fd-lab" for scores, "referee" for checks.
 
-    `folder` holds `<name>.safetensors` and `<name>.json` (default: those shipped). Raises ValueError on an unknown name
-    and where the file's hash is not the one its JSON states.
+    `folder` holds `<name>.safetensors` and `<name>.json` (default: the shipped ones). Raises ValueError for an unknown
+    name, and for a file whose sha256 differs from that in its JSON.
+
+    >>> net = feature_net("fd-lab")
+    >>> net.embed(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 128])
     """
     if name not in ARCHITECTURES:
-        raise ValueError(f"no feature network {name!r}; there are {', '.join(map(repr, ARCHITECTURES))}")
+        raise ValueError(f"no feature network {name!r}; accepted are {', '.join(map(repr, ARCHITECTURES))}")
     path = Path(folder or WEIGHTS) / f"{name}.safetensors"
     card = json.loads(path.with_suffix(".json").read_text())
     digest = file_hash(path)
@@ -183,32 +202,33 @@ def feature_net(name: str, folder: Path | str | None = None) -> FeatureNet:
 
 
 class PsimLoss(nn.Module):
-    """PSIM-lab: squared differences of unit-normalised feature maps, averaged over places and layers; in [0, 4]."""
+    """PSIM-lab: squared distance of unit-normalised features, averaged over positions and layers; in [0, 4]."""
 
     name = "PSIM-lab"
+    net: FeatureNet
 
     def __init__(self, net: FeatureNet):
         super().__init__()
         self.net, self.weights_hash = freeze(net).to(memory_format=torch.channels_last), net.weights_hash
-        self._range_seen = False
+        self._range_checked = False
 
     def train(self, mode: bool = True) -> "PsimLoss":
-        """Stays in evaluation mode, whatever the model that holds it does."""
+        """Keeps evaluation mode, also where the module that contains it switches to training."""
         return super().train(False)
 
     def forward(self, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-        """Distance of each pair; pictures in [-1, 1] (only `x`, and only at the first call, is looked at for that).
+        """Distance of each pair of pictures in [-1, 1]; only the range of `x` at the first call is checked.
 
-        Deviation: LPIPS weights its channels by human judgements; here all layers and channels count alike.
+        Deviation: LPIPS weighs its channels by human judgements; here all layers and channels count alike.
         """
-        check_pair(x, y, in_range=not self._range_seen)
-        self._range_seen = True
-        # On a CPU this layout saves a seventh of the time.
+        check_pair(x, y, in_range=not self._range_checked)
+        self._range_checked = True
+        # On a CPU, channels_last saves a seventh of the time.
         x, y = (p.contiguous(memory_format=torch.channels_last) for p in (x, y))
         distances = []
         for a, b in zip(self.net.stage_maps(x), self.net.stage_maps(y), strict=True):
-            # Features have unit variance a channel. The constant, 1 % of a typical squared norm, keeps noise in dark or
-            # flat places from being blown up to full contrast.
+            # Features have unit variance per channel. The constant, 1 % of a typical squared norm, keeps noise in dark
+            # or flat regions from being normalised to full contrast.
             eps = 0.01 * a.shape[1]
             a, b = (m * (m.square().sum(1, keepdim=True) + eps).rsqrt() for m in (a, b))
             distances.append((a - b).square().sum(1).mean((1, 2)))
@@ -224,29 +244,32 @@ class LpipsLoss(nn.Module):
         super().__init__()
         import lpips
 
-        # Building VGG16 draws random weights, all replaced below; the caller's random numbers must not notice.
+        # Building VGG16 draws random weights, all replaced below; the caller's random state stays as it was.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lpips calls torchvision in its old way
+            warnings.simplefilter("ignore")  # lpips uses deprecated arguments of torchvision
             model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
         state = torch.load(trunk, map_location="cpu", weights_only=True)
         keys = {key: key.replace(key.split(".")[0], "features", 1) for key in model.net.state_dict()}
         if missing := sorted(set(keys.values()) - set(state)):
-            raise ValueError(f"{trunk} is no VGG16 of torchvision: it lacks {', '.join(missing[:3])}")
+            raise ValueError(f"{trunk} does not hold torchvision's VGG16: it lacks {', '.join(missing[:3])}")
         model.net.load_state_dict({ours: state[theirs] for ours, theirs in keys.items()})
         self.model, self.weights_hash = freeze(model), file_hash(trunk)
 
     def train(self, mode: bool = True) -> "LpipsLoss":
-        """Stays in evaluation mode: in the released code the first stage's train() wakes dropout in here."""
+        """Keeps evaluation mode; in the released code, train() of the first stage switches on its dropout."""
         return super().train(False)
 
     def forward(self, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-        """Distance of each pair; pictures in [-1, 1]."""
+        """Distance of each pair of pictures in [-1, 1]."""
         check_pair(x, y, in_range=False)
         return self.model(x, y).flatten()
 
 
 def check_pair(x: Tensor, y: Tensor, *, in_range: bool) -> None:
-    """Refuse pictures that cannot be compared; `y` may leave [-1, 1], as reconstructions do in training."""
+    """Check two batches of pictures of one shape; `y` may leave [-1, 1], as reconstructions do in training.
+
+    Raises ValueError for different shapes, and as `check_pictures`.
+    """
     if x.shape != y.shape:
         raise ValueError(f"x and y must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
     check_pictures(x, in_range=in_range)
@@ -254,14 +277,19 @@ def check_pair(x: Tensor, y: Tensor, *, in_range: bool) -> None:
 
 
 def lpips_trunk() -> Path:
-    """Where the VGG16 weights that LPIPS needs would lie: the hub folder of torch ($TORCH_HOME)."""
+    """Path of the VGG16 weights that LPIPS needs, in torch's hub folder ($TORCH_HOME)."""
     return Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_TRUNK
 
 
 def perceptual_loss(kind: str = "auto") -> PsimLoss | LpipsLoss:
-    """The perceptual term of the first stage: "lpips", "psim-lab", or "auto": LPIPS where its weights are at hand.
+    """The perceptual loss of the first stage: "lpips", "psim-lab", or "auto": LPIPS if its weights are on disk.
 
-    The result's `.name` says which. Raises FileNotFoundError for "lpips" without weights, ValueError on other kinds.
+    `name` of the result is "LPIPS" or "PSIM-lab". Raises FileNotFoundError for "lpips" without weights and ValueError
+    for other kinds.
+
+    >>> loss, x = perceptual_loss("psim-lab"), torch.zeros(2, 3, 32, 32)
+    >>> loss(x, x)
+    tensor([0., 0.])
     """
     if kind not in ("auto", "lpips", "psim-lab"):
         raise ValueError(f"kind must be 'auto', 'lpips' or 'psim-lab', got {kind!r}")

@@ -197,5 +197,5 @@ def test_a_wrong_trunk_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save({"weight": torch.zeros(1)}, tmp_path / "hub" / "checkpoints" / perception.LPIPS_TRUNK)
-    with pytest.raises(ValueError, match="no VGG16"):
+    with pytest.raises(ValueError, match="does not hold torchvision's VGG16"):
         perceptual_loss("lpips")

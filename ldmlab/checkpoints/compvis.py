@@ -1,4 +1,4 @@
-"""CompVis state dicts <-> ours: tables of rename rules, read both ways, of modules, and of what is left out and why."""
+"""CompVis state dicts <-> ours: rename rules for both directions, the modules of a file, and the ignored entries."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class Rule(NamedTuple):
-    """One rename of whole dotted parts; in both templates `{name}` stands for the same run of digits."""
+    """Rename of whole dotted parts of a key; `{name}` stands for the same digits in both templates."""
 
     theirs: str
     ours: str
 
 
 FIRST_STAGE_RULES: tuple[Rule, ...] = (
-    Rule("encoder.down.{i}.block.{j}", "encoder.levels.{i}.blocks.{j}"),  # level 0 is the finest, there and here
+    Rule("encoder.down.{i}.block.{j}", "encoder.levels.{i}.blocks.{j}"),  # level 0 is the finest in both
     Rule("encoder.down.{i}.attn.{j}", "encoder.levels.{i}.attentions.{j}"),
     Rule("encoder.down.{i}.downsample", "encoder.levels.{i}.resample"),
     Rule("decoder.up.{i}.block.{j}", "decoder.levels.{i}.blocks.{j}"),
@@ -55,7 +55,7 @@ UNET_RULES: tuple[Rule, ...] = (
 )
 
 TRANSFORMER_RULES: tuple[Rule, ...] = (
-    Rule("transformer.norm", "norm"),  # before the layers' norms get this name, and after they lost it on the way back
+    Rule("transformer.norm", "norm"),  # before the layers' norms get this name, or after they lose it in reverse
     Rule("transformer.attn_layers.layers.{i}.0", "layers.{i}.norm"),
     Rule("transformer.attn_layers.layers.{i}.1", "layers.{i}.inner"),
     Rule("inner.net.0.0", "inner.0"),
@@ -75,7 +75,7 @@ CLASSIFIER_RULES: tuple[Rule, ...] = (
 
 
 class Part(NamedTuple):
-    """One module of a released model: the prefix of its keys in a file, its name here, the rules for the rest."""
+    """One module of a released model: the prefix of its keys in a file, its name in ldmlab, and the rename rules."""
 
     theirs: str
     ours: str
@@ -94,7 +94,7 @@ FIRST_STAGE_PARTS: tuple[Part, ...] = (
 
 
 class Ignored(NamedTuple):
-    """Keys that no module of ours holds, as a regular expression over all of a key, and why it may be so."""
+    """Entries that belong to no module of ldmlab: a regular expression for the whole key, and the reason."""
 
     pattern: str
     reason: str
@@ -108,15 +108,15 @@ TABLES = (
 IGNORED: tuple[Ignored, ...] = (
     Ignored("|".join(TABLES), "tables of the schedule, computed from its beta_t"),
     Ignored("lvlb_weights", "weights of the variational bound, computed from beta_t; older files have them"),
-    Ignored("logvar", "log-scale of the loss at each t: a constant, as no released model learns it"),
+    Ignored("logvar", "log-scale of the loss at each t, a constant: no released model learns it"),
     Ignored("scale_factor", "read into the model's scale_factor"),
-    Ignored(r"model_ema\.(decay|num_updates)", "the average's own settings, which only further training needs"),
-    Ignored(r"cond_stage_model\.transformer\.to_logits\..*", "logits over words, which no LDM asks for"),
-    Ignored(r"(first_stage_model\.)?loss\.perceptual_loss\..*", "LPIPS: frozen, published by its authors"),
-    Ignored(r"(first_stage_model\.)?loss\.logvar", "log-scale of the likelihood: a constant, in no optimizer"),
-    Ignored(r"first_stage_model\.loss\.discriminator\..*", "an LDM trains no first stage"),
+    Ignored(r"model_ema\.(decay|num_updates)", "settings of the average, needed for further training only"),
+    Ignored(r"cond_stage_model\.transformer\.to_logits\..*", "logits over words, which an LDM does not use"),
+    Ignored(r"(first_stage_model\.)?loss\.perceptual_loss\..*", "LPIPS: frozen, and published by its authors"),
+    Ignored(r"(first_stage_model\.)?loss\.logvar", "log-scale of the likelihood, a constant"),
+    Ignored(r"first_stage_model\.loss\.discriminator\..*", "an LDM does not train its first stage"),
 )
-IGNORED_FOR_MASKS = Ignored(r"cond_stage_model\..*", "the first stage once more, which also encodes the masked picture")
+IGNORED_FOR_MASKS = Ignored(r"cond_stage_model\..*", "a copy of the first stage, which also encodes the masked picture")
 
 
 @cache
@@ -126,7 +126,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _rename(state: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """Apply (source, target) templates in order; ValueError where two keys would become one."""
+    """Apply (source, target) templates in order; ValueError where two keys would become the same."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         new = key
@@ -140,10 +140,10 @@ def _rename(state: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]]) -> di
 
 
 def from_compvis(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """Rename a CompVis state dict to our keys; values untouched."""
+    """Rename the keys of a CompVis state dict to ours; ValueError where two would become the same."""
     return _rename(state, [(rule.theirs, rule.ours) for rule in rules])
 
 
 def to_compvis(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """Rename our state dict to CompVis keys; values untouched."""
+    """Rename the keys of our state dict to CompVis's; ValueError where two would become the same."""
     return _rename(state, [(rule.ours, rule.theirs) for rule in reversed(rules)])

@@ -1,4 +1,4 @@
-"""Released files, fetched on request and never otherwise: resumed, checked, and there whole or not at all.
+"""Download released files, on request only: with resume, verification and atomic writes.
 
 `fetch("kl-f8")`, or `python -m ldmlab.checkpoints fetch kl-f8`.
 """
@@ -22,48 +22,49 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ldmlab.atomic import atomic_write
-from ldmlab.checkpoints.manifest import Released, find, released
-from ldmlab.checkpoints.transfer import FetchError, Report, forget, length, mb, need_room, transfer
+from ldmlab.checkpoints.manifest import ReleasedFile, find_released_file, released_files
+from ldmlab.checkpoints.transfer import FetchError, check_free_space, discard, file_size, megabytes, transfer
 from ldmlab.perception import file_hash
+from ldmlab.progress import Progress
 
-_TRIES = 5  # a broken connection is taken up again as long as each try brings something
+_TRIES = 5  # per address; a broken connection is resumed as long as each try adds bytes
 
 
-def fetch(name: str, folder: Path | str | None = None, report: Report | None = None) -> Path:
-    """The path of a released file of the manifest, downloaded if it is not there, and checked either way.
+def fetch(name: str, folder: Path | str | None = None, report: Progress | None = None) -> Path:
+    """Download a file of the manifest if it is not on disk, verify it, and return its path.
 
-    `folder`: $LDMLAB_CHECKPOINTS, else ~/.cache/ldmlab/checkpoints; torch's hub folder for the networks of metrics. An
-    interrupted download goes on where it stopped. Of a zip only the checkpoint is kept. Without a published sha256 the
-    first one seen is written beside the file, and a file that changes later is refused (trust on first use). `report`
-    replaces the progress bar. Raises ValueError for an unknown name and for a file on disk of another sha256,
-    FetchError where the network or what came is at fault, DiskFull.
+    `folder` defaults to $LDMLAB_CHECKPOINTS, else ~/.cache/ldmlab/checkpoints; to torch's hub folder for the networks
+    of metrics. Interrupted downloads resume. Of a zip only the checkpoint is kept. Without a published sha256 the first
+    one seen is written beside the file, and a file that changes later is refused (trust on first use). `report` is
+    called with (bytes, total bytes) in place of the progress bar. Raises ValueError for an unknown name and for a file
+    on disk with another sha256, FetchError where the network or the downloaded file is at fault, and DiskFull.
     """
-    row = find(name)
+    row = find_released_file(name)
     place = Path(folder).expanduser() if folder is not None else default_folder(row)
     path, archive = place / row.file, (place / row.file).with_suffix(".zip")
-    if there := _lying(row, place):  # published whole, so no lock is needed, nor a folder that can be written
-        return there
-    with _alone(path):
-        if there := _lying(row, place):
-            return there
-        if row.member and archive.exists():  # put there by hand, and left there
+    if found := _find_on_disk(row, place):  # complete files need no lock and no writable folder
+        return found
+    with _lock(path):
+        if found := _find_on_disk(row, place):
+            return found
+        if row.member and archive.exists():  # put there by hand; it is not removed
             _publish(row, archive, path)
-            _keep_record(row, path, file_hash(path), "a zip put there by hand")
+            _write_record(row, path, file_hash(path), "a zip put there by hand")
             return path
         with _progress(name, report) as show:
             part, url = _download(row, path, show)
         try:
             _publish(row, part, path)
         except FetchError:
-            forget(part)  # whole and wrong: to go on from it would fail for ever
+            discard(part)  # complete but wrong: resuming it would fail again
             raise
-        forget(part)
-        _keep_record(row, path, file_hash(path), url)
+        discard(part)
+        _write_record(row, path, file_hash(path), url)
     return path
 
 
-def default_folder(row: Released) -> Path:
-    """Where a file of the manifest lies unless a folder is named."""
+def default_folder(row: ReleasedFile) -> Path:
+    """The folder of a file of the manifest unless the caller names one."""
     if row.hub:
         return Path(torch.hub.get_dir()) / "checkpoints"
     named = os.environ.get("LDMLAB_CHECKPOINTS")
@@ -71,17 +72,17 @@ def default_folder(row: Released) -> Path:
 
 
 def add_fetch(subparsers: "argparse._SubParsersAction") -> None:
-    """Add the command `fetch [NAME] [--folder FOLDER]`; its `run(args)` is what the caller calls."""
+    """Add the sub-command `fetch [NAME] [--folder FOLDER]`; `args.run(args)` runs it."""
     parser = subparsers.add_parser("fetch", help="download a released file and check it; without a name, list them")
     parser.add_argument("name", nargs="?", help="a name of the manifest, such as kl-f8")
-    parser.add_argument("--folder", help="where it goes (default: $LDMLAB_CHECKPOINTS or ~/.cache/ldmlab/checkpoints, "
+    parser.add_argument("--folder", help="destination (default: $LDMLAB_CHECKPOINTS or ~/.cache/ldmlab/checkpoints, "
                         "torch's hub folder for the networks of metrics)")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
     if args.name is None:
-        for row in released().values():
+        for row in released_files().values():
             print(f"{row.name:<26}{_size(row):<20}{row.urls[0]}")
         return
     try:
@@ -94,17 +95,17 @@ def _run(args: argparse.Namespace) -> None:
         print(f"sha256 {record['sha256']}, {record['trust']}")
 
 
-# What is on disk
+# Files on disk
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"{path.name}: another process is fetching it; waiting for that one", flush=True)
+        print(f"{path.name}: another process is downloading it; waiting", flush=True)
         lock.acquire()
     try:
         yield
@@ -116,49 +117,50 @@ def _record(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _known_hash(row: Released, path: Path) -> tuple[str | None, str]:
-    """The sha256 a file must have, and who says so: the manifest, or the record of the first fetch."""
+def _known_hash(row: ReleasedFile, path: Path) -> tuple[str | None, str]:
+    """The expected sha256 of a file and its origin: the manifest, or the record of the first download."""
     if row.sha256:
         return row.sha256, "the manifest"
     record = _record(path)
     return (json.loads(record.read_text())["sha256"], record.name) if record.exists() else (None, "")
 
 
-def _lying(row: Released, place: Path) -> Path | None:
-    """The file if it is there, under any of its names; ValueError if its hash is not the one it must have."""
+def _find_on_disk(row: ReleasedFile, place: Path) -> Path | None:
+    """The file on disk, under any of its names, or None; ValueError if its hash is not the expected one."""
     path = next((place / name for name in (row.file, *row.other_names) if (place / name).exists()), None)
     if path is None:
         return None
-    digest, (known, who) = file_hash(path), _known_hash(row, path)
+    digest, (known, origin) = file_hash(path), _known_hash(row, path)
     if known not in (None, digest):
-        raise ValueError(f"{path} has sha256 {digest}, but {who} states {known}: the file is damaged or another one. "
+        raise ValueError(f"{path} has sha256 {digest}, but {origin} states {known}: it is damaged or another file. "
                          f"Remove it and fetch {row.name!r} again")
     if not _record(path).exists() and os.access(place, os.W_OK):
-        _keep_record(row, path, digest, "a file put there by hand")
+        _write_record(row, path, digest, "a file put there by hand")
     return path
 
 
-def _keep_record(row: Released, path: Path, digest: str, came_from: str) -> None:
+def _write_record(row: ReleasedFile, path: Path, digest: str, source: str) -> None:
+    """Write sha256, size, origin and licence of a file beside it; warn where a third party's copy has another hash."""
     trust = "as the manifest states it" if row.sha256 else "trusted on first use: none is published"
     if row.copy:
         same = row.copy.sha256 == digest
         trust += f"; {'the same as' if same else 'NOT that of'} the copy at {row.copy.source}"
         if not same:
             warnings.warn(f"{path} has sha256 {digest}, the copy at {row.copy.source} has {row.copy.sha256}. Neither "
-                          "is the authors' word; look into it before you trust a number", stacklevel=3)
-    record = {"name": row.name, "sha256": digest, "size": path.stat().st_size, "trust": trust, "from": came_from,
+                          "is published by the authors; find out which is right before you use the file", stacklevel=3)
+    record = {"name": row.name, "sha256": digest, "size": path.stat().st_size, "trust": trust, "from": source,
               "license": row.license, "seen": datetime.now(UTC).isoformat(timespec="seconds")}
     atomic_write(_record(path), json.dumps(record, indent=1).encode())
 
 
-def _publish(row: Released, source: Path, path: Path) -> None:
-    """Give the file its name, once its hash is known to be right; a zip is left as it is."""
-    known, who = _known_hash(row, path)
+def _publish(row: ReleasedFile, source: Path, path: Path) -> None:
+    """Verify the hash of a download and move it to `path`; of a zip, unpack the checkpoint there."""
+    known, origin = _known_hash(row, path)
 
     def check(part: Path) -> None:
         if known and (digest := file_hash(part)) != known:
-            raise FetchError(f"{row.name}: what came has sha256 {digest}, but {who} states {known}; it was thrown "
-                             f"away. Fetch it again; if that does not help, the file at {row.urls[0]} has changed")
+            raise FetchError(f"{row.name}: the download has sha256 {digest}, but {origin} states {known}; it was "
+                             f"deleted. Fetch it again; if that does not help, the file at {row.urls[0]} has changed")
 
     def move(part: Path) -> None:
         os.replace(source, part)
@@ -168,7 +170,7 @@ def _publish(row: Released, source: Path, path: Path) -> None:
         atomic_write(path, move)
         return
     with _checkpoint_in(row, source) as (packed, size):
-        need_room(path.parent, size)
+        check_free_space(path.parent, size)
 
         def unpack(part: Path) -> None:
             with open(part, "wb") as file:
@@ -179,8 +181,8 @@ def _publish(row: Released, source: Path, path: Path) -> None:
 
 
 @contextmanager
-def _checkpoint_in(row: Released, source: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """The one checkpoint of a zip and its size; names inside are compared, and never used as paths."""
+def _checkpoint_in(row: ReleasedFile, source: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """Open the single checkpoint in a zip, with its size; names in the zip are never used as paths."""
     try:
         with ZipFile(source) as archive:
             files = {info: PurePosixPath(info.filename).name for info in archive.infolist() if not info.is_dir()}
@@ -188,38 +190,39 @@ def _checkpoint_in(row: Released, source: Path) -> Iterator[tuple[IO[bytes], int
             fitting = fitting or [i for i, file in files.items() if file.endswith(".ckpt") and not file.startswith(".")]
             if len(fitting) != 1:
                 held = ", ".join(archive.namelist()[:9])
-                raise FetchError(f"the zip of {row.name!r} should hold one {row.member}; it holds {held or 'nothing'}")
+                raise FetchError(f"the zip of {row.name!r} must hold one {row.member}; it holds {held or 'nothing'}")
             with archive.open(fitting[0]) as packed:
                 yield packed, fitting[0].file_size
     except (BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted, unknown method
-        raise FetchError(f"what came for {row.name!r} is no whole zip ({error}); fetch it again") from error
+        raise FetchError(f"the download of {row.name!r} is not a complete zip ({error}); fetch it again") from error
 
 
 # The download
 
 
-def _download(row: Released, path: Path, show: Report) -> tuple[Path, str]:
-    """The whole of what an address gives, in a file that no reader looks at, and the address."""
+def _download(row: ReleasedFile, path: Path, show: Progress) -> tuple[Path, str]:
+    """Download from the first address that works to a temporary file; returns the file and the address."""
     problems = []
     for url in row.urls:
         part = path.with_name(f".{path.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.download")
         for _ in range(_TRIES):
-            had = length(part)
+            had = file_size(part)
             try:
                 transfer(url, part, None if row.member else row.size, show)
                 return part, url
             except FetchError as error:
-                problem = f"{error}; {mb(length(part))} are kept for the next try" if length(part) else str(error)
-            if length(part) <= had:
+                kept = f"; {megabytes(file_size(part))} are kept for the next try" if file_size(part) else ""
+                problem = f"{error}{kept}"
+            if file_size(part) <= had:
                 break
         problems.append(problem)
     target = path.with_suffix(".zip") if row.member else path
-    raise FetchError(f"{row.name!r} could not be fetched: {'; '.join(problems)}. Try again later, or get "
-                     f"{' or '.join(row.urls)} ({_size(row)}) by other means and put it there as {target}")
+    raise FetchError(f"{row.name!r} could not be fetched: {'; '.join(problems)}. Try again later, or "
+                     f"download {' or '.join(row.urls)} ({_size(row)}) by other means to {target}")
 
 
 @contextmanager
-def _progress(label: str, report: Report | None) -> Iterator[Report]:
+def _progress(label: str, report: Progress | None) -> Iterator[Progress]:
     if report is not None:
         yield report
         return
@@ -227,15 +230,15 @@ def _progress(label: str, report: Report | None) -> Iterator[Report]:
 
         def show(done: int, total: int) -> None:
             if bar.total is None:
-                bar.initial, bar.n, bar.total = done, done, total or None  # what was there already took no time
+                bar.initial, bar.n, bar.total = done, done, total or None  # bytes on disk do not count for the rate
             bar.update(done - bar.n)
 
         yield show
 
 
-def _size(row: Released) -> str:
+def _size(row: ReleasedFile) -> str:
     if row.size:
-        return mb(row.size)
+        return megabytes(row.size)
     if row.copy and row.copy.size:
-        return f"about {mb(row.copy.size)}"
+        return f"about {megabytes(row.copy.size)}"
     return "size not published"

@@ -1,4 +1,4 @@
-"""Our own checkpoint files: weights and everything needed to rebuild the model, in one safetensors file."""
+"""ldmlab's own checkpoint files: weights and a JSON description of the model in one safetensors file."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,28 @@ _KEY = "ldmlab"
 
 
 def save_model(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
-    """Write weights and `meta` (JSON) atomically: the file is there whole, or not at all."""
+    """Write tensors and `meta` (JSON values) atomically; DiskFull where there is not enough space.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+    >>> save_model(path, {"weight": torch.ones(2)}, {"kind": "example"})
+    >>> load_model(path)
+    ({'weight': tensor([1., 1.])}, {'kind': 'example'})
+    """
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     atomic_write(path, save(plain, metadata={_KEY: json.dumps(meta, sort_keys=True)}))
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Weights and meta of a file written by `save_model`; ValueError if it is none, or is damaged."""
+    """Read the tensors and `meta` that `save_model` wrote; ValueError for a damaged file or one of another origin.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+    >>> save_model(path, {"weight": torch.zeros(1)}, {"f": 8})
+    >>> tensors, meta = load_model(path)
+    >>> meta["f"], tensors["weight"].shape
+    (8, torch.Size([1]))
+    """
     try:
         with safe_open(str(path), framework="pt") as file:
             meta = (file.metadata() or {}).get(_KEY)

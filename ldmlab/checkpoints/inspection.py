@@ -1,4 +1,4 @@
-"""What is this file, which released model is it, what does it lack? For `python -m ldmlab.checkpoints inspect`."""
+"""Identify a file of weights: its kind, the released model that it fits, and what differs."""
 
 import argparse
 import json
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldmlab.checkpoints.compvis import LDM_PARTS
-from ldmlab.checkpoints.opening import Opened, open_weights
+from ldmlab.checkpoints.opening import WeightsFile, open_weights
 from ldmlab.checkpoints.released import LdmRow, Row
 from ldmlab.checkpoints.released_model import candidates
 from ldmlab.checkpoints.state import Fit, reason_ignored
 
-FITS, FITS_NOT, UNREADABLE = 0, 1, 2  # exit codes
+FITS, NO_FIT, UNREADABLE = 0, 1, 2  # exit codes
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `inspect_file` found: an exit code, and lines to print, the first saying what the file is."""
+class Inspection:
+    """Result of `inspect_file`: an exit code, and lines to print, of which the first names the kind of file."""
 
     status: int
     lines: tuple[str, ...]
@@ -26,10 +26,19 @@ class Report:
         return "\n".join(self.lines)
 
 
-def inspect_file(path: Path | str, sha256: str | None = None) -> Report:
-    """Look into a file of weights, or a folder of diffusers, without loading a model; never raises for a bad file.
+def inspect_file(path: Path | str, sha256: str | None = None) -> Inspection:
+    """Inspect a file of weights or a folder of diffusers, without building the model; bad files raise no error.
 
-    Status 0: it is whole and can be used here; 1: it can be read, but fits nothing here; 2: it cannot be read.
+    `status` is 0 for a file that ldmlab can load, 1 for one that can be read but fits no model of ldmlab, and 2 for one
+    that cannot be read. With `sha256`, a file of another hash cannot be read.
+
+    >>> import tempfile, torch
+    >>> from ldmlab.checkpoints.files import save_model
+    >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+    >>> save_model(path, {"weight": torch.ones(2)}, {"f": 8})
+    >>> report = inspect_file(path)
+    >>> report.status, report.lines[0].split(": ")[1], report.lines[1]
+    (0, 'a model of ldmlab, 1 entries, 2 numbers', 'f: 8')
     """
     path = Path(path)
     try:
@@ -37,12 +46,12 @@ def inspect_file(path: Path | str, sha256: str | None = None) -> Report:
             return _pipeline(path, index)
         opened = open_weights(path, sha256)
     except (ValueError, OSError) as error:
-        return Report(UNREADABLE, (str(error),))
+        return Inspection(UNREADABLE, (str(error),))
     if "ldmlab" in opened.metadata:
         return _ours(opened)
     if _is_diffusers(opened):
-        return Report(FITS_NOT, (f"{path}: weights of diffusers, {_count(opened)}",
-                                 "what they are stands in the config.json beside them: inspect the folder"))
+        return Inspection(NO_FIT, (f"{path}: weights of diffusers, {_count(opened)}",
+                                 "their config.json is not in the file: inspect the folder instead"))
     return _compvis(opened)
 
 
@@ -54,8 +63,8 @@ def _diffusers_index(folder: Path) -> dict | None:
     return None
 
 
-def _pipeline(folder: Path, index: dict) -> Report:
-    """A folder of diffusers, judged by the name of its class; `diffusers_folders` reads it."""
+def _pipeline(folder: Path, index: dict) -> Inspection:
+    """Inspect a folder of diffusers by the name of its class; `diffusers_format.folders` reads such folders."""
     from ldmlab.checkpoints.diffusers_format.folders import FIRST_STAGES, PIPELINES, UNETS
 
     name = index["_class_name"]
@@ -63,22 +72,22 @@ def _pipeline(folder: Path, index: dict) -> Report:
     known = (*PIPELINES, *FIRST_STAGES, *UNETS)
     lines = (f"{folder}: a {name} of diffusers", *parts)
     if name in known:
-        return Report(FITS, lines)
-    return Report(FITS_NOT, (*lines, f"nothing here reads a {name}; what is read: {', '.join(known)}"))
+        return Inspection(FITS, lines)
+    return Inspection(NO_FIT, (*lines, f"ldmlab does not read a {name}; accepted are {', '.join(known)}"))
 
 
-def _ours(opened: Opened) -> Report:
+def _ours(opened: WeightsFile) -> Inspection:
     described = json.loads(opened.metadata["ldmlab"])
     about = [f"{key}: {value}" for key, value in described.items() if isinstance(value, str | int | float)]
-    return Report(FITS, (f"{opened.path}: a model of ldmlab, {_count(opened)}", *about))
+    return Inspection(FITS, (f"{opened.path}: a model of ldmlab, {_count(opened)}", *about))
 
 
-def _is_diffusers(opened: Opened) -> bool:
+def _is_diffusers(opened: WeightsFile) -> bool:
     starts = ("down_blocks.", "encoder.down_blocks.", "decoder.up_blocks.", "up_blocks.")
     return any(key.startswith(starts) for key in opened.tensors)
 
 
-def _compvis(opened: Opened) -> Report:
+def _compvis(opened: WeightsFile) -> Inspection:
     found = candidates(opened.shapes, opened.path)
     best = found[0]
     same = [other.row.name for other in found[1:] if other.fits] if best.fits else []
@@ -87,10 +96,10 @@ def _compvis(opened: Opened) -> Report:
     if not best.fits and not known and len(best.unexpected) > len(opened.tensors) // 2:
         what = "weights of something else than a released model"
     lines = [f"{opened.path}: {what}, {_count(opened)}", f"averaged weights (EMA): {_averages(opened)}"]
-    if opened.left:
-        lines.append(f"left unread, as weights are all that is needed: {', '.join(opened.left)}")
+    if opened.skipped_classes:
+        lines.append(f"not read, since only weights are needed: {', '.join(opened.skipped_classes)}")
     lines += _verdict(best, same) + _left_out(opened, best.row)
-    return Report(FITS if best.fits else FITS_NOT, tuple(lines))
+    return Inspection(FITS if best.fits else NO_FIT, tuple(lines))
 
 
 def _verdict(best: Fit, same: list[str]) -> list[str]:
@@ -100,23 +109,23 @@ def _verdict(best: Fit, same: list[str]) -> list[str]:
     return [f"fits no released model; nearest is {best.row.name}, but for", *(f"  {d}" for d in best.differences())]
 
 
-def _left_out(opened: Opened, row: Row) -> list[str]:
-    """Entries that no module here takes, by reason."""
+def _left_out(opened: WeightsFile, row: Row) -> list[str]:
+    """Entries that belong to no module of ldmlab, by reason."""
     reasons = Counter(reason for key in opened.tensors if (reason := reason_ignored(key, row)) is not None)
-    return [f"  {count} entries beside the modules': {reason}" for reason, count in reasons.items()]
+    return [f"  {count} entries of no module: {reason}" for reason, count in reasons.items()]
 
 
-def _averages(opened: Opened) -> str:
+def _averages(opened: WeightsFile) -> str:
     return "yes" if any(key.startswith("model_ema.diffusion_model") for key in opened.tensors) else "no"
 
 
-def _count(opened: Opened) -> str:
+def _count(opened: WeightsFile) -> str:
     numbers = sum(value.numel() for value in opened.tensors.values())
     return f"{len(opened.tensors)} entries, {numbers:,} numbers"
 
 
 def add_inspect(subparsers: "argparse._SubParsersAction") -> None:
-    """The sub-command `inspect FILE [--sha256 HASH]`; it exits with the report's status."""
+    """Add the sub-command `inspect FILE [--sha256 HASH]`, whose exit code is the status."""
     parser = subparsers.add_parser("inspect", help="what a file of weights is, and which released model it fits")
     parser.add_argument("file", type=Path, help=".ckpt, .pt, .bin or .safetensors, or a folder of diffusers")
     parser.add_argument("--sha256", help="refuse the file unless it has this hash")

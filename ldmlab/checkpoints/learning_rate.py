@@ -1,4 +1,4 @@
-"""How the released models' learning rates change over training: warm-up and decay, in cycles."""
+"""Learning-rate schedules of the released models: cycles of warm-up and decay."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ DECAYS = ("linear", "cosine")
 
 @dataclass(frozen=True)
 class Cycle:
-    """`warmup` steps from `start` to `top`, then decay to `end`, `length` steps in all; factors of the base rate."""
+    """One cycle of `length` steps: `warmup` steps from `start` to `top`, then decay to `end`; factors of the rate."""
 
     length: int
     warmup: int
@@ -19,12 +19,12 @@ class Cycle:
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Cycles one after the other, each with warm-up and "linear" or "cosine" decay; the last one's end lasts on."""
+    """Cycles in sequence, each with warm-up and "linear" or "cosine" decay; the last one's `end` holds thereafter."""
 
     decay: str
     cycles: tuple[Cycle, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.decay not in DECAYS or not self.cycles:
             raise ValueError(f"decay is one of {', '.join(DECAYS)}, with at least one cycle; got {self}")
         for cycle in self.cycles:
@@ -32,7 +32,7 @@ class LearningRate:
                 raise ValueError(f"a cycle has a positive length and 0 <= warmup <= length, got {cycle}")
 
     def factor(self, step: int) -> float:
-        """What multiplies the base rate at `step` >= 0; ValueError below.
+        """Factor of the base rate at `step` >= 0; ValueError for a negative step.
 
         As released, a cycle's last step is one past its length, and linear decay runs over the whole length of the
         cycle: after the warm-up it starts below `top`.

@@ -1,10 +1,10 @@
-"""The released files: where each lies, how large it is, by which hash it is known, and which preset row it gives.
+"""Manifest of the released files: address, size, hash, and the preset row of each.
 
 Addresses are those of CompVis/latent-diffusion: its README.md (model zoo, text-to-image, inpainting), its scripts
 download_first_stages.sh and download_models.sh, its issue 204 (cin256-v2) and notebook_helpers.py (bsr_sr-last). The
 authors publish neither sizes nor hashes, except "5.7GB" for txt2img-1p4B-eval. So `sha256` is None for all of theirs:
-the first fetch writes down what it got, and every later one holds the file to that (trust on first use). Where other
-people keep copies with a hash, `copy` has it: not the authors' word, so a difference is a warning and no refusal.
+the first download records its hash, and later ones must have the same (trust on first use). Where third parties keep
+copies with a hash, `copy` has it; since it is not the authors', a difference is a warning and not an error.
 
 The licence of the code is MIT (LICENSE of CompVis/latent-diffusion); the authors state none for the weights. What they
 converted for diffusers (`DIFFUSERS`) is marked Apache-2.0 on its model cards.
@@ -29,7 +29,7 @@ DIFFUSERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Copy:
-    """What other people's copy of the checkpoint has: its sha256, its size in bytes if known, and where it says so."""
+    """A third party's copy of a checkpoint: its sha256, its size in bytes if known, and where both are published."""
 
     sha256: str
     size: int | None
@@ -37,37 +37,39 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Released:
-    """One file that can be fetched; `preset` is the row it gives, None for networks that only look at pictures."""
+class ReleasedFile:
+    """One file that can be downloaded; `preset` is its row of `released`, None for feature networks."""
 
-    name: str  # what `fetch` is asked for
-    file: str  # the name under which it lies on disk
-    urls: tuple[str, ...]  # in the order in which they are tried; the same file at each
-    source: str  # where the addresses stand
+    name: str  # argument of `fetch`
+    file: str  # name on disk
+    urls: tuple[str, ...]  # of the same file, in the order in which they are tried
+    source: str  # where the addresses are published
     preset: str | None = None
     member: str | None = None  # the checkpoint inside a zip; None where the address is the checkpoint itself
     size: int | None = None  # bytes of the file on disk; None: not published
     sha256: str | None = None  # of the file on disk; None: not published
     copy: Copy | None = None
     license: str = CODE_LICENSE
-    hub: bool = False  # lies in torch's hub folder, where torchvision, lpips and torch-fidelity look for it
-    other_names: tuple[str, ...] = ()  # under which others keep the same bytes
+    hub: bool = False  # kept in torch's hub folder, where torchvision, lpips and torch-fidelity expect it
+    other_names: tuple[str, ...] = ()  # other file names of the same bytes
     about: str = ""
 
 
-def _zipped(preset: str, stem: str, source: str, *more: str, copy: Copy | None = None, about: str = "") -> Released:
-    # `model.ckpt` as others found it in ffhq.zip; not seen in each: `fetch` takes an only .ckpt of another name.
+def _zipped(
+    preset: str, stem: str, source: str, *more: str, copy: Copy | None = None, about: str = ""
+) -> ReleasedFile:
+    # `model.ckpt` is the name in ffhq.zip, not verified for others: `fetch` also takes a single .ckpt of another name.
     urls = (f"{OMMER}/{stem}.zip", *more)
-    return Released(preset, f"{preset}.ckpt", urls, source, preset, "model.ckpt", copy=copy, about=about)
+    return ReleasedFile(preset, f"{preset}.ckpt", urls, source, preset, "model.ckpt", copy=copy, about=about)
 
 
-def _direct(name: str, preset: str, url: str, source: str, copy: Copy | None = None, about: str = "") -> Released:
-    return Released(name, f"{name}.ckpt", (url,), source, preset, copy=copy, about=about)
+def _direct(name: str, preset: str, url: str, source: str, copy: Copy | None = None, about: str = "") -> ReleasedFile:
+    return ReleasedFile(name, f"{name}.ckpt", (url,), source, preset, copy=copy, about=about)
 
 
 _STAGES, _MODELS = "scripts/download_first_stages.sh", "scripts/download_models.sh"
 _HF = "https://huggingface.co"
-_ROWS: tuple[Released, ...] = (
+_ROWS: tuple[ReleasedFile, ...] = (
     # First stages [LDM v2, Tab. 8].
     _zipped("kl-f4", "kl-f4", _STAGES),
     _zipped("kl-f8", "kl-f8", _STAGES, copy=Copy(
@@ -98,7 +100,7 @@ _ROWS: tuple[Released, ...] = (
     _zipped("inpainting_big", "inpainting_big", _MODELS),
     _direct("cin256-v2", "cin256-v2", f"{OMMER}/nitro/cin/model.ckpt", "issue 204 of the repository"),
     _direct("txt2img-1p4B-eval", "txt2img-1p4B-eval", f"{OMMER}/nitro/txt2img-f8-large/model.ckpt",
-            "README.md, Text-to-Image", about="5.7 GB by the README, 6.15 GB as its copies count"),
+            "README.md, Text-to-Image", about="5.7 GB by the README, 6.15 GB by its copies"),
     _direct("inpainting_big-last", "inpainting_big", f"{HEIBOX}/4d9ac7ea40c64582b7c9/?dl=1", "README.md, Inpainting",
             Copy("6ec79e83b90594096f0bff19efb21e1da5ff62ffbd0291a6b3057fce3213ba3a", 3_311_259_854,
                  f"{_HF}/spaces/OpenGVLab/InternGPT and {_HF}/aaronb/remove_anything, ldm_inpainting_big.ckpt"),
@@ -106,35 +108,35 @@ _ROWS: tuple[Released, ...] = (
     _direct("bsr_sr-last", "bsr_sr", f"{HEIBOX}/578df07c8fc04ffbadf3/?dl=1", "notebook_helpers.py",
             Copy("c209caecac2f97b4bb8f4d726b70ac2ac9b35904b7fc99801e1f5e61f9210c13", 2_039_822_129,
                  f"{_HF}/thataigod/Spillow and {_HF}/martintomov/comfy, LDSR.ckpt"),
-            about="which the authors' notebook calls the small bsr light model"),
-    # Networks that look at pictures: PSIM of the first stages is LPIPS with VGG16.
-    Released("vgg16", LPIPS_TRUNK, (f"https://download.pytorch.org/models/{LPIPS_TRUNK}",),
+            about="the small bsr light model of the authors' notebook"),
+    # Feature networks: PSIM of the first stages is LPIPS with VGG16.
+    ReleasedFile("vgg16", LPIPS_TRUNK, (f"https://download.pytorch.org/models/{LPIPS_TRUNK}",),
              "torchvision.models.VGG16_Weights.IMAGENET1K_V1 (address, 527.8 MiB, the first eight digits of the hash; "
-             "the other digits and the bytes are as those who have the file count them)",
+             "the other digits and the size are from copies of the file)",
              size=553_433_881, sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
              license="BSD-3-Clause (torchvision)", hub=True, about="VGG16 of torchvision, the trunk of LPIPS"),
 )
 
 
-def _other_networks() -> list[Released]:
-    # Written down where the rooms below can read it as well: ldmlab.evaluation.inception looks for the same file.
+def _other_networks() -> list[ReleasedFile]:
+    # In a file of its own, since ldmlab.evaluation.inception reads it too.
     entries = json.loads((WEIGHTS / "manifest.json").read_text())
     return [
-        Released(name, entry["file"], (entry["url"],), "ldmlab/weights/manifest.json", size=entry["size"],
+        ReleasedFile(name, entry["file"], (entry["url"],), "ldmlab/weights/manifest.json", size=entry["size"],
                  sha256=entry["sha256"], license=entry["license"], hub=True, other_names=tuple(entry["other_names"]),
                  about=entry["about"])
         for name, entry in entries.items()
     ]
 
 
-def released() -> dict[str, Released]:
-    """Every file that can be fetched, by the name to ask for."""
+def released_files() -> dict[str, ReleasedFile]:
+    """Every file that can be downloaded, by its name for `fetch`."""
     return {row.name: row for row in (*_ROWS, *_other_networks())}
 
 
-def find(name: str) -> Released:
-    """One row of the manifest; ValueError that lists the names if there is none."""
-    rows = released()
+def find_released_file(name: str) -> ReleasedFile:
+    """The row of the manifest with this name; ValueError, listing the names, for others."""
+    rows = released_files()
     if name not in rows:
-        raise ValueError(f"no released file {name!r}; there are {', '.join(rows)}")
+        raise ValueError(f"no released file {name!r}; accepted are {', '.join(rows)}")
     return rows[name]

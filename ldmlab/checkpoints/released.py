@@ -1,10 +1,11 @@
-"""The released models of CompVis, one row each: what they are built from and how they were trained [LDM v2, App. E].
+"""The released models of CompVis, one row each: architecture and settings of training [LDM v2, App. E].
 
-Rows are named as the authors' folders name them; `paper` is the row of the paper's tables that the model is. `released`
-finds a row by either name; `released_model` builds, loads and writes it.
+Rows have the names of the authors' folders; `paper` is the row of the paper's tables. `released_row` finds a row by
+either name; `released_model` builds, loads and writes it.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ldmlab.checkpoints.learning_rate import Cycle, LearningRate
 from ldmlab.diffusion.schedules import Schedule, scaled_linear
@@ -14,7 +15,7 @@ from ldmlab.first_stage.networks import AutoencoderConfig
 
 @dataclass(frozen=True)
 class FirstStageRow:
-    """A released first stage; the discriminator of its training has `disc_layers` and joins in at `disc_start`."""
+    """A released first stage; its discriminator has `disc_layers` layers and is active from step `disc_start` on."""
 
     name: str
     paper: str
@@ -23,17 +24,17 @@ class FirstStageRow:
     disc_weight: float
     reg_weight: float  # of the KL divergence, or of the codebook's loss
     disc_layers: int = 3
-    also: tuple[str, ...] = ()  # other names of the same thing
+    other_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a released model is told, and what encodes it; `enters` as "tokens" or as "channels" [LDM v2, Sec. 3.3].
+    """The condition of a released model and its encoder; `enters` as "tokens" or as "channels" [LDM v2, Sec. 3.3].
 
-    "class" has `num_items` classes, each a token of `channels`; where `has_nothing`, the last stands for "no class".
-    "text" and "layout" have a transformer of `num_layers` over `max_length` tokens out of `num_items`. "labels" are
-    maps of `num_items` labels, brought to `channels` at the size of the latent. "low_resolution" (the small picture as
-    it is) and "mask" (the masked picture's latent, and the mask) have no network of their own.
+    "class" has `num_items` classes, each a token of `channels`; with `has_null_condition` the last is the null class.
+    "text" and "layout" have a transformer of `num_layers` over `max_length` tokens of `num_items` kinds. "labels" are
+    maps of `num_items` labels, mapped to `channels` at the size of the latent. "low_resolution" (the small picture) and
+    "mask" (the masked picture's latent, and the mask) have no network of their own.
     """
 
     kind: str
@@ -42,15 +43,15 @@ class Condition:
     num_items: int = 0
     num_layers: int = 0
     max_length: int = 0
-    has_nothing: bool = False
+    has_null_condition: bool = False
 
 
 @dataclass(frozen=True)
 class LdmRow:
     """A released latent diffusion model; beta_t is linear in sqrt(beta) between the two `beta_ends`, T = 1000.
 
-    `scale_factor` multiplies z; None where it was measured in training and stands in the file. `size` is that of the
-    pictures it was trained on, pixels a side. `ema`: the file holds averaged weights beside those last trained.
+    `scale_factor` multiplies z; None where it was measured in training and is stored in the file. `size` is the side of
+    the training pictures in pixels. `ema`: the file holds averaged weights beside the last ones.
     """
 
     name: str
@@ -65,7 +66,7 @@ class LdmRow:
     ema: bool = True
     base_lr: float = 2e-6  # the released code multiplies it by batch size and number of GPUs
     learning_rate: LearningRate | None = None
-    also: tuple[str, ...] = ()
+    other_names: tuple[str, ...] = ()
 
     @property
     def schedule(self) -> Schedule:
@@ -73,14 +74,16 @@ class LdmRow:
         return scaled_linear(1000, *self.beta_ends)
 
 
-def _kl(name: str, paper: str, channels: int, ch_mult: tuple[int, ...], also: str, attn=()) -> FirstStageRow:
+def _kl(
+    name: str, paper: str, channels: int, ch_mult: tuple[int, ...], also: str, attn: tuple[int, ...] = ()
+) -> FirstStageRow:
     config = AutoencoderConfig(2 ** (len(ch_mult) - 1), channels, "kl", ch_mult=ch_mult, attn_resolutions=attn)
-    return FirstStageRow(name, paper, config, disc_start=50_001, disc_weight=0.5, reg_weight=1e-6, also=(also,))
+    return FirstStageRow(name, paper, config, disc_start=50_001, disc_weight=0.5, reg_weight=1e-6, other_names=(also,))
 
 
 def _vq(
-    name: str, paper: str, channels: int, ch_mult: tuple[int, ...], num_codes: int, disc_start: int, *, attn=(),
-    disc_weight: float = 0.75, disc_layers: int = 3, mid_attn: bool = True,
+    name: str, paper: str, channels: int, ch_mult: tuple[int, ...], num_codes: int, disc_start: int, *,
+    attn: tuple[int, ...] = (), disc_weight: float = 0.75, disc_layers: int = 3, mid_attn: bool = True,
 ) -> FirstStageRow:
     config = AutoencoderConfig(2 ** (len(ch_mult) - 1), channels, "vq", ch_mult=ch_mult, attn_resolutions=attn,
                                num_codes=num_codes, vq_legacy=True, mid_attn=mid_attn)
@@ -101,8 +104,8 @@ FIRST_STAGES: dict[str, FirstStageRow] = {row.name: row for row in (
 
 _VQ4, _KL8 = FIRST_STAGES["vq-f4"], FIRST_STAGES["kl-f8"]
 _UNCONDITIONAL_4 = DenoiserConfig(3, 3, (224, 448, 672, 896), attention_at=(8, 4, 2), num_head_channels=32)
-_LABELS = dict(
-    denoiser=DenoiserConfig(6, 3, (128, 512, 1024), num_heads=8),  # the middle block alone attends
+_LABELS: dict[str, Any] = dict(
+    denoiser=DenoiserConfig(6, 3, (128, 512, 1024), num_heads=8),  # attention in the middle block only
     condition=Condition("labels", "channels", 3, num_items=182), beta_ends=(0.0015, 0.0205), loss="l1", base_lr=1e-6)
 
 LDMS: dict[str, LdmRow] = {row.name: row for row in (
@@ -122,16 +125,16 @@ LDMS: dict[str, LdmRow] = {row.name: row for row in (
     LdmRow(
         "cin256-v2", "ImageNet / LDM-4", _VQ4,
         DenoiserConfig(3, 3, (192, 384, 576, 960), attention_at=(8, 4, 2), num_heads=1, context_dim=512),
-        Condition("class", "tokens", 512, num_items=1001, has_nothing=True), ema=False, base_lr=1e-4),
+        Condition("class", "tokens", 512, num_items=1001, has_null_condition=True), ema=False, base_lr=1e-4),
     LdmRow(
         "text2img256", "text LAION, f4", _VQ4,
         DenoiserConfig(3, 3, (192, 384, 576, 960), attention_at=(8, 4, 2), num_head_channels=32, context_dim=640),
-        Condition("text", "tokens", 640, 30_522, num_layers=32, max_length=77, has_nothing=True)),
+        Condition("text", "tokens", 640, 30_522, num_layers=32, max_length=77, has_null_condition=True)),
     LdmRow(
         "txt2img-1p4B-eval", "MS-COCO / LDM-KL-8", _KL8,
         DenoiserConfig(4, 4, (320, 640, 1280, 1280), attention_at=(4, 2, 1), num_heads=8, context_dim=1280),
-        Condition("text", "tokens", 1280, 30_522, num_layers=32, max_length=77, has_nothing=True),
-        beta_ends=(0.00085, 0.012), scale_factor=0.18215, ema=False, base_lr=5e-5, also=("txt2img-1p4B",)),
+        Condition("text", "tokens", 1280, 30_522, num_layers=32, max_length=77, has_null_condition=True),
+        beta_ends=(0.00085, 0.012), scale_factor=0.18215, ema=False, base_lr=5e-5, other_names=("txt2img-1p4B",)),
     LdmRow(
         "layout2img-openimages256", "layout OpenImages", _VQ4,
         DenoiserConfig(3, 3, (128, 256, 384, 512), attention_at=(8, 4, 2), num_head_channels=32, context_dim=512,
@@ -155,24 +158,28 @@ Row = FirstStageRow | LdmRow
 ROWS: dict[str, Row] = {**FIRST_STAGES, **LDMS}
 
 
-def released(name: str) -> Row:
-    """The row of a released model by CompVis's name or the paper's, in upper or lower case; ValueError for others."""
+def released_row(name: str) -> Row:
+    """The row of a released model by its name, other names or paper row, ignoring case; ValueError for others."""
     for row in ROWS.values():
-        if name.lower() in (known.lower() for known in (row.name, row.paper, *row.also)):
+        if name.lower() in (known.lower() for known in (row.name, row.paper, *row.other_names)):
             return row
-    raise ValueError(f"no released model {name!r}; there are {', '.join(ROWS)}")
+    raise ValueError(f"no released model {name!r}; accepted are {', '.join(ROWS)}")
 
 
 def scaled_down(row: Row) -> Row:
-    """A row of the same layout, some hundred times smaller, named "... small": for tests and for trying things out."""
+    """A row of the same layout with some hundred times fewer weights, named "... small": for tests and tier smoke."""
     if isinstance(row, FirstStageRow):
-        config = replace(row.config, ch=32, num_res_blocks=1, num_codes=min(row.config.num_codes, 64))
-        return replace(row, name=f"{row.name} small", config=config, also=())
+        return _small_first_stage(row)
     unet, condition = row.denoiser, row.condition
     widths = tuple(32 * width // unet.widths[0] for width in unet.widths)
     context_dim = None if unet.context_dim is None else 32
     if condition is not None and condition.enters == "tokens":
         condition = replace(condition, channels=32, num_layers=min(condition.num_layers, 2))
     return replace(
-        row, name=f"{row.name} small", first_stage=scaled_down(row.first_stage), condition=condition, also=(),
-        denoiser=replace(unet, widths=widths, num_res_blocks=1, context_dim=context_dim))
+        row, name=f"{row.name} small", first_stage=_small_first_stage(row.first_stage), condition=condition,
+        other_names=(), denoiser=replace(unet, widths=widths, num_res_blocks=1, context_dim=context_dim))
+
+
+def _small_first_stage(row: FirstStageRow) -> FirstStageRow:
+    config = replace(row.config, ch=32, num_res_blocks=1, num_codes=min(row.config.num_codes, 64))
+    return replace(row, name=f"{row.name} small", config=config, other_names=())

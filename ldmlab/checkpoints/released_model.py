@@ -1,8 +1,9 @@
-"""Released models as ours: built from their row, loaded from CompVis's files, and written back with nothing lost."""
+"""Released models: build them from their row, load CompVis's files, and write them back without loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ldmlab.atomic import atomic_write
 from ldmlab.checkpoints.opening import open_weights
-from ldmlab.checkpoints.released import ROWS, LdmRow, Row, released
+from ldmlab.checkpoints.released import ROWS, LdmRow, Row, released_row
 from ldmlab.checkpoints.state import (
     Fit,
     averaged_keys,
@@ -31,12 +32,12 @@ from ldmlab.first_stage.losses import PatchDiscriminator
 
 @dataclass
 class ReleasedModel:
-    """A released model's modules here, in eval mode; a first stage alone has no denoiser, schedule or conditioner.
+    """The modules of a released model, in eval mode; a first stage alone has no denoiser, schedule or conditioner.
 
-    The conditioner is the network alone: `ClassEmbedder`, `TokenTransformer` over words or boxes, `SpatialRescaler`; or
-    None where there is none (see `Condition`). z is multiplied by `scale_factor`. `averaged`: the denoiser has the
-    averaged weights (EMA). `kept` holds the entries of a file that no module here holds, by CompVis's keys, for
-    `to_compvis_state`; `also` names rows of the same architecture, which a file cannot tell apart.
+    The conditioner is the network alone (`ClassEmbedder`, `TokenTransformer` over words or boxes, `SpatialRescaler`),
+    or None where there is none (see `Condition`). z is multiplied by `scale_factor`. `averaged`: the denoiser has the
+    averaged weights (EMA). `extra_entries` are the entries of a file that belong to no module, by CompVis's keys, for
+    `to_compvis_state`; `same_layout` names the other rows of the same architecture, any of which a file may be.
     """
 
     row: Row
@@ -47,31 +48,32 @@ class ReleasedModel:
     scale_factor: float = 1.0
     discriminator: PatchDiscriminator | None = None
     averaged: bool = False
-    kept: dict[str, Tensor] = field(default_factory=dict)
-    also: tuple[str, ...] = ()
+    extra_entries: dict[str, Tensor] = field(default_factory=dict)
+    same_layout: tuple[str, ...] = ()
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """What has weights, by the name of the part."""
+        """The modules with weights, by name."""
         named = {name: getattr(self, name) for name in ("first_stage", "discriminator", "denoiser", "conditioner")}
         return {name: module for name, module in named.items() if module is not None}
 
     def to_compvis_state(self) -> dict[str, Tensor]:
-        """The whole state dict under CompVis's keys: modules, what follows from them, and what was kept of a file.
+        """The whole state dict under CompVis's keys: modules, entries computed from them, and `extra_entries`.
 
-        After training a loaded model further, clear `kept`: it holds the weights of before.
+        Clear `extra_entries` after training a loaded model further: they hold the earlier weights.
         """
         theirs = to_theirs(self.modules, self.row)
-        return theirs | recomputed(theirs, self.row, self.schedule, self.scale_factor) | self.kept
+        return theirs | recomputed(theirs, self.row, self.schedule, self.scale_factor) | self.extra_entries
 
 
 def build(row: Row, device: torch.device | str = "cpu") -> ReleasedModel:
-    """The model of a row with fresh weights; on "meta" without memory. A measured scale factor (None) becomes 1."""
+    """Build the model of a row with random weights; on "meta", without memory. A scale factor of None becomes 1."""
     return _assemble(row, build_modules(row, device))
 
 
 def _assemble(row: Row, modules: Mapping[str, nn.Module]) -> ReleasedModel:
-    model = ReleasedModel(row, **modules)
+    named: dict[str, Any] = dict(modules)
+    model = ReleasedModel(row, **named)
     for module in modules.values():
         module.eval()
     if isinstance(row, LdmRow):
@@ -80,7 +82,7 @@ def _assemble(row: Row, modules: Mapping[str, nn.Module]) -> ReleasedModel:
 
 
 def candidates(shapes: Mapping[str, tuple[int, ...]], near: Path | None = None) -> list[Fit]:
-    """How each row of the file's kind compares, the best first; among equals one that the path `near` names."""
+    """Compare a file with all rows of its kind, best fit first; among equals, one named in the path `near` first."""
     ldm = any(key.startswith("model.diffusion_model.") for key in shapes)
     rows = [row for row in ROWS.values() if isinstance(row, LdmRow) == ldm]
     named = {part.lower() for part in near.parts} | {near.stem.lower()} if near is not None else set()
@@ -94,7 +96,7 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], near: Path | None = None) 
 
 
 def _plausible(shapes: Mapping[str, tuple[int, ...]], row: LdmRow) -> bool:
-    """Whether the first convolution has the row's channels: the quick look that saves comparing every key."""
+    """Whether the first convolution has the row's channels: a fast test before all keys are compared."""
     first = shapes.get("model.diffusion_model.input_blocks.0.0.weight", ())
     return tuple(first[:2]) == (row.denoiser.widths[0], row.denoiser.in_channels)
 
@@ -102,28 +104,30 @@ def _plausible(shapes: Mapping[str, tuple[int, ...]], row: LdmRow) -> bool:
 def load_compvis(
     path: Path | str, row: str | Row = "auto", *, ema: bool = True, sha256: str | None = None
 ) -> ReleasedModel:
-    """A released model from a CompVis file (.ckpt or .safetensors), by the row or name given, or by the one that fits.
+    """Load a released model from a CompVis file (.ckpt or .safetensors) as the given row, or as the one that fits.
 
-    The averaged weights are taken where the file has them, unless `ema` is False. Weights come in float32. ValueError
-    where the file fits no row, with what differs, and for what `open_weights` refuses; nothing in a file is run.
+    Averaged weights are used where the file has them, unless `ema` is False; all weights become float32. Raises
+    ValueError where the file does not fit, with the differences, and for files that `open_weights` refuses. No code in
+    a file runs.
     """
     opened = open_weights(path, sha256)
     if row == "auto":
         found = candidates(opened.shapes, opened.path)
     else:
-        found = [fit(opened.shapes, released(row) if isinstance(row, str) else row)]
+        found = [fit(opened.shapes, released_row(row) if isinstance(row, str) else row)]
     best = found[0]
     if not best.fits:
-        nearest = f"does not fit {best.row.name}" if row != "auto" else f"fits no released model, {best.row.name} best"
-        raise ValueError(f"{opened.path} {nearest}: {'; '.join(best.differences())}")
-    also = tuple(other.row.name for other in found[1:] if other.fits)
-    return from_compvis_state(opened.tensors, best.row, ema=ema, also=also)
+        name = best.row.name
+        problem = f"does not fit {name}" if row != "auto" else f"fits no released model; {name} is nearest"
+        raise ValueError(f"{opened.path} {problem}: {'; '.join(best.differences())}")
+    same_layout = tuple(other.row.name for other in found[1:] if other.fits)
+    return from_compvis_state(opened.tensors, best.row, ema=ema, same_layout=same_layout)
 
 
 def from_compvis_state(
-    state: Mapping[str, Tensor], row: Row, *, ema: bool = True, also: tuple[str, ...] = ()
+    state: Mapping[str, Tensor], row: Row, *, ema: bool = True, same_layout: tuple[str, ...] = ()
 ) -> ReleasedModel:
-    """The model of a row from a CompVis state dict that fits it (see `state.fit`)."""
+    """Build the model of a row from a CompVis state dict that fits it (see `state.fit`)."""
     has_averages = bool(set(averaged_keys(expected(row)).values()) & state.keys())
     averaged = ema and has_averages
     built, modules = build_modules(row, "meta"), {}
@@ -133,20 +137,20 @@ def from_compvis_state(
             weights["quantizer.counts"] = torch.zeros(len(weights["quantizer.codebook"]), dtype=torch.long)
         modules[name].load_state_dict(weights, assign=True)
         if isinstance(modules[name], ClassEmbedder):
-            modules[name].null_condition = torch.tensor(modules[name].num_classes)  # in no file
+            modules[name].null_condition = torch.tensor(modules[name].num_classes)  # not stored in files
     model = _assemble(row, modules)
-    model.averaged, model.also = averaged, also
+    model.averaged, model.same_layout = averaged, same_layout
     if isinstance(row, LdmRow):
         _take_settings(model, state)
     ours = model.to_compvis_state()
-    model.kept = {key: value for key, value in state.items() if key not in ours or not _same(value, ours[key])}
+    model.extra_entries = {key: value for key, value in state.items() if key not in ours or not _same(value, ours[key])}
     return model
 
 
 def _take_settings(model: ReleasedModel, state: Mapping[str, Tensor]) -> None:
-    """Schedule and scale as the file has them, where it does: it may be of a model trained on with others."""
+    """Take schedule and scale factor from the file where it has them: it may be of a model trained with others."""
     beta = state.get("betas")
-    if beta is not None and not _same(beta, schedule_tables(model.schedule)["betas"]):
+    if beta is not None and model.schedule is not None and not _same(beta, schedule_tables(model.schedule)["betas"]):
         model.schedule = Schedule.from_beta(beta)
     if "scale_factor" in state:
         model.scale_factor = float(state["scale_factor"])
@@ -157,7 +161,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def save_compvis(model: ReleasedModel, path: Path | str) -> None:
-    """Write a model as CompVis's code reads it: a checkpoint (.ckpt), or the bare state dict (.safetensors); atomic."""
+    """Write a model for CompVis's code, atomically: a checkpoint (.ckpt), or the state dict alone (.safetensors)."""
     path, state = Path(path), {key: value.detach().cpu() for key, value in model.to_compvis_state().items()}
     if path.suffix == ".safetensors":
         atomic_write(path, lambda part: save_file(_unshared(state), part))
@@ -168,7 +172,7 @@ def save_compvis(model: ReleasedModel, path: Path | str) -> None:
 
 
 def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies where two entries are one tensor, which safetensors cannot say."""
+    """Copy tensors that occur twice, since safetensors does not store shared tensors."""
     seen: set[int] = set()
     own = {}
     for key, value in state.items():

@@ -1,10 +1,10 @@
-"""The state dict of a whole released model <-> the state dicts of its modules here; no entry is lost on the way."""
+"""The state dict of a whole released model <-> the state dicts of its modules, without loss in either direction."""
 
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,32 +29,34 @@ from ldmlab.diffusion.unet.unet import UNet
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.losses import PatchDiscriminator
 
-OURS_ONLY = ("quantizer.counts",)  # how often codes were chosen in training: no weight, and no key of theirs
+OURS_ONLY = ("quantizer.counts",)  # counts of codes in training, which CompVis's files do not have
 _UNET, _EMA, _DISCRIMINATOR = "model.diffusion_model.", "model_ema.", "loss.discriminator."
 
 
 def parts_of(row: Row) -> tuple[Part, ...]:
-    """The modules of a row's file."""
+    """The modules in the file of a row."""
     return LDM_PARTS if isinstance(row, LdmRow) else FIRST_STAGE_PARTS
 
 
 def build_modules(row: Row, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
-    """The modules of a row with fresh weights: first_stage and discriminator, or first_stage, denoiser, conditioner."""
+    """Modules of a row, random weights: first_stage and discriminator; or first_stage, denoiser and conditioner."""
     with torch.device(device), _WithoutInit() if torch.device(device).type == "meta" else nullcontext():
         if isinstance(row, FirstStageRow):
             return {"first_stage": build_autoencoder(row.config), "discriminator": PatchDiscriminator(row.disc_layers)}
-        modules = {"first_stage": build_autoencoder(row.first_stage.config),
-                   "denoiser": UNet(row.denoiser)}
+        modules: dict[str, nn.Module] = {"first_stage": build_autoencoder(row.first_stage.config),
+                                         "denoiser": UNet(row.denoiser)}
         tau = _build_conditioner(row)
         return modules if tau is None else modules | {"conditioner": tau}
 
 
 class _WithoutInit(TorchFunctionMode):
-    """Leaves out random numbers, which for tensors without memory mean nothing, and load half of torch first."""
+    """Skips random initialization, which has no effect on meta tensors and imports much of torch."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"]
+            return (kwargs or {})["tensor"]
         if func in (Tensor.uniform_, Tensor.normal_):
             return args[0]
         return func(*args, **(kwargs or {}))
@@ -62,7 +64,9 @@ class _WithoutInit(TorchFunctionMode):
 
 def _build_conditioner(row: LdmRow) -> nn.Module | None:
     c = row.condition
-    match c and c.kind:
+    if c is None:
+        return None
+    match c.kind:
         case "class":
             return ClassEmbedder(c.num_items - 1, c.channels)
         case "text" | "layout":
@@ -70,11 +74,11 @@ def _build_conditioner(row: LdmRow) -> nn.Module | None:
         case "labels":
             num_stages = row.first_stage.config.f.bit_length() - 1
             return SpatialRescaler(num_stages, c.num_items, c.channels)
-    return None  # no condition, or one that no network of its own encodes
+    return None  # a condition without a network of its own
 
 
 def reason_ignored(key: str, row: Row) -> str | None:
-    """Why a key of a row's file belongs to no module; None if it should."""
+    """The reason why a key of a row's file belongs to no module; None if it belongs to one."""
     masks = isinstance(row, LdmRow) and row.condition is not None and row.condition.kind == "mask"
     for ignored in (*IGNORED, *([IGNORED_FOR_MASKS] if masks else [])):
         if re.fullmatch(ignored.pattern, key):
@@ -84,7 +88,7 @@ def reason_ignored(key: str, row: Row) -> str | None:
 
 def to_theirs(modules: Mapping[str, nn.Module], row: Row) -> dict[str, Tensor]:
     """The modules' weights under CompVis's keys."""
-    theirs = {}
+    theirs: dict[str, Tensor] = {}
     for part in parts_of(row):
         if part.ours in modules:
             state = {k: v for k, v in modules[part.ours].state_dict().items() if k not in OURS_ONLY}
@@ -94,23 +98,23 @@ def to_theirs(modules: Mapping[str, nn.Module], row: Row) -> dict[str, Tensor]:
 
 @cache
 def expected(row: Row) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes that a row's file must have: those of the modules."""
+    """Keys and shapes of the modules of a row, under CompVis's keys."""
     return {key: tuple(value.shape) for key, value in to_theirs(build_modules(row, "meta"), row).items()}
 
 
 def averaged_keys(keys: Mapping[str, object]) -> dict[str, str]:
-    """Each denoiser key -> the key of its average, which CompVis writes without the dots.
+    """Map each key of the denoiser to that of its average, which CompVis writes without dots.
 
-    ValueError if two keys would become one.
+    Raises ValueError where two keys would become the same.
     """
     names = {key: _EMA + key.removeprefix("model.").replace(".", "") for key in keys if key.startswith(_UNET)}
     if len(set(names.values())) < len(names):
-        raise ValueError("two parameters of the denoiser have the same name once the dots are gone")
+        raise ValueError("two parameters of the denoiser have the same name without dots")
     return names
 
 
 class Fit(NamedTuple):
-    """How a file's keys and shapes differ from a row's: all empty where it fits."""
+    """Differences between a file's keys and shapes and those of a row; all empty where it fits."""
 
     row: Row
     missing: list[str]
@@ -119,22 +123,23 @@ class Fit(NamedTuple):
 
     @property
     def fits(self) -> bool:
+        """Whether there are no differences."""
         return not (self.missing or self.unexpected or self.reshaped)
 
     def differences(self) -> list[str]:
-        """A sentence for each kind of difference, with the first few keys."""
+        """A phrase for each kind of difference, with the first three keys."""
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.reshaped}
         return [f"{len(keys)} {kind}: {'; '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"
                 for kind, keys in kinds.items() if keys]
 
 
 def fit(shapes: Mapping[str, tuple[int, ...]], row: Row) -> Fit:
-    """Compare the keys and shapes of a file with those of a row; averages and discriminator are whole or absent."""
+    """Compare a file's keys and shapes with those of a row; averages and discriminator must be complete or absent."""
     required = _required(row, shapes)
     averages = {name: required[key] for key, name in averaged_keys(required).items()}
     if shapes.keys() & averages.keys():
         required |= averages
-    if _lacks_scale(row):
+    if _has_measured_scale(row):
         required["scale_factor"] = ()
     missing = [key for key in required if key not in shapes]
     unexpected = [key for key in shapes if key not in required and reason_ignored(key, row) is None]
@@ -144,39 +149,39 @@ def fit(shapes: Mapping[str, tuple[int, ...]], row: Row) -> Fit:
 
 
 def _required(row: Row, entries: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
-    """What a file with these entries must have; a first stage without any of its discriminator needs none of it."""
+    """Keys that a file with these entries must have; those of a discriminator only if there are any."""
     bare = not any(key.startswith(_DISCRIMINATOR) for key in entries)
     return {key: shape for key, shape in expected(row).items() if not (bare and key.startswith(_DISCRIMINATOR))}
 
 
-def _lacks_scale(row: Row) -> bool:
+def _has_measured_scale(row: Row) -> bool:
     return isinstance(row, LdmRow) and row.scale_factor is None
 
 
 def to_ours(state: Mapping[str, Tensor], row: Row, averaged: bool) -> dict[str, dict[str, Tensor]]:
-    """The state dict of each module, in float32, from a file that fits; the denoiser's from its averages if asked."""
+    """State dicts of the modules, in float32, from a file that fits; the denoiser's from its averages if `averaged`."""
     if averaged:
         state = {**state, **{key: state[name] for key, name in averaged_keys(state).items()}}
     ours: dict[str, dict[str, Tensor]] = {}
     for part in parts_of(row):
         keys = [key for key in _required(row, state) if _part(key, row) == part]
         if keys:
-            mine = {key.removeprefix(part.theirs): _wide(state[key]) for key in keys}
+            mine = {key.removeprefix(part.theirs): _to_float32(state[key]) for key in keys}
             ours[part.ours] = from_compvis(mine, part.rules)
     return ours
 
 
 def _part(key: str, row: Row) -> Part:
-    """The first part with the key's prefix: the longer prefixes come first."""
+    """The first part with the key's prefix; longer prefixes come first."""
     return next(part for part in parts_of(row) if key.startswith(part.theirs))
 
 
-def _wide(value: Tensor) -> Tensor:
+def _to_float32(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
 
 
 def schedule_tables(schedule: Schedule) -> dict[str, Tensor]:
-    """The tables that CompVis stores of a schedule, computed in float64 and rounded to float32."""
+    """The tables of a schedule in CompVis's files, computed in float64 and rounded to float32."""
     ab, variance = schedule.alpha_bar, schedule.posterior_variance
     of_z0, of_z_t = schedule.posterior_coefficients
     tables = (schedule.beta, ab, schedule.alpha_bar_prev, ab.sqrt(), (1 - ab).sqrt(), (1 - ab).log(), (1 / ab).sqrt(),
@@ -187,11 +192,11 @@ def schedule_tables(schedule: Schedule) -> dict[str, Tensor]:
 def recomputed(
     theirs: Mapping[str, Tensor], row: Row, schedule: Schedule | None, scale_factor: float
 ) -> dict[str, Tensor]:
-    """What a row's file has beside the modules' entries `theirs`, as follows from them; averages equal the weights."""
-    if not isinstance(row, LdmRow):
+    """The other entries of a row's file, computed from those of the modules, `theirs`; averages equal the weights."""
+    if not isinstance(row, LdmRow) or schedule is None:
         return {}
     entries = schedule_tables(schedule)
-    if _lacks_scale(row):
+    if _has_measured_scale(row):
         entries["scale_factor"] = torch.tensor(scale_factor)
     if row.ema:
         entries["model_ema.decay"] = torch.tensor(0.9999)

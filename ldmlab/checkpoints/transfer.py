@@ -1,13 +1,13 @@
-"""One address into one file: resumed where a try broke off, and checked against what the server promises.
+"""Download one address to one file, with resume and checks of the server's answers.
 
-The transfer is urllib, which brings proxies, redirects and certificates: torch.hub cannot resume, huggingface_hub only
-knows its own addresses, and what is left to write is a Range header and the checks around it.
+It uses urllib, which supports proxies, redirects and certificates; torch.hub cannot resume, and huggingface_hub only
+downloads from its own addresses.
 """
 
 import errno
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse
 from itertools import chain
 from pathlib import Path
@@ -15,28 +15,27 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from ldmlab.atomic import DiskFull
-
-Report = Callable[[int, int], None]  # (bytes that have arrived, bytes in all or 0 where the server does not say)
+from ldmlab.progress import Progress
 
 _CHUNK = 1 << 20
-_PATIENCE_S = 60.0  # without a byte, then the connection counts as broken
+_TIMEOUT_S = 60.0  # without a byte
 
 
 class FetchError(OSError):
-    """A file could not be fetched; the message says why and what to do. Nothing lies under the final name."""
+    """A file could not be downloaded; the message has the reason and the cure. The final file was not written."""
 
 
-def transfer(url: str, part: Path, size: int | None, show: Report) -> None:
-    """Add to `part` what it lacks; begin anew where the server cannot go on, or has another file by now.
+def transfer(url: str, part: Path, size: int | None, progress: Progress) -> None:
+    """Download `url` to `part`, resuming if it holds a part; start again where the server cannot resume or has changed.
 
-    `size` is what the whole must have, if known. What the server said goes to a file beside `part`. Raises FetchError,
-    and DiskFull; `part` then keeps what has arrived.
+    `size` is the expected size in bytes, if known. Size and tag of the server's file are stored beside `part`.
+    `progress` is called with (bytes, total bytes). Raises FetchError or DiskFull; `part` then keeps the received bytes.
     """
     seen = part.with_suffix(".seen")
-    had = length(part) if seen.exists() else 0
+    had = file_size(part) if seen.exists() else 0
     before = json.loads(seen.read_text()) if had else {}
     if had and before["total"] == had:
-        return  # whole already; what came after it failed, for want of room perhaps
+        return  # complete already; a later step failed, perhaps for lack of space
     headers = {"User-Agent": "ldmlab"}
     if had:
         headers["Range"] = f"bytes={had}-"
@@ -44,31 +43,31 @@ def transfer(url: str, part: Path, size: int | None, show: Report) -> None:
             headers["If-Range"] = before["tag"]
     with _open(url, headers) as response:
         rest = int(response.headers.get("Content-Length") or 0)
-        goes_on = f"bytes {had}-" in response.headers.get("Content-Range", "")
-        start = had if response.status == 206 and goes_on else 0
+        resumes = f"bytes {had}-" in response.headers.get("Content-Range", "")
+        start = had if response.status == 206 and resumes else 0
         total = start + rest if rest else 0
         if had and (response.status == 416 or (response.status == 206 and (not start or before["total"] != total))):
-            forget(part)
-            return transfer(url, part, size, show)
+            discard(part)
+            return transfer(url, part, size, progress)
         if size and total not in (0, size):
             raise FetchError(f"{url} offers {total} bytes, but the manifest states {size}")
         chunks = _chunks(url, response)
         first = next(chunks, b"")
         if "html" in response.headers.get("Content-Type", "") or (start == 0 and first.lstrip()[:1] == b"<"):
-            raise FetchError(f"{url} gives a web page instead of the file")
+            raise FetchError(f"{url} returns a web page instead of the file")
         if total:
-            need_room(part.parent, total - start)
+            check_free_space(part.parent, total - start)
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        tag = "" if tag.startswith("W/") else tag  # a weak tag does not promise the same bytes
+        tag = "" if tag.startswith("W/") else tag  # a weak tag does not guarantee the same bytes
         seen.write_text(json.dumps({"url": url, "tag": tag, "total": total}))
         done = start
-        show(done, total)
+        progress(done, total)
         try:
             with open(part, "ab" if start else "wb") as file:
                 for chunk in chain([first], chunks):
                     file.write(chunk)
                     done += len(chunk)
-                    show(done, total)
+                    progress(done, total)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise _disk_full(part.parent, max(total - done, _CHUNK)) from error
@@ -79,22 +78,22 @@ def transfer(url: str, part: Path, size: int | None, show: Report) -> None:
 
 def _open(url: str, headers: dict[str, str]) -> HTTPResponse | HTTPError:
     try:
-        response = urlopen(Request(url, headers=headers), timeout=_PATIENCE_S)
+        response = urlopen(Request(url, headers=headers), timeout=_TIMEOUT_S)
     except HTTPError as error:
         if error.code == 416 and "Range" in headers:
             return error
         error.close()
-        gone = " (it is not there any more)" if error.code in (404, 410) else ""
+        gone = " (the file has been removed)" if error.code in (404, 410) else ""
         raise FetchError(f"{url} answers {error.code} {error.reason}{gone}") from error
     except (OSError, HTTPException) as error:
         raise FetchError(f"{url} cannot be reached ({getattr(error, 'reason', error)}); is there a network?") from error
     if url.startswith("https:") and not response.url.startswith("https:"):
         response.close()
-        raise FetchError(f"{url} leads to {response.url}, which anybody on the way can change")
+        raise FetchError(f"{url} leads to {response.url}, which is not encrypted and can be tampered with")
     return response
 
 
-def _chunks(url: str, response: HTTPResponse) -> Iterator[bytes]:
+def _chunks(url: str, response: HTTPResponse | HTTPError) -> Iterator[bytes]:
     try:
         while chunk := response.read(_CHUNK):
             yield chunk
@@ -102,29 +101,29 @@ def _chunks(url: str, response: HTTPResponse) -> Iterator[bytes]:
         raise FetchError(f"the connection to {url} broke: {error!r}") from error
 
 
-def forget(part: Path) -> None:
-    """Throw away what has arrived."""
+def discard(part: Path) -> None:
+    """Delete a partial download."""
     part.unlink(missing_ok=True)
     part.with_suffix(".seen").unlink(missing_ok=True)
 
 
-def length(path: Path) -> int:
-    """Bytes that have arrived."""
+def file_size(path: Path) -> int:
+    """Size of a file in bytes; 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
-def need_room(folder: Path, size: int) -> None:
-    """DiskFull where `size` more bytes do not fit, before they are written."""
+def check_free_space(folder: Path, size: int) -> None:
+    """Raise DiskFull where `size` more bytes do not fit on the disk of `folder`."""
     if size > shutil.disk_usage(folder).free:
         raise _disk_full(folder, size)
 
 
 def _disk_full(folder: Path, size: int) -> DiskFull:
     free = shutil.disk_usage(folder).free
-    return DiskFull(errno.ENOSPC, f"disk full: {folder} needs {mb(size)} more, {mb(free)} are free; what has arrived "
-                                  "is kept. Make room, or name another folder")
+    return DiskFull(errno.ENOSPC, f"disk full: {folder} needs {megabytes(size)} more, {megabytes(free)} are free; the "
+                                  "partial download is kept. Free space, or give another folder")
 
 
-def mb(size: int) -> str:
-    """Bytes as a reader wants them."""
+def megabytes(size: int) -> str:
+    """A number of bytes as text, in MB (10^6)."""
     return f"{size / 1e6:.1f} MB"

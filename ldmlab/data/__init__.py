@@ -1,1 +1,1 @@
-"""Pictures in, tensors in [-1, 1] out, with their labels, captions, boxes, maps."""
+"""Data sets: pictures as tensors in [-1, 1], with class labels, captions, boxes and label maps."""

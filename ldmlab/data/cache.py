@@ -1,4 +1,4 @@
-"""Decoded pictures and label maps on disk: one array that all runs share, mapped into memory, not read."""
+"""Cache of decoded pictures and label maps: one memory-mapped array on disk, shared by all runs."""
 
 import json
 from collections.abc import Callable
@@ -9,45 +9,46 @@ from filelock import FileLock
 
 from ldmlab.atomic import atomic_write
 
-Kept = tuple[np.ndarray, dict]  # an array, one row a picture, and what is known of it
+CachedArray = tuple[np.ndarray, dict]  # an array with one row per picture, and its metadata
 
 
-def keep_array(stem: Path, fingerprint: str, row: tuple[int, ...], make: Callable[[], Kept]) -> Kept:
-    """What is kept in `stem`.npy and .json, else what `make` gives, kept from then on.
+def cached_array(stem: Path, fingerprint: str, row: tuple[int, ...], make: Callable[[], CachedArray]) -> CachedArray:
+    """Load the array in `stem`.npy and its metadata in `stem`.json; compute and write them if absent.
 
-    Anew where it is half of a file, or rows are not of the shape `row`. OSError where it cannot be written.
+    They are computed again where a file is incomplete, has another fingerprint, or rows of another shape than `row`.
+    Raises OSError where the cache cannot be written.
     """
-    if kept := _load(stem, fingerprint, row):
-        return kept
+    if cached := _load(stem, fingerprint, row):
+        return cached
     stem.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{stem}.lock"):  # six runs that start together decode once
-        if not (kept := _load(stem, fingerprint, row)):
-            array, known = make()
+    with FileLock(f"{stem}.lock"):  # runs that start together decode only once
+        if not (cached := _load(stem, fingerprint, row)):
+            array, metadata = make()
             atomic_write(f"{stem}.npy", lambda part: _save(part, array))
-            # the small file last: where it is, the large one is whole
-            atomic_write(f"{stem}.json", json.dumps({"fingerprint": fingerprint, **known}).encode())
-            kept = _load(stem, fingerprint, row) or (array, known)
-    return kept
+            # the small file is written last: its presence means that the large one is complete
+            atomic_write(f"{stem}.json", json.dumps({"fingerprint": fingerprint, **metadata}).encode())
+            cached = _load(stem, fingerprint, row) or (array, metadata)
+    return cached
 
 
-def kept_facts(stem: Path, fingerprint: str) -> dict | None:
-    """What is known of a kept array, without it; None where there is none of this fingerprint."""
+def cached_metadata(stem: Path, fingerprint: str) -> dict | None:
+    """The metadata of a cached array, without loading it; None where there is none of this fingerprint."""
     try:
-        known = json.loads(Path(f"{stem}.json").read_bytes())
+        metadata = json.loads(Path(f"{stem}.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return known if known.pop("fingerprint", None) == fingerprint else None
+    return metadata if metadata.pop("fingerprint", None) == fingerprint else None
 
 
-def _load(stem: Path, fingerprint: str, row: tuple[int, ...]) -> Kept | None:
-    known = kept_facts(stem, fingerprint)
-    if known is None:
+def _load(stem: Path, fingerprint: str, row: tuple[int, ...]) -> CachedArray | None:
+    metadata = cached_metadata(stem, fingerprint)
+    if metadata is None:
         return None
     try:
         array = np.load(f"{stem}.npy", mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    return (array, known) if array.shape[1:] == row else None
+    return (array, metadata) if array.shape[1:] == row else None
 
 
 def _save(part: Path, array: np.ndarray) -> None:

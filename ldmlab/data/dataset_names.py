@@ -1,4 +1,4 @@
-"""The names of data sets, checked before anything heavy is imported; standard library only."""
+"""Names of data sets, checked with the standard library alone, before slow packages are imported."""
 
 import glob
 import os
@@ -21,14 +21,14 @@ TORCHVISION: dict[str, str] = {
     "oxfordiiitpet": "OxfordIIITPet",
 }
 ACCEPTED = (
-    "'scenes' (the embedded world), a folder of pictures, a .tar of pictures, WebDataset shards (.tar "
+    "'scenes' (the embedded data set), a folder of pictures, a .tar of pictures, WebDataset shards (.tar "
     "files in a folder, or a pattern such as 'shards/{000..007}.tar' or 'shards/*.tar'), or one of torchvision's "
     + ", ".join(TORCHVISION)
 )
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """The files of a shard pattern: {000..007} counts, {a,b} lists, * and ? match; [] if none is there."""
+    """Paths that a shard pattern stands for: {000..007} is a range, {a,b} a list, * and ? are wildcards; [] if none."""
     brace = re.search(r"\{([^{}]*)\}", pattern)
     if brace:
         span = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
@@ -43,9 +43,9 @@ def expand_shards(pattern: str) -> list[str]:
 
 
 def check_data_name(name_or_path: str | Path) -> str:
-    """What kind of data this names: 'scenes', 'folder', 'tar' or 'torchvision'; ValueError says what is accepted."""
+    """Kind of a data set: "scenes", "folder", "tar" or "torchvision"; ValueError with what is accepted if unknown."""
     if not isinstance(name_or_path, str | Path) or not str(name_or_path).strip():
-        raise ValueError(f"data {name_or_path!r} is no name or path; accepted: {ACCEPTED}")
+        raise ValueError(f"data {name_or_path!r} is not a name or path; accepted: {ACCEPTED}")
     text = str(name_or_path)
     if text == "scenes":
         return "scenes"

@@ -1,6 +1,6 @@
-"""Small pictures from large ones, for super-resolution: bicubic, and BSR in its moderate form [LDM v2, Sec. 4.4].
+"""Degradations for super-resolution: bicubic downsampling, and BSR in its light variant [LDM v2, Sec. 4.4, App. D.6].
 
-BSR spoils a picture by blur, resizing, noise and JPEG in random order, so that a model learns no single degradation.
+BSR (BSRGAN) applies blur, resizing, noise and JPEG in random order, so that a model learns no single degradation.
 """
 
 import io
@@ -17,14 +17,14 @@ from torch.nn import functional as F
 
 FACTORS = (2, 4, 8)
 DEGRADATIONS = ("bicubic", "bsr")
-QUALITY = (80, 95)  # of JPEG
-NOISE = (1, 2)  # standard deviation in grey levels of 255
+QUALITY = (80, 95)  # range of the JPEG quality
+NOISE = (1, 2)  # range of the standard deviation, in grey levels (0 to 255)
 INTERPOLATIONS = ("bilinear", "bicubic", "area")
 Pixels = np.ndarray  # (h, w, 3), float64 in [0, 1]
 
 
 class Step(NamedTuple):
-    """What was done to a picture, and the picture after it."""
+    """One step of a degradation: its name, and the picture after it."""
 
     name: str
     picture: UInt8[Tensor, "3 h w"]
@@ -33,8 +33,15 @@ class Step(NamedTuple):
 def degrade(
     images: UInt8[Tensor, "n 3 h w"], factor: int, degradation: str = "bicubic", seed: int = 0
 ) -> UInt8[Tensor, "n 3 h2 w2"]:
-    """Pictures with sides divided by `factor`, as they would be saved; picture i is spoiled by (seed, i) where chance
-    is part of it. ValueError for what `bicubic` and `bsr` refuse."""
+    """Degrade uint8 pictures to sides of 1/`factor` by "bicubic" or "bsr", rounded to 8 bits.
+
+    BSR draws picture i with the seed (`seed`, i). Raises ValueError for an unknown `degradation` and for sizes and
+    factors that `bicubic` or `bsr` do not accept.
+
+    >>> images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    >>> degrade(images, factor=4, degradation="bsr", seed=0).shape
+    torch.Size([2, 3, 16, 16])
+    """
     if degradation not in DEGRADATIONS:
         raise ValueError(f"degradation is one of {', '.join(DEGRADATIONS)}; got {degradation!r}")
     if degradation == "bicubic":
@@ -43,23 +50,30 @@ def degrade(
 
 
 def bicubic(x: Float[Tensor, "n c h w"], factor: int) -> Float[Tensor, "n c h2 w2"]:
-    """Pictures in [-1, 1] with sides divided by `factor`, antialiased; ValueError where it does not divide them."""
+    """Downsample pictures in [-1, 1] by `factor`, antialiased; ValueError unless the factor divides both sides."""
     _check_factor(factor, x.shape[2:])
     small = F.interpolate(x, (x.shape[2] // factor, x.shape[3] // factor), mode="bicubic", antialias=True)
     return small.clamp(-1, 1)  # bicubic weights overshoot at edges
 
 
 def bsr(picture: UInt8[Tensor, "3 h w"], factor: int, seed: int | tuple[int, ...] = 0) -> list[Step]:
-    """Spoil a picture, its sides divided by `factor`, step by step; the last is the result [BSRGAN; LDM v2, App. D.6].
+    """Degrade a picture to sides of 1/`factor`; returns every step, the result last [BSRGAN; LDM v2, App. D.6].
 
-    For factor 4, first halved in one of four cases. Then in random order: blur; resizing by 1 to 2 `factor`, or blur
-    and every factor-th pixel; after it, sooner or later, resizing to the size wanted; Gaussian noise; JPEG in nine of
-    ten cases. In the end, JPEG. As in the released moderate form there is no camera noise.
+    At factor 4 the picture is first halved with probability 1/4. Then follow in random order: blur; downsampling by a
+    factor of 1 to 2 `factor`, or blur and striding by `factor`; somewhere after it, resizing to the final size;
+    Gaussian noise; JPEG with probability 0.9. The last step is JPEG. As in the released "light" variant there is no
+    camera noise.
 
-    Deviation: blur kernels have odd sizes only, so they do not shift the picture; resizing follows torch, JPEG Pillow;
-    halving is never antialiased, there in half of the cases; noise that is correlated between channels has the variance
-    of other noise, there less. So it is like the released code in how much it spoils, not in every pixel.
-    ValueError for pictures whose sides are not multiples of `factor`, or less than 8 of them.
+    Deviation: blur kernels have odd sizes only, so that they do not shift the picture; resizing is torch's and JPEG
+    Pillow's; halving is never antialiased (released: in half of the cases); noise correlated between channels has the
+    same variance as other noise (released: less). The strength of the degradation matches the released code, single
+    pixels do not.
+
+    Raises ValueError unless both sides are multiples of `factor` and at least 8 times as long.
+
+    >>> steps = bsr(torch.zeros(3, 64, 64, dtype=torch.uint8), factor=2, seed=0)
+    >>> steps[0].name, steps[-1].name, steps[-1].picture.shape
+    ('original', 'last jpeg', torch.Size([3, 32, 32]))
     """
     _check_factor(factor, picture.shape[1:])
     if min(picture.shape[1:]) < 8 * factor:
@@ -108,7 +122,7 @@ def _size(picture: Tensor) -> str:
 
 
 def _blur(rng: np.random.Generator, x: Pixels, factor: int) -> Pixels:
-    """A Gaussian, in one of two cases elongated in a random direction; narrow, as in the moderate form."""
+    """Gaussian blur, anisotropic with probability 1/2; narrow, as in the light variant."""
     radius = int(rng.integers(2, 7, endpoint=True))
     if rng.random() < 0.5:
         angle, variances = rng.uniform(0, math.pi), rng.uniform(0, (4 + factor) / 4, 2)
@@ -120,7 +134,8 @@ def _blur(rng: np.random.Generator, x: Pixels, factor: int) -> Pixels:
 
 
 def _gaussian(radius: int, covariance: np.ndarray, centre: float = 0.0) -> np.ndarray:
-    grid = np.stack(np.mgrid[-radius : radius + 1, -radius : radius + 1], -1) - centre
+    side = np.arange(-radius, radius + 1)
+    grid = np.stack(np.meshgrid(side, side, indexing="ij"), -1) - centre
     exponent = -0.5 * np.einsum("hwi,ij,hwj->hw", grid, np.linalg.inv(covariance), grid)
     kernel = np.exp(exponent - exponent.max())
     return kernel / kernel.sum()
@@ -131,13 +146,13 @@ def _filter(x: Pixels, kernel: np.ndarray) -> Pixels:
 
 
 def _stride(rng: np.random.Generator, x: Pixels, factor: int) -> Pixels:
-    """Blur and every factor-th pixel; the kernel's centre is that of the pixels which one pixel replaces."""
+    """Blur, then take every `factor`-th pixel; the kernel is centred on the block of pixels that one pixel replaces."""
     sigma = rng.uniform(0.1, 0.6 * factor)
     return _filter(x, _gaussian(12, sigma**2 * np.eye(2), (factor - 1) / 2))[::factor, ::factor]
 
 
 def _resize(rng: np.random.Generator, x: Pixels, size: tuple[int, ...]) -> Pixels:
-    """By a random interpolation without antialiasing; area, where it enlarges, is bilinear."""
+    """Resize by a random interpolation without antialiasing; bilinear in place of area where it enlarges."""
     mode = INTERPOLATIONS[rng.integers(3)]
     if mode == "area" and size[0] > x.shape[0]:
         mode = "bilinear"
@@ -146,7 +161,7 @@ def _resize(rng: np.random.Generator, x: Pixels, size: tuple[int, ...]) -> Pixel
 
 
 def _noise(rng: np.random.Generator, x: Pixels) -> Pixels:
-    """Gaussian: in four of ten cases each channel its own, in four grey, else correlated between channels."""
+    """Gaussian noise: independent by channel (probability 0.4), equal in all channels (0.4), or correlated (0.2)."""
     sigma, kind = rng.integers(*NOISE, endpoint=True) / 255, rng.random()
     if kind < 0.4:
         noise = rng.standard_normal(x.shape)

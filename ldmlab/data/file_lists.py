@@ -1,6 +1,6 @@
-"""Lists of picture files: what lies in a folder or a tar file, its splits, classes and label maps.
+"""List the pictures in a folder or tar file, with their splits, classes and label maps.
 
-Tar files are not unpacked: one scan notes where each picture lies.
+Tar files are not unpacked: one scan notes the offset and length of each picture.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ import numpy as np
 
 from ldmlab.data.dataset_names import PICTURES, SPLITS
 
-HELD_OUT = 0.1  # share of the pictures that makes the validation split where the data has none
-MAP_FOLDERS = ("segmentations", "annotations")  # beside "images", with the label map of each picture under its name
+HELD_OUT = 0.1  # share of the pictures for validation where the data has no such split
+MAP_FOLDERS = ("segmentations", "annotations")  # beside "images", with the label maps under the pictures' names
 SPLIT_OF = {
     "train": "train", "training": "train",
     "val": "validation", "valid": "validation", "validation": "validation",
@@ -28,36 +28,36 @@ SPLIT_OF = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture: its name inside the data set, and where its bytes lie."""
+    """One picture: its name in the data set, and the file, offset and length of its bytes."""
 
     name: str
     path: str
     offset: int
     length: int
-    stamp: str  # changes when the picture does
+    stamp: str  # modification time: changes when the file does
     label: str | int | None = None
     map: "Entry | None" = None  # its label map
 
     def bytes(self) -> bytes:
-        """The file's bytes; OSError where they cannot be read."""
+        """Read the picture's bytes; OSError where they cannot be read."""
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             return file.read(self.length)
 
 
 def fraction(*parts: object) -> float:
-    """A number in [0, 1) that depends on the parts alone; splits and subsets are drawn with it."""
+    """Hash the parts to a number in [0, 1); splits and subsets are drawn by it."""
     return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:7], "big") / 2**56
 
 
 def file_entry(path: str | Path, name: str) -> Entry:
-    """A picture that is a file of its own."""
-    stat = os.stat(path) if os.path.exists(path) else None  # a dangling link is found out when it is read
+    """The entry of a picture file."""
+    stat = os.stat(path) if os.path.exists(path) else None  # a dangling link fails when it is read
     return Entry(name, str(path), 0, stat.st_size if stat else 0, str(stat.st_mtime_ns if stat else 0))
 
 
 def scan_folder(root: Path) -> list[Entry]:
-    """Every picture under a folder, joined with its label map; hidden files are left out."""
+    """List every picture under a folder, each with its label map; hidden files are left out."""
     entries = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
         subfolders[:] = sorted(d for d in subfolders if not d.startswith((".", "__")))
@@ -89,9 +89,9 @@ def _sibling_label(path: str, member: tarfile.TarInfo) -> str | int | None:
 
 
 def scan_tar(path: str) -> list[Entry]:
-    """Every picture in a tar file, joined with its label map and the class of a .cls or .json beside it.
+    """List every picture in a tar file, each with its label map and the class from a .cls or .json beside it.
 
-    ValueError if it is no plain tar.
+    Raises ValueError for what is not an uncompressed tar file.
     """
     entries, labels = [], {}
     try:
@@ -107,9 +107,9 @@ def scan_tar(path: str) -> list[Entry]:
                     label = _sibling_label(path, member)
                     if label is not None:
                         labels[name.rsplit(".", 1)[0]] = label
-                archive.members = []  # tarfile would keep every header
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
     except tarfile.TarError as error:
-        raise ValueError(f"{path} is no uncompressed tar file: {error}") from error
+        raise ValueError(f"{path} is not an uncompressed tar file: {error}") from error
     entries = _join_maps(entries)
     if not labels:
         return entries
@@ -117,7 +117,7 @@ def scan_tar(path: str) -> list[Entry]:
 
 
 def _join_maps(entries: list[Entry]) -> list[Entry]:
-    """Each picture with its label map: `segmentations/a.png` of `images/a.jpg`, or `a.seg.png` beside `a.jpg`."""
+    """Join pictures with their label maps: `segmentations/a.png` of `images/a.jpg`, or `a.seg.png` beside `a.jpg`."""
     by_name = {e.name: e for e in entries}
     joined = [replace(e, map=next((by_name[n] for n in _map_names(e.name) if n in by_name), None)) for e in entries]
     maps = {e.map.name for e in joined if e.map}
@@ -125,7 +125,7 @@ def _join_maps(entries: list[Entry]) -> list[Entry]:
 
 
 def _map_names(name: str) -> Iterator[str]:
-    """Where the label map of a picture may lie."""
+    """Possible names of a picture's label map."""
     stem = name.rsplit(".", 1)[0]
     yield f"{stem}.seg.png"
     parts = stem.split("/")
@@ -135,7 +135,7 @@ def _map_names(name: str) -> Iterator[str]:
 
 
 def _without_companions(entries: list[Entry]) -> list[Entry]:
-    """Leave out masks and maps that stand beside their picture: `a_mask.png` or `a.seg.png` beside `a.jpg`."""
+    """Leave out masks and label maps beside their picture: `a_mask.png` or `a.seg.png` beside `a.jpg`."""
     stems = {e.name.rsplit(".", 1)[0] for e in entries}
 
     def is_companion(name: str) -> bool:
@@ -154,25 +154,26 @@ def _strip_common_folder(entries: list[Entry]) -> list[Entry]:
 
 
 class Arranged(NamedTuple):
-    """The pictures of one split, in order, with what their labels mean; and the pictures of all splits."""
+    """The pictures of one split, in order, with their labels and class names; and the pictures of all splits."""
 
     entries: list[Entry]
     labels: np.ndarray  # (n,) int64, -1 without a class
     classes: tuple[str, ...] | None
     num_classes: int
-    every: list[Entry]
+    all_entries: list[Entry]
 
 
 def arrange(entries: list[Entry], split: str, what: str) -> Arranged:
-    """Names, split and classes of a listing.
+    """Sort the pictures of a listing into splits and classes, and return one split; `what` names the data in errors.
 
-    Folders such as `train` and `val`, named in SPLIT_OF, are splits; where there is none, validation is HELD_OUT of
-    train, drawn by name, and test a ValueError. Of `images` and its neighbours only `images` is read. The outermost
-    folder that is left is the class, unless a label came with the picture.
+    Folders whose names are in SPLIT_OF, such as `train` and `val`, are splits. Without such folders, validation is a
+    share HELD_OUT of train, drawn by file name. Where there is a folder `images`, its siblings are ignored. The class
+    of a picture is its own label if it has one, else its outermost folder below the split; a single class counts as
+    none. Raises ValueError where there are no pictures, or none in `split`.
     """
     entries = _strip_common_folder(sorted(_without_companions(entries), key=lambda e: (e.name, e.path)))
     if not entries:
-        raise ValueError(f"data {what!r} holds no picture; read are {', '.join(PICTURES)}")
+        raise ValueError(f"data {what!r} holds no picture; accepted are {', '.join(PICTURES)}")
     tops = {PurePosixPath(e.name).parts[0] for e in entries if "/" in e.name}
     if "images" in tops:
         entries = _strip_common_folder([e for e in entries if e.name.startswith("images/")])
@@ -201,11 +202,12 @@ def arrange(entries: list[Entry], split: str, what: str) -> Arranged:
         every = [e for part in by_split.values() for e in part]
     chosen = by_split[split]
     given = {e.label for e in every if e.label is not None}
-    if given and all(isinstance(k, int) and k >= 0 for k in given):
+    numbers = [k for k in given if isinstance(k, int) and k >= 0]
+    if given and len(numbers) == len(given):
         labels = np.array([-1 if e.label is None else e.label for e in chosen], np.int64)
-        return Arranged(chosen, labels, None, max(given) + 1, every)
+        return Arranged(chosen, labels, None, max(numbers) + 1, every)
     classes = tuple(sorted(map(str, given)))
-    if len(classes) < 2:  # one class tells nothing
+    if len(classes) < 2:  # a single class carries no information
         return Arranged(chosen, np.full(len(chosen), -1, np.int64), None, 0, every)
     number = {name: k for k, name in enumerate(classes)}
     labels = np.array([number.get(str(e.label), -1) for e in chosen], np.int64)

@@ -1,4 +1,4 @@
-"""One door to all pictures: `open_dataset(name_or_path)` gives an `ImageSet`, uint8 squares and what goes with them."""
+"""Open any data set: `open_dataset(name_or_path)` returns an `ImageSet` of uint8 squares with their annotations."""
 
 import hashlib
 import json
@@ -15,32 +15,40 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldmlab.data.annotations.annotation import Annotation, Known, keep_known
-from ldmlab.data.annotations.annotation_files import Progress
+from ldmlab.data.annotations.annotation import Annotation, AnnotationTable, cached_annotations
 from ldmlab.data.annotations.label_maps import Maps
 from ldmlab.data.dataset_names import SPLITS, check_data_name
 from ldmlab.data.decode import DECODERS, PROTOCOL
 from ldmlab.data.file_lists import fraction
 from ldmlab.data.pixels import Pixels
 from ldmlab.data.sources import Source, files_source, scenes_source, torchvision_source
+from ldmlab.progress import Progress
 
-MAX_BYTES = 8 << 30
+MAX_BYTES = 8 << 30  # of decoded pictures in memory
 
 
 def to_float(images: UInt8[Tensor, "*b c h w"]) -> Float32[Tensor, "*b c h w"]:
-    """Bytes 0..255 to [-1, 1]."""
+    """Map pixel values 0..255 to [-1, 1].
+
+    >>> to_float(torch.tensor([[[0, 51, 255]]], dtype=torch.uint8))
+    tensor([[[-1.0000, -0.6000,  1.0000]]])
+    """
     return images.to(torch.float32).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Float[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b c h w"]:
-    """[-1, 1] to bytes, clamped and rounded; the inverse of `to_float`."""
+    """Map [-1, 1] to pixel values 0..255, rounded, values outside clamped; the inverse of `to_float`.
+
+    >>> to_uint8(torch.tensor([[[-1.0, 0.0, 1.2]]]))
+    tensor([[[  0, 128, 255]]], dtype=torch.uint8)
+    """
     return images.detach().float().add(1).mul(127.5).round().clamp_(0, 255).to(torch.uint8)
 
 
 def check_range(x: Tensor, name: str = "x") -> Tensor:
-    """Return x if it is a float tensor within [-1, 1]; else ValueError that says what came."""
+    """Return `x` if it is a float tensor with values in [-1, 1]; ValueError, with what was given, otherwise."""
     if not x.is_floating_point():
-        raise ValueError(f"{name} must be float in [-1, 1], got {x.dtype}; to_float converts bytes")
+        raise ValueError(f"{name} must be float in [-1, 1], got {x.dtype}; to_float converts uint8")
     low, high = (float(v) for v in torch.aminmax(x.detach())) if x.numel() else (0.0, 0.0)
     if not (low >= -1.001 and high <= 1.001):  # also false for NaN
         raise ValueError(f"{name} must lie in [-1, 1], got values from {low:.4g} to {high:.4g}")
@@ -50,7 +58,7 @@ def check_range(x: Tensor, name: str = "x") -> Tensor:
 class ImageSet(Dataset):
     """Square pictures of one size in a fixed order, each with a class label or -1.
 
-    Unreadable files are left out, named in `skipped` and told in one warning; when that is found out, `Pixels` says.
+    Unreadable files are left out, listed in `skipped` and named in one warning; `Pixels` describes when they are found.
     """
 
     def __init__(
@@ -61,20 +69,20 @@ class ImageSet(Dataset):
         self.protocol, self.fingerprint = protocol, fingerprint
         self._source = source
         self._pixels = Pixels(source, chosen, size, f"{source.name} ({split})")
-        self._cache_dir: Path | None = None  # once `in_memory` was given one
-        self._known: Known | None = None
+        self._cache_dir: Path | None = None  # set by `in_memory`
+        self._annotations: AnnotationTable | None = None
         self._maps = Maps(source.maps, size) if source.maps else None
 
     def __len__(self) -> int:
-        self._pixels.survey()
+        self._pixels.find_unreadable()
         return len(self._pixels.numbers)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         return {"image": self.images([index])[0], "label": int(self.labels([index])[0])}
 
     def __getstate__(self) -> dict:
-        """Workers of a DataLoader get what has been found out, so that none of them decodes everything again."""
-        self._pixels.survey()
+        """State for the workers of a DataLoader, which then need not find the unreadable files again."""
+        self._pixels.find_unreadable()
         return self.__dict__
 
     def __repr__(self) -> str:
@@ -83,102 +91,104 @@ class ImageSet(Dataset):
 
     @property
     def num_bytes(self) -> int:
-        """What all pictures take once they are decoded."""
+        """Bytes of all pictures once they are decoded."""
         return self._pixels.num_bytes
 
     @property
-    def is_kept(self) -> bool:
-        """Whether all pictures are decoded; where not, a file is read (or a scene rendered) each time it is used."""
-        return self._pixels.are_kept
+    def is_decoded(self) -> bool:
+        """Whether all pictures are decoded; if not, a file is read (or a scene rendered) at each use."""
+        return self._pixels.is_decoded
 
     @property
     def skipped(self) -> list[str]:
-        """The names of the files that could not be read."""
-        self._pixels.survey()
+        """Names of the files that could not be read, with the reason."""
+        self._pixels.find_unreadable()
         return self._pixels.skipped
 
     def images(self, indices: Iterable[int]) -> UInt8[Tensor, "n 3 s s"]:
-        """The pictures with these numbers, in this order; IndexError outside of the set."""
+        """The pictures with these indices, in this order; IndexError for an index out of range."""
         return torch.from_numpy(self._pixels.read(self._rows(indices)))
 
     def _rows(self, indices: Iterable[int]) -> np.ndarray:
-        """Rows from 0 on; negative indices count from the end."""
+        """Indices in 0..len - 1; negative ones count from the end."""
         numbers, num = np.asarray(list(indices), np.int64), len(self)
         if len(numbers) and not (-num <= numbers.min() and numbers.max() < num):
             raise IndexError(f"{self!r} has no picture {numbers.min()} or {numbers.max()}")
         return numbers % max(num, 1)
 
     def labels(self, indices: Iterable[int] | None = None) -> Int64[Tensor, " n"]:
-        """The class labels with these numbers, or all."""
-        self._pixels.survey()
+        """The class labels of the pictures with these indices, or of all; -1 for pictures without a class."""
+        self._pixels.find_unreadable()
         rows = slice(None) if indices is None else self._rows(indices)
         return torch.from_numpy(self._source.labels[self._pixels.numbers[rows]])
 
     @property
     def map_names(self) -> tuple[str, ...]:
-        """What the values of `maps` index; () where the data has no label maps; ValueError as by `maps`."""
+        """Names of the labels in `maps`; () without label maps. Raises ValueError as `maps` does."""
         return self._maps.names(self._stem("-maps"), self.fingerprint) if self._maps else ()
 
     def maps(self, indices: Iterable[int], progress: Progress | None = None) -> UInt8[Tensor, "n s s"]:
-        """The label maps of the pictures with these numbers, resized and cropped as they are, nearest neighbour.
+        """The label maps of the pictures with these indices, resized (nearest) and cropped like them.
 
-        Values index `map_names`: those of the files are kept, but 255, the usual mark of unlabelled pixels, becomes
-        the label after the highest that occurs in any split. Where the pictures are in memory, all maps are read (or
-        rendered) on the first call, and kept beside the pictures' own cache. The first call also checks every map:
-        ValueError where some pictures have none, or one of another size, or one that is no picture of labels.
+        Values index `map_names`. They are those of the files, except that 255, the usual mark of unlabelled pixels,
+        becomes the label after the highest one in any split. Where the pictures are decoded, the first call reads (or
+        renders) all maps and caches them beside the pictures. The first call also checks every map. Raises ValueError
+        where the data has no maps, pictures lack one, or a map has another size or is not a label map.
         """
         if self._maps is None:
             raise ValueError(
-                f"{self.name} has no label maps; that of images/a.jpg is segmentations/a.png, that of a.jpg a.seg.png"
+                f"{self.name} has no label maps; put that of images/a.jpg at segmentations/a.png, or that of a.jpg at "
+                "a.seg.png"
             )
         rows, stem = self._rows(indices), self._stem("-maps")
         self._maps.names(stem, self.fingerprint, progress)
-        if not self._pixels.are_kept:
+        if not self._pixels.is_decoded:
             return torch.from_numpy(self._maps.read(self._pixels.numbers_read(rows), progress))
         try:
-            kept = self._maps.keep(self._pixels.numbers, stem, self.fingerprint, progress)
+            maps = self._maps.load_all(self._pixels.numbers, stem, self.fingerprint, progress)
         except OSError as error:
             warnings.warn(f"label maps are not cached under {self._cache_dir}: {error}", stacklevel=2)
-            kept = self._maps.keep(self._pixels.numbers, None, self.fingerprint, progress)
-        return torch.from_numpy(np.ascontiguousarray(kept[rows]))
+            maps = self._maps.load_all(self._pixels.numbers, None, self.fingerprint, progress)
+        return torch.from_numpy(np.ascontiguousarray(maps[rows]))
 
     @property
     def box_names(self) -> tuple[str, ...]:
-        """What the labels of boxes index; () where the data has no boxes."""
+        """Names of the labels of boxes; () where the data has no boxes."""
         return self._find_annotations()[1] if self._source.box_names is None else self._source.box_names
 
     def annotations(self, progress: Progress | None = None, cache_dir: str | Path | None = None) -> list[Annotation]:
-        """What is known of each picture, in the set's order: class, captions, boxes, and the square that is seen.
+        """Class, captions, boxes and crop of each picture, in the set's order; "" and () without captions and boxes.
 
-        Where the data has no captions or boxes these are "" and (). Scenes are rendered for it, which takes as long as
-        the pictures did; with a `cache_dir` they are rendered once, and the result is kept there, keyed by the
-        fingerprint. Other sources are read each time, since captions may change while the pictures do not. A picture
-        of a large set that turns out to be unreadable has its own annotation, not that of the next.
+        Annotations of `scenes` are rendered with the pictures; with a `cache_dir` that happens once, and the result is
+        cached there under the fingerprint. Those of other sources are read on the first call. An unreadable picture of
+        a set that is read at each use has its own annotation, not that of the picture that replaces it.
         """
-        known, _ = self._find_annotations(progress, cache_dir)
-        return [replace(a, label=label) for a, label in zip(known, self.labels().tolist(), strict=True)]
+        annotations, _ = self._find_annotations(progress, cache_dir)
+        return [replace(a, label=label) for a, label in zip(annotations, self.labels().tolist(), strict=True)]
 
-    def _find_annotations(self, progress: Progress | None = None, cache_dir: str | Path | None = None) -> Known:
+    def _find_annotations(
+        self, progress: Progress | None = None, cache_dir: str | Path | None = None
+    ) -> AnnotationTable:
         num = len(self)
-        if self._known is None or len(self._known[0]) != num:
+        if self._annotations is None or len(self._annotations[0]) != num:
             find = partial(self._source.annotate, self._pixels.numbers, progress)
-            self._known = None
+            self._annotations = None
             if cache_dir is not None and self.name == "scenes":
                 try:
                     file = Path(cache_dir) / f"{self._cache_name}-annotations.json"
-                    self._known = keep_known(file, self.fingerprint, find)
+                    self._annotations = cached_annotations(file, self.fingerprint, find)
                 except OSError as error:
                     warnings.warn(f"annotations are not cached under {cache_dir}: {error}", stacklevel=3)
-            self._known = self._known or find()
-        return self._known
+            self._annotations = self._annotations or find()
+        return self._annotations
 
     def in_memory(
         self, max_bytes: int = MAX_BYTES, cache_dir: str | Path | None = None, progress: Progress | None = None
     ) -> "ImageSet":
-        """This set with every picture decoded, once: into memory, or into a file under `cache_dir` that all runs share.
+        """Decode every picture once, into memory or into a file under `cache_dir` that all runs share; returns the set.
 
-        ValueError if it would take more than `max_bytes`. The cache is keyed by the fingerprint and written atomically;
-        where it cannot be written (a full disk), that is said and the pictures stay in memory.
+        The cache is keyed by the fingerprint and written atomically; where it cannot be written (a full disk), there is
+        a warning and the pictures stay in memory. Raises ValueError if they take more than `max_bytes`.
         """
         if self.num_bytes > max_bytes:
             raise ValueError(
@@ -190,7 +200,7 @@ class ImageSet(Dataset):
             return self
         self._cache_dir = Path(cache_dir)
         try:
-            self._pixels.keep(self._cache_dir / self._cache_name, self.fingerprint, progress)
+            self._pixels.decode_to_file(self._cache_dir / self._cache_name, self.fingerprint, progress)
         except OSError as error:
             warnings.warn(f"pictures are not cached under {cache_dir}: {error}", stacklevel=2)
             self._pixels.decode_all(progress)
@@ -215,14 +225,25 @@ def open_dataset(
     download: bool = False,
     decoder: str | None = None,
 ) -> ImageSet:
-    """Open pictures by name or path as squares of `size`: `scenes`, a folder, a .tar or shards, a torchvision set.
+    """Open `scenes`, a folder, a .tar, WebDataset shards or a torchvision set as squares of `size` pixels.
 
-    `num` takes at most so many, drawn by a hash of `seed` and the name, so evenly over classes; for `scenes` it is the
-    number of scenes and `seed` the world's. `root` is where torchvision's sets lie (default: the variable LDMLAB_DATA,
-    else ~/.cache/ldmlab/datasets). `decoder` (default: the variable LDMLAB_DECODER) reads the files of folders and
-    tars: "pil", or, where loading binds, "torch" (PIL decodes, torch resizes, some values off by a level) or
-    "pil-draft" (large JPEG at a reduced scale); both change what a score is taken on and join protocol and
-    fingerprint. ValueError for what is not there, unknown or empty.
+    Args:
+        num: at most so many pictures, drawn by a hash of `seed` and their names, and so evenly over classes; None
+            takes all. For `scenes`, the number of scenes.
+        seed: of the draw; for `scenes`, of the data set.
+        root: folder of torchvision's sets (default: $LDMLAB_DATA, else ~/.cache/ldmlab/datasets).
+        download: whether a torchvision set may be downloaded.
+        decoder: for folders and tars (default: $LDMLAB_DECODER, else "pil"). "torch" (PIL decodes, torch resizes; some
+            values differ by one grey level) and "pil-draft" (large JPEG files decoded at a reduced scale) are faster.
+            Both change the pixels, so they are part of protocol and fingerprint.
+
+    Raises ValueError for data that does not exist, is unknown or empty, and for other arguments out of range.
+
+    >>> data = open_dataset("scenes", size=32, num=4)
+    >>> data.images([0, 1]).shape, data.labels().shape
+    (torch.Size([2, 3, 32, 32]), torch.Size([4]))
+    >>> data.annotations()[0].caption
+    '...'
     """
     kind = check_data_name(name_or_path)
     if split not in SPLITS:

@@ -1,4 +1,4 @@
-"""Masks for inpainting: wandering strokes and boxes, thin, medium or thick [LaMa, Sec. 2.3; LDM v2, App. E.2.2]."""
+"""Random masks for inpainting: strokes and boxes, thin, medium or thick [LaMa, Sec. 2.3; LDM v2, App. E.2.2]."""
 
 import math
 from dataclasses import dataclass
@@ -20,9 +20,10 @@ SIZES = (8, 4096)  # shorter and longer side, pixels
 
 @dataclass(frozen=True)
 class MaskKind:
-    """How many strokes and boxes a mask is made of, of what size, and what share it covers; ranges include both ends.
+    """Distribution of masks: number and size of strokes and boxes, and the covered share; ranges include both ends.
 
-    A mask has boxes with probability `box_probability`; they keep `margin` away from the border of the picture.
+    Lengths are in pixels of a picture whose shorter side is UNIT. A mask has boxes with probability `box_probability`,
+    at a distance of `margin` or more from the border of the picture.
     """
 
     covered: Range
@@ -49,17 +50,21 @@ def inpainting_masks(
     n: int, size: int | tuple[int, int], kind: str = "medium", seed: int = 0,
     covered: Range | None = None,
 ) -> Float[Tensor, "n 1 h w"]:
-    """`n` masks of `size`, a side or (h, w) in pixels: 1 is the hole, 0 is known.
+    """Draw `n` masks of `size`, a side or (h, w) in pixels: 1 in the hole, 0 where the picture is known.
 
-    Mask i depends on i, size, kind, seed and `covered` alone, not on `n`. Lengths grow with the shorter side; strokes
-    are at least a pixel wide. A mask is drawn anew until the share of the picture that it covers is within `covered`,
-    or where that is None, within the kind's own range. No mask is all hole or without any.
+    Mask i depends on i, size, kind, seed and `covered`, not on `n`. Lengths scale with the shorter side; strokes are at
+    least a pixel wide. A mask is redrawn until the share of the picture that it covers is within `covered` (default:
+    the range of the kind). No mask is empty or covers the whole picture.
 
-    Deviation: LaMa's kinds all cover up to a half, LAMA_COVERED, and with it differ in how wide a hole is but hardly in
-    coverage, means about 0.27, 0.32 and 0.30; here more is covered from kind to kind. [LDM v2, Tab. 7] looks at
-    (0.4, 0.5) by itself. Deviation: a stroke has one width; LaMa's code changes it at every bend.
+    Deviation: LaMa's kinds all cover up to a half (LAMA_COVERED) and differ in the width of the holes but hardly in
+    coverage, means about 0.27, 0.32 and 0.30; here coverage grows from kind to kind. [LDM v2, Tab. 7] evaluates
+    (0.4, 0.5) separately. Deviation: a stroke has one width; LaMa's code changes it at every bend.
 
-    ValueError for arguments out of range, and where 1000 draws do not give a mask that covers that much.
+    Raises ValueError for arguments out of range, and where 1000 draws give no mask with that coverage.
+
+    >>> masks = inpainting_masks(4, size=64, kind="thick", seed=0)
+    >>> masks.shape, bool((coverage(masks) >= 0.2).all())
+    (torch.Size([4, 1, 64, 64]), True)
     """
     h, w = (size, size) if isinstance(size, int) else size
     if kind not in KINDS:
@@ -76,7 +81,7 @@ def inpainting_masks(
 
 
 def coverage(mask: Float[Tensor, "n 1 h w"]) -> Float[Tensor, " n"]:
-    """The share of each picture that is hole, 0 to 1."""
+    """Share of each picture that the hole covers, 0 to 1."""
     return mask.mean((1, 2, 3))
 
 
@@ -89,7 +94,7 @@ def _mask(rng: np.random.Generator, h: int, w: int, kind: str, covered: Range) -
 
 
 def _draw(rng: np.random.Generator, h: int, w: int, kind: MaskKind) -> np.ndarray:
-    """One mask (h, w), whatever it covers."""
+    """Draw one mask (h, w) of any coverage."""
     picture = Image.new("L", (w, h))
     draw, scale = ImageDraw.Draw(picture), min(h, w) / UNIT
     for _ in range(rng.integers(*kind.strokes, endpoint=True)):
@@ -104,7 +109,7 @@ def _draw(rng: np.random.Generator, h: int, w: int, kind: MaskKind) -> np.ndarra
 
 
 def _stroke(rng: np.random.Generator, draw: ImageDraw.ImageDraw, h: int, w: int, kind: MaskKind, scale: float) -> None:
-    """A chain of segments, which stops at the border; every other bend is mirrored, so that it goes to and fro."""
+    """Draw a polyline, clipped at the border; the sign of the angle alternates, so that it zigzags."""
     width = max(1, round(rng.uniform(*kind.width) * scale))
     x, y = rng.uniform(0, (w, h))
     for i in range(rng.integers(1, MAX_SEGMENTS, endpoint=True)):

@@ -1,4 +1,4 @@
-"""The pixels of a set: which pictures can be read, decoded one at a time or all at once and kept."""
+"""Pixels of a data set: find the readable pictures; decode them one at a time, or all at once into memory or a file."""
 
 import re
 import warnings
@@ -10,57 +10,57 @@ from threading import Lock
 import numpy as np
 import torch
 
-from ldmlab.data.annotations.annotation_files import Progress
-from ldmlab.data.cache import Kept, keep_array
+from ldmlab.data.cache import CachedArray, cached_array
 from ldmlab.data.sources import Source
+from ldmlab.progress import Progress
 
-KEEP_BYTES = 1 << 30  # sets up to this size are decoded whole when first used, and kept
-SKIP_ALWAYS, SKIP_SHARE = 3, 0.01  # unreadable files that are forgiven: this many, or this share
-_CHUNK = 512  # pictures decoded ahead of what is stored
-_NOTING = Lock()  # two threads may come upon the same unreadable file, which counts once
+KEEP_BYTES = 1 << 30  # sets up to this size are decoded whole at their first use
+SKIP_ALWAYS, SKIP_SHARE = 3, 0.01  # unreadable files that are tolerated: this many, or this share
+_CHUNK = 512  # pictures decoded at a time
+_SKIPPED_LOCK = Lock()  # two threads may meet the same unreadable file, which counts once
 
 
 def _decoders() -> ThreadPoolExecutor:
-    """As many threads as torch has, since PIL decodes outside of Python's lock: one in a DataLoader's worker."""
+    """Threads that decode, as many as torch has (one in a DataLoader's worker): PIL releases Python's lock."""
     return ThreadPoolExecutor(max(1, torch.get_num_threads()))
 
 
 class Pixels:
-    """Some pictures of a source, one a row, but for those that cannot be read, which are named in `skipped`.
+    """The readable pictures among `numbers` of a source, one per row; files that cannot be read go to `skipped`.
 
-    Whether a file is readable is found out on first use: sets of up to KEEP_BYTES are decoded then and kept; in larger
-    ones a picture that turns out to be unreadable is replaced by the next one. ValueError where more than SKIP_ALWAYS
-    and SKIP_SHARE of the files are unreadable, or all are; otherwise one warning names them.
+    Sets of up to KEEP_BYTES are decoded whole at their first use; in larger ones an unreadable picture is replaced by
+    the next one when it is read. One warning names the unreadable files; ValueError where they are more than
+    SKIP_ALWAYS and more than a share SKIP_SHARE, or all.
     """
 
     def __init__(self, source: Source, numbers: np.ndarray, size: int, what: str) -> None:
         self.source, self.size, self.what = source, size, what
-        self.numbers = numbers  # of each row in the source
+        self.numbers = numbers  # index in the source of each row
         self.skipped: list[str] = []
-        self._told = False  # of the first one, where files are found out as they are used
-        self._kept: np.ndarray | None = None  # (n, 3, s, s) uint8 once decoded, in memory or mapped from the cache
-        self._rendered = self._surveyed = source.name == "scenes"  # always readable
+        self._warned = False  # of the first unreadable file of a set that is read at each use
+        self._decoded: np.ndarray | None = None  # (n, 3, s, s) uint8, in memory or mapped from the cache
+        self._rendered = self._checked = source.name == "scenes"  # always readable
 
     @property
     def num_bytes(self) -> int:
-        """What all pictures take."""
+        """Bytes of all pictures once they are decoded."""
         return len(self.numbers) * 3 * self.size**2
 
     @property
-    def are_kept(self) -> bool:
+    def is_decoded(self) -> bool:
         """Whether all pictures are decoded."""
-        return self._kept is not None
+        return self._decoded is not None
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether they are in a file that all runs share."""
-        return isinstance(self._kept, np.memmap)
+        """Whether they are decoded into a file that all runs share."""
+        return isinstance(self._decoded, np.memmap)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The pictures of these rows: (n, 3, size, size) uint8."""
-        self.survey()
-        if self._kept is not None:
-            return np.ascontiguousarray(self._kept[rows])
+        self.find_unreadable()
+        if self._decoded is not None:
+            return np.ascontiguousarray(self._decoded[rows])
         out = np.empty((len(rows), 3, self.size, self.size), np.uint8)
         with _decoders() as pool:
             for place, (_, picture) in enumerate(pool.map(self._read_or_next, rows.tolist())):
@@ -68,21 +68,21 @@ class Pixels:
         return out
 
     def numbers_read(self, rows: np.ndarray) -> list[int]:
-        """The numbers in the source of the pictures that `read` gives, of which some may stand in for another."""
-        self.survey()
-        if self._kept is None and not self._rendered:
+        """Indices in the source of the pictures that `read` returns, some of which may replace an unreadable one."""
+        self.find_unreadable()
+        if self._decoded is None and not self._rendered:
             rows = np.array([self._read_or_next(row)[0] for row in rows.tolist()], np.int64)
         return self.numbers[rows].tolist()
 
-    def survey(self) -> None:
-        """Find out what is readable, if the set is small enough to be kept."""
-        if not self._surveyed and self.num_bytes <= KEEP_BYTES:
+    def find_unreadable(self) -> None:
+        """Find the unreadable files of a set of up to KEEP_BYTES, by decoding it."""
+        if not self._checked and self.num_bytes <= KEEP_BYTES:
             self.decode_all()
-        self._surveyed = True
+        self._checked = True
 
     def decode_all(self, progress: Progress | None = None) -> None:
-        """Decode every picture into memory, unless that is done."""
-        if self._kept is not None:
+        """Decode every picture into memory, unless they are decoded already."""
+        if self._decoded is not None:
             return
         pixels = np.empty((len(self.numbers), 3, self.size, self.size), np.uint8)
         readable: list[int] = []
@@ -97,24 +97,24 @@ class Pixels:
                 if progress is not None:
                     progress(rows.stop, num)
         self.skipped.sort()
-        self._judge_skipped(num, tell=True)
-        self._kept, self.numbers, self._surveyed = pixels[: len(readable)], self.numbers[readable], True
+        self._check_skipped(num, warn=True)
+        self._decoded, self.numbers, self._checked = pixels[: len(readable)], self.numbers[readable], True
 
-    def keep(self, stem: Path, fingerprint: str, progress: Progress | None = None) -> None:
-        """Have every picture in a file under `stem`, decoded by the first run; OSError if it cannot be written."""
+    def decode_to_file(self, stem: Path, fingerprint: str, progress: Progress | None = None) -> None:
+        """Decode every picture into a file `stem`.npy, or map it if it exists; OSError if it is not writable."""
         row = (3, self.size, self.size)
-        told = bool(self.skipped)
-        self._kept, known = keep_array(stem, fingerprint, row, partial(self._decoded, progress))
-        told = told or bool(self.skipped)
-        self.numbers, self.skipped, self._surveyed = np.array(known["chosen"], np.int64), known["skipped"], True
-        if not told:
-            self._judge_skipped(len(self.numbers) + len(self.skipped), tell=True)
+        warned = bool(self.skipped)
+        self._decoded, metadata = cached_array(stem, fingerprint, row, partial(self._decode_for_cache, progress))
+        warned = warned or bool(self.skipped)
+        self.numbers, self.skipped, self._checked = np.array(metadata["chosen"], np.int64), metadata["skipped"], True
+        if not warned:
+            self._check_skipped(len(self.numbers) + len(self.skipped), warn=True)
 
-    def _decoded(self, progress: Progress | None) -> Kept:
+    def _decode_for_cache(self, progress: Progress | None) -> CachedArray:
         self.decode_all(progress)
-        assert self._kept is not None
-        labels = self.source.labels[self.numbers]  # not read here, but by earlier versions that share the cache
-        return self._kept, {"labels": labels.tolist(), "chosen": self.numbers.tolist(), "skipped": self.skipped}
+        assert self._decoded is not None
+        labels = self.source.labels[self.numbers]  # not used here, but by earlier versions that share the cache
+        return self._decoded, {"labels": labels.tolist(), "chosen": self.numbers.tolist(), "skipped": self.skipped}
 
     def _try(self, row: int) -> np.ndarray | None:
         number = int(self.numbers[row])
@@ -122,13 +122,13 @@ class Pixels:
             return self.source.read(number)
         except MemoryError:
             raise
-        except Exception as error:  # a damaged file makes decoders raise anything
-            # Without the addresses of objects, which would make the same file another one at each use.
+        except Exception as error:  # decoders raise all kinds of errors on damaged files
+            # Without the addresses of objects, which differ at each use and would list a file twice.
             reason = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(f"{type(error).__name__}: {error}".split()))[:120]
-            told = f"{self.source.names[number]} ({reason})"
-            with _NOTING:
-                if told not in self.skipped:
-                    self.skipped.append(told)
+            entry = f"{self.source.names[number]} ({reason})"
+            with _SKIPPED_LOCK:
+                if entry not in self.skipped:
+                    self.skipped.append(entry)
             return None
 
     def _read_or_next(self, row: int) -> tuple[int, np.ndarray]:
@@ -138,18 +138,19 @@ class Pixels:
             picture = self._try(found)
             if picture is not None:
                 return found, picture
-            tell, self._told = not self._told, True  # two threads may meet their first at the same time
-            self._judge_skipped(len(self.numbers), tell=tell)
+            warn, self._warned = not self._warned, True  # two threads may meet their first at the same time
+            self._check_skipped(len(self.numbers), warn=warn)
         raise ValueError(f"no picture of {self.what} can be read: {self._named()}")
 
-    def _judge_skipped(self, total: int, tell: bool) -> None:
+    def _check_skipped(self, total: int, warn: bool) -> None:
+        """Raise ValueError if too many files were skipped, else, with `warn`, name them in a warning."""
         num = len(self.skipped)
-        told, named = f"{num} of {total} pictures of {self.what} cannot be read", self._named()
+        summary, named = f"{num} of {total} pictures of {self.what} cannot be read", self._named()
         if num and (num == total or (num > SKIP_ALWAYS and num > SKIP_SHARE * total)):
             rule = f"up to {SKIP_ALWAYS}, or {SKIP_SHARE:.0%}, are skipped as long as any are left"
-            raise ValueError(f"{told}: {named}; {rule}")
-        if num and tell:
-            warnings.warn(f"{told}, skipped: {named}", stacklevel=2)
+            raise ValueError(f"{summary}: {named}; {rule}")
+        if num and warn:
+            warnings.warn(f"{summary}, skipped: {named}", stacklevel=2)
 
     def _named(self) -> str:
         return ", ".join(self.skipped[:10]) + (f" and {len(self.skipped) - 10} more" if len(self.skipped) > 10 else "")

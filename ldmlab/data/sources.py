@@ -1,7 +1,6 @@
-"""Where pictures come from: the embedded world, folders, tar files and shards, torchvision sets.
+"""Sources of pictures: the embedded data set, folders, tar files and shards, torchvision's sets.
 
-Every source is a list of pictures in a fixed order, each readable alone at any time, so that a run can stop and go on
-anywhere in an epoch.
+Every source is a list of pictures in a fixed order with random access, so that a run can resume within an epoch.
 """
 
 import hashlib
@@ -14,32 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from ldmlab.data.annotations.annotation import Annotation, Known
-from ldmlab.data.annotations.annotation_files import (
-    Progress,
-    annotate_files,
-    annotate_torchvision,
-    report_progress,
-)
+from ldmlab.data.annotations.annotation import Annotation, AnnotationTable
+from ldmlab.data.annotations.annotation_files import annotate_files, annotate_torchvision
 from ldmlab.data.annotations.label_maps import MapSource, find_map_names, read_map
 from ldmlab.data.dataset_names import TORCHVISION, expand_shards
-from ldmlab.data.decode import decode, square
+from ldmlab.data.decode import center_crop, decode
 from ldmlab.data.file_lists import HELD_OUT, SPLIT_OF, Entry, arrange, fraction, scan_folder, scan_tar
+from ldmlab.progress import Progress, report_progress
 
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures in a fixed order; `read(i)` gives number i as (3, size, size) uint8 or raises what its decoder does."""
+    """Pictures in a fixed order; `read(i)` decodes picture i to (3, size, size) uint8, or raises a decoder's error."""
 
     name: str
     names: Sequence[str]
     labels: np.ndarray  # (n,) int64, -1 without a class
     classes: tuple[str, ...] | None
     num_classes: int
-    identity: str  # sha256 of what the pictures are
+    identity: str  # sha256 that changes with the pictures
     read: Callable[[int], np.ndarray]
-    annotate: Callable[..., Known]  # (numbers, progress) -> what is known of these pictures, but for their classes
-    box_names: tuple[str, ...] | None = None  # None: `annotate` finds them out
+    annotate: Callable[..., AnnotationTable]  # (numbers, progress) -> annotations, classes left at -1
+    box_names: tuple[str, ...] | None = None  # None: `annotate` returns them
     maps: MapSource | None = None  # None: no label maps
 
 
@@ -48,7 +43,7 @@ def _read_file(entries: list[Entry], size: int, decoder: str, i: int) -> np.ndar
 
 
 def _read_torchvision(pictures: Any, indices: np.ndarray, size: int, i: int) -> np.ndarray:
-    return square(pictures[int(indices[i])][0], size)
+    return center_crop(pictures[int(indices[i])][0], size)
 
 
 def _read_scene_map(seed: int, split: str, size: int, i: int) -> np.ndarray:
@@ -70,13 +65,13 @@ def _read_scene(seed: int, split: str, size: int, i: int) -> np.ndarray:
 
 
 def files_source(kind: str, path: str, split: str, size: int, decoder: str = "pil") -> Source:
-    """A folder of pictures, a tar file, or shards, decoded by one of `decode.DECODERS`."""
+    """A folder of pictures (`kind` "folder"), a tar file or shards ("tar"), decoded by one of `decode.DECODERS`."""
     if kind == "folder":
         roots = [str(Path(path).expanduser())]
         entries = scan_folder(Path(path).expanduser())
     else:
-        place = Path(path).expanduser()
-        tars = sorted(map(str, place.glob("*.tar"))) if place.is_dir() else expand_shards(str(place))
+        where = Path(path).expanduser()
+        tars = sorted(map(str, where.glob("*.tar"))) if where.is_dir() else expand_shards(str(where))
         roots = tars
         words = [{SPLIT_OF[w] for w in re.split(r"[^a-z]+", Path(t).stem.lower()) if w in SPLIT_OF} for t in tars]
         by_name = len(set().union(*words)) > 1  # shards are named after their split
@@ -84,12 +79,12 @@ def files_source(kind: str, path: str, split: str, size: int, decoder: str = "pi
         for tar, word in zip(tars, words, strict=True):
             prefix = f"{min(word)}/" if by_name and word else ""
             entries += [replace(e, name=prefix + e.name) for e in scan_tar(tar)]
-    chosen, labels, classes, num_classes, every = arrange(entries, split, path)
+    chosen, labels, classes, num_classes, all_entries = arrange(entries, split, path)
     digest = hashlib.sha256()
     for e, label in zip(chosen, labels.tolist(), strict=True):
         digest.update(f"{e.name}\0{e.length}\0{e.stamp}\0{label}\n".encode())
-    any_map = any(e.map for e in every)
-    for e in every if any_map else ():  # of all splits, since the number of labels is that of all
+    any_map = any(e.map for e in all_entries)
+    for e in all_entries if any_map else ():  # of all splits, since they share the set of labels
         digest.update(f"{e.name}\0{(e.map.length, e.map.stamp) if e.map else None}\n".encode())
     name = Path(path).expanduser().resolve().name.removesuffix(".tar")
     names = [e.name for e in chosen]
@@ -103,12 +98,12 @@ def files_source(kind: str, path: str, split: str, size: int, decoder: str = "pi
         digest.hexdigest(),
         partial(_read_file, chosen, size, decoder),
         partial(annotate_files, roots, places, size),
-        maps=MapSource(partial(read_map, chosen, size), partial(find_map_names, every)) if any_map else None,
+        maps=MapSource(partial(read_map, chosen, size), partial(find_map_names, all_entries)) if any_map else None,
     )
 
 
 def torchvision_source(name: str, split: str, size: int, root: Path, download: bool) -> Source:
-    """A torchvision set under `root`, downloaded only on request; without a validation split, HELD_OUT of train."""
+    """A torchvision set under `root`, downloaded on request only; validation is HELD_OUT of train if it has none."""
     from torchvision import datasets
 
     name = name.lower()
@@ -126,7 +121,7 @@ def torchvision_source(name: str, split: str, size: int, root: Path, download: b
     except (RuntimeError, OSError) as error:
         raise ValueError(
             f"torchvision's {TORCHVISION[name]} is not under {root} ({str(error).splitlines()[0]}); put it there, "
-            f"or ask for the download with open_dataset({name!r}, ..., root={str(root)!r}, download=True)"
+            f"or download it with open_dataset({name!r}, ..., root={str(root)!r}, download=True)"
         ) from error
     indices = np.arange(len(pictures))
     if name not in own_validation and part == "train":
@@ -143,7 +138,7 @@ def torchvision_source(name: str, split: str, size: int, root: Path, download: b
     num_classes = len(classes) if classes else int(labels.max()) + 1
     digest = hashlib.sha256(f"{name} {split} {len(indices)}\n".encode() + labels.tobytes())
     for i in (*indices[:16].tolist(), *indices[-16:].tolist()):
-        digest.update(square(pictures[i][0], size).tobytes())
+        digest.update(center_crop(pictures[i][0], size).tobytes())
     names = [f"{part}/{i}" for i in indices]
     return Source(
         name,
@@ -158,8 +153,10 @@ def torchvision_source(name: str, split: str, size: int, root: Path, download: b
     )
 
 
-def annotate_scenes(seed: int, split: str, size: int, numbers: np.ndarray, progress: Progress | None = None) -> Known:
-    """Captions and boxes of the scenes with these numbers, which are rendered for it; boxes are those at `size`."""
+def annotate_scenes(
+    seed: int, split: str, size: int, numbers: np.ndarray, progress: Progress | None = None
+) -> AnnotationTable:
+    """Captions and boxes of the scenes with these indices, found by rendering them at `size`."""
     from ldmlab.data.scenes import scene as scenes
 
     annotations = []
@@ -171,11 +168,11 @@ def annotate_scenes(seed: int, split: str, size: int, numbers: np.ndarray, progr
 
 
 def scenes_source(split: str, size: int, num: int | None, seed: int) -> Source:
-    """The embedded world: `num` scenes of a split (by default NUM_SCENES) of the world with this seed."""
+    """The embedded data set: `num` scenes (default: NUM_SCENES) of a split, drawn with this seed."""
     from ldmlab.data.scenes import scene as scenes
 
     num = scenes.NUM_SCENES[split] if num is None else num
-    scenes.render_images(seed, split, [0], size)  # a wrong size is told now
+    scenes.render_images(seed, split, [0], size)  # raises now if the size is out of range
     labels = np.array([scenes.scene_label(seed, split, i) for i in range(num)], np.int64)
     identity = hashlib.sha256(f"scenes {scenes.VERSION} {seed} {split} {num} {size}".encode()).hexdigest()
     names = [f"{split}/{i}" for i in range(num)]

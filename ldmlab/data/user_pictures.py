@@ -1,4 +1,4 @@
-"""Pictures of one's own, of any size: opened, joined with a mask, padded to what a model takes, and cropped back."""
+"""A user's own pictures, of any size: open them with their masks, pad them to a model's stride, and crop back."""
 
 import io
 from dataclasses import dataclass
@@ -16,31 +16,31 @@ from ldmlab.data.decode import to_rgb
 from ldmlab.data.file_lists import Entry, file_entry, scan_folder, scan_tar
 from ldmlab.data.images import to_float
 
-NEAR = 32  # grey levels that compression may move 0 and 255
-EDGE = 4  # pixels beside the border of a hole where resizing leaves any grey
-Where = str | Path | Entry | bytes | memoryview  # a file, a picture of `find_pairs`, or what was uploaded
+NEAR = 32  # grey levels by which compression may change 0 and 255
+EDGE = 4  # pixels from the border of a hole within which resizing leaves any grey level
+Where = str | Path | Entry | bytes | memoryview  # a file, an entry of `find_pairs`, or an uploaded file's bytes
 
 
 def open_picture(where: Where) -> Float[Tensor, "3 h w"]:
-    """A picture in [-1, 1] in its own size: upright as its EXIF says, RGB, alpha over white.
+    """Open a picture in its own size, in [-1, 1]: EXIF orientation applied, RGB, alpha over white.
 
-    ValueError for what is not there or no picture, with the reason.
+    Raises ValueError, with the reason, for a file that is missing or not a picture.
     """
     return decode_bytes(_bytes(where), _name(where))
 
 
 def decode_bytes(raw: bytes | memoryview, name: str = "the upload") -> Float[Tensor, "3 h w"]:
-    """The bytes of a picture file, as `open_picture` gives it; `name` is for the error."""
+    """Decode the bytes of a picture file as `open_picture` does; `name` stands in error messages."""
     pixels = np.array(to_rgb(_decode(raw, name)))
     return to_float(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 
 
 def open_mask(where: Where, size: tuple[int, int]) -> Float[Tensor, "1 h w"]:
-    """The mask of a picture of `size` (h, w): 1 where it is white, the hole; 0 where it is black.
+    """Open the mask of a picture of `size` (h, w): 1 in the hole (white), 0 elsewhere (black).
 
-    It is grey, or RGB with equal channels, and binary: levels within NEAR of 0 or 255, and between them only within
-    EDGE pixels of a hole's border, where resizing smooths it; 128 and above is hole.
-    ValueError for another size, for other levels, colours or transparency, and for a mask without a hole.
+    The file is grey, or RGB with equal channels, and binary: levels within NEAR of 0 or 255; others only within EDGE
+    pixels of the border of a hole, where resizing smooths it. Levels of 128 and above are hole.
+    Raises ValueError for another size, other levels, colours or transparency, and for a mask without a hole.
     """
     name = _name(where)
     picture = _decode(_bytes(where), name)
@@ -73,9 +73,9 @@ def _binary(levels: np.ndarray, name: str) -> Float[Tensor, "1 h w"]:
 
 
 def find_pairs(path: str | Path) -> list[tuple[Entry, Entry | None]]:
-    """A picture, those of a folder or those of a .tar, in order, each with its mask: `a_mask.png` beside `a.png`.
+    """List a picture, or those of a folder or .tar by name, each with its mask or None: `a_mask.png` beside `a.png`.
 
-    `open_picture` and `open_mask` open them. ValueError where there is no picture, or a mask has no picture.
+    `open_picture` and `open_mask` open the entries. Raises ValueError where there is no picture, or a mask has none.
     """
     root = Path(path).expanduser()
     if root.is_dir():
@@ -83,16 +83,16 @@ def find_pairs(path: str | Path) -> list[tuple[Entry, Entry | None]]:
     elif root.suffix == ".tar" and root.is_file():
         entries = scan_tar(str(root))
     elif root.is_file():
-        masks = (root.with_name(f"{root.stem}_mask{ending}") for ending in (root.suffix, *PICTURES))
-        mask = next((m for m in masks if m.is_file()), None)
+        candidates = (root.with_name(f"{root.stem}_mask{ending}") for ending in (root.suffix, *PICTURES))
+        mask = next((m for m in candidates if m.is_file()), None)
         return [(file_entry(root, root.name), file_entry(mask, mask.name) if mask else None)]
     else:
-        raise ValueError(f"{str(path)!r} is not there; give a picture, a folder of pictures or a .tar of them")
+        raise ValueError(f"{str(path)!r} does not exist; give a picture, a folder of pictures or a .tar of them")
     entries.sort(key=lambda e: e.name)
     pictures = [e for e in entries if not _stem(e).endswith("_mask")]
     masks = {_stem(e).removesuffix("_mask"): e for e in entries if _stem(e).endswith("_mask")}
     if not pictures:
-        raise ValueError(f"{str(path)!r} holds no picture; read are {', '.join(PICTURES)}")
+        raise ValueError(f"{str(path)!r} holds no picture; accepted are {', '.join(PICTURES)}")
     if alone := [mask.name for stem, mask in masks.items() if stem not in map(_stem, pictures)]:
         raise ValueError(f"{', '.join(alone)} of {str(path)!r}: masks without a picture of that name")
     return [(e, masks.get(_stem(e))) for e in pictures]
@@ -100,29 +100,30 @@ def find_pairs(path: str | Path) -> list[tuple[Entry, Entry | None]]:
 
 @dataclass(frozen=True)
 class Padding:
-    """The size (h, w) of a picture and the size it was padded to, at the right and the bottom."""
+    """The size (h, w) of a picture, and its size after padding at the right and the bottom."""
 
     size: tuple[int, int]
     padded: tuple[int, int]
 
     def crop(self, x: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h2 w2"]:
-        """Cut the padding off, also off a picture that was enlarged by a whole factor since; else ValueError."""
+        """Remove the padding, also from a picture enlarged by a whole factor since; ValueError for other sizes."""
         factor = x.shape[-1] // self.padded[1]
         if factor < 1 or tuple(x.shape[-2:]) != tuple(side * factor for side in self.padded):
-            raise ValueError(f"cannot crop {_sides(x.shape[-2:])}: padded were {_sides(self.padded)}")
+            size = _sides(x.shape[-2:])
+            raise ValueError(f"cannot crop {size}: the padded size is {_sides(self.padded)} or a multiple of it")
         return x[..., : self.size[0] * factor, : self.size[1] * factor]
 
     def __str__(self) -> str:
-        """A sentence for the reader, "" where nothing was padded."""
+        """A description of the padding, "" where there is none."""
         if self.size == self.padded:
             return ""
         return f"padded from {_sides(self.size)} to {_sides(self.padded)}, cropped back"
 
 
 def pad_to_multiple(x: Float[Tensor, "*b c h w"], multiple: int) -> tuple[Float[Tensor, "*b c h2 w2"], Padding]:
-    """Continue a picture by its mirror image, at the right and the bottom, to the next multiple of a model's stride.
+    """Pad pictures or masks by reflection, at the right and the bottom, to multiples of a model's stride.
 
-    Of a mask too. ValueError where a side is shorter than `multiple`.
+    Raises ValueError where a side is shorter than `multiple`.
     """
     h, w = x.shape[-2:]
     if multiple < 1:
@@ -162,7 +163,7 @@ def _decode(raw: bytes | memoryview, name: str) -> Image.Image:
         picture = Image.open(io.BytesIO(raw))
         picture.load()
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name} is no picture, or of a kind that Pillow does not read") from error
+        raise ValueError(f"{name} is not a picture, or of a format that Pillow does not read") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} is damaged or too large: {error}") from error
     return picture

@@ -1,4 +1,4 @@
-"""The classifier p_phi(y | z_t, t) on noisy latents, by which a sampler is guided [LDM v2, App. C, D.4]."""
+"""The classifier p_phi(y | z_t, t) on noisy latents, for classifier guidance [LDM v2, App. C, D.4]."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
+from ldmlab.diffusion.conditioning.spatial import BatchDataset
+from ldmlab.diffusion.latent_module import LatentModule
 from ldmlab.diffusion.schedules import Schedule
-from ldmlab.diffusion.training import LatentModule
 from ldmlab.diffusion.unet.blocks import GroupNorm, timestep_embedding, zeroed
 from ldmlab.diffusion.unet.config import DenoiserConfig, build_ends, plan
 from ldmlab.diffusion.unet.unet import Stage
@@ -19,9 +19,9 @@ _SPATIAL_WIDTH = 2048  # hidden units of the spatial pools
 
 
 class AttentionPool(nn.Module):
-    """The answer of one attention query, the mean over positions, to all positions and itself [CLIP, Sec. 2.4].
+    """Attention pooling: one query, the mean over positions, attends to all positions and itself [CLIP, Sec. 2.4].
 
-    Every position has an embedding of its own, so latents are of one `side` only.
+    Every position has a learned embedding, so it takes latents of one `side` only.
     """
 
     def __init__(self, side: int, channels: int, num_heads: int, out_channels: int):
@@ -32,6 +32,7 @@ class AttentionPool(nn.Module):
         self.out = nn.Conv1d(channels, out_channels, 1)
 
     def forward(self, h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Features at all positions -> `out_channels` numbers an item."""
         tokens = h.flatten(2)
         tokens = torch.cat([tokens.mean(2, keepdim=True), tokens], 2) + self.position  # (b, c, 1 + h w)
         qkv = self.qkv(tokens).unflatten(1, (3, self.num_heads, -1))  # q, k, v before heads, as released
@@ -41,18 +42,19 @@ class AttentionPool(nn.Module):
 
 
 class NoisyClassifier(nn.Module):
-    """log p_phi(y | z_t, t) up to a constant: the down stages and middle of the denoiser's UNet, pooled [ADM, Sec. 4].
+    """log p_phi(y | z_t, t) up to a constant: down stages and middle of the denoiser's UNet, pooled [ADM, Sec. 4].
 
-    `config.out_channels` is the number of classes. `pool` "adaptive" takes the mean over positions and a linear layer;
+    `config.out_channels` is the number of classes. `pool` "adaptive" is a mean over positions and a linear layer;
     "attention", that of the released classifier, needs the latent's `side` and heads of `num_head_channels`; "spatial"
-    and "spatial_v2", which no model uses, put two layers on the means of every stage. ValueError for what does not fit.
-    [LDM v2] does not say how large its classifier is; Tab. 10 counts 506M - 395M = 111M parameters for LDM-8-G.
+    and "spatial_v2", which no model uses, are two layers on the means of every stage. ValueError for another pool, and
+    for a config or side that it cannot take. [LDM v2] does not state the size of its classifier; by Tab. 10, LDM-8-G
+    has 506M - 395M = 111M parameters more than LDM-8.
     """
 
     def __init__(self, config: DenoiserConfig, pool: str = "attention", side: int | None = None):
         super().__init__()
         if config.context_dim is not None or config.num_classes is not None:
-            raise ValueError(f"a classifier is given no condition, got {config.context_dim=}, {config.num_classes=}")
+            raise ValueError(f"a classifier takes no condition, got {config.context_dim=}, {config.num_classes=}")
         layout = plan(config)
         self.config, self.pool, self.side = config, pool, side
         self.spatial = pool.startswith("spatial")
@@ -83,10 +85,11 @@ class NoisyClassifier(nn.Module):
         raise ValueError(f"pool is one of {', '.join(POOLS)}; got {self.pool!r}")
 
     def forward(self, z_t: Float[Tensor, "b c h w"], t: Shaped[Tensor, " b"]) -> Float[Tensor, "b k"]:
-        """Logits of the classes; `t` may be fractional."""
+        """Logits of the classes; `t`, in [0, T - 1], may be fractional."""
         self._check(z_t)
         emb = self.time_embed(timestep_embedding(t, self.config.widths[0]))
-        h, means = z_t, []
+        h = z_t
+        means: list[Tensor] = []
         for stage in (*self.down, self.middle):
             h = stage(h, emb, None)
             if self.spatial:
@@ -104,9 +107,9 @@ class NoisyClassifier(nn.Module):
 
 
 class ClassifierModule(LatentModule):
-    """Cross-entropy E[-log p_phi(y | z_t, t)] over random z_0, t and eps, on the denoiser's own latents [ADM, Sec. 4].
+    """Trains a classifier on E[-log p_phi(y | z_t, t)] over random z_0, t and eps [ADM, Sec. 4].
 
-    `scale_factor` and `schedule` are those of the diffusion model that the classifier is to guide.
+    `scale_factor` and `schedule` are those of the diffusion model that the classifier will guide.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class ClassifierModule(LatentModule):
         self.classifier = classifier
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Cross-entropy and accuracy on a batch of cached moments and their labels."""
         z0, y = self.z0_from_moments(batch["moments"]), batch["label"]
         t = torch.randint(self.schedule.T, (len(z0),), device=z0.device)
         logits = self.logits(z0, t, torch.randn_like(z0))
@@ -133,23 +137,24 @@ class ClassifierModule(LatentModule):
     def logits(
         self, z0: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], eps: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b k"]:
-        """What the classifier makes of z_t, in float32 also under autocast."""
+        """The classifier's logits for z_t, in float32 also under autocast."""
         return self.classifier(self.schedule.q_sample(z0, t, eps), t).float()
 
 
 @torch.no_grad()
 def accuracy_by_noise(
-    module: ClassifierModule, latents: Dataset, times: Sequence[int], *, batch_size: int = 128, seed: int = 0
+    module: ClassifierModule, latents: BatchDataset, times: Sequence[int], *, batch_size: int = 128, seed: int = 0
 ) -> list[tuple[int, float]]:
-    """(t, share of pictures whose most probable class is their own) for each of `times`.
+    """(t, accuracy: the share of pictures that are classified correctly) for each of `times`.
 
-    `latents` as in training, without the mirror images. z_0 and eps come from `seed` and are the same at every t, so
-    that the curve shows the noise level alone. The weights are the module's own; for their average, call this within
-    `module.ema.applied_to(module.trained)`. ValueError for a time that the schedule lacks.
+    `latents` as in training; their mirror images are left out. z_0 and eps come from `seed` and are the same at every
+    t, so only the noise level varies along the curve. The weights are the module's own; for their average, call this
+    within `module.ema.applied_to(module.trained)`. ValueError for times outside of the schedule.
     """
     if not times or not 0 <= min(times) <= max(times) < module.schedule.T:
         raise ValueError(f"times are steps in [0, {module.schedule.T - 1}], got {list(times)}")
-    device, n, correct = module.device, len(latents) // 2, dict.fromkeys(times, 0)
+    device, n = module.device, len(latents) // 2
+    correct = dict.fromkeys(times, 0)
     training = module.classifier.training
     module.classifier.eval()
     try:
@@ -161,7 +166,7 @@ def accuracy_by_noise(
                 eps = torch.randn_like(z0)
                 for t in correct:
                     logits = module.logits(z0, torch.full_like(y, t, dtype=torch.long), eps)
-                    correct[t] += (logits.argmax(1) == y).sum().item()
+                    correct[t] += int((logits.argmax(1) == y).sum())
     finally:
         module.classifier.train(training)
     return [(t, correct[t] / n) for t in correct]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ class EMA:
     The n-th update, counted from 1, is shadow <- lerp(shadow, parameter, 1 - decay_n), for all parameters at once and
     without waiting for the device: n is a Python int. Shadows are float32 or wider.
 
-    A model's parameters are looked up when it is first met, as by an optimizer: new values in them count, others put in
-    their place do not.
+    A model's parameters are looked up once, as by an optimizer: later changes of their values count, parameters that
+    replace them do not.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: bool = True):
@@ -22,8 +23,8 @@ class EMA:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay, self.warmup, self.num_updates = decay, warmup, 0
         self.shadow = {name: p.detach().to(_wide(p.dtype), copy=True) for name, p in _trained(model)}
-        self._met: nn.Module | None = None
-        self._parameters: list[nn.Parameter] = []  # of the model last met, in the order of the shadows
+        self._model: nn.Module | None = None
+        self._parameters: list[Tensor] = []  # of that model, in the order of the shadows
 
     def to(self, device: torch.device | str) -> "EMA":
         """Move the shadows; returns self."""
@@ -42,7 +43,7 @@ class EMA:
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model with averaged parameters inside the block, with its own again, to the bit, after it."""
+        """The model with averaged parameters inside the block; after it, its own are restored bit for bit."""
         shadows, parameters = self._pairs(model)
         with torch.no_grad():
             own = [p.clone() for p in parameters]
@@ -53,12 +54,12 @@ class EMA:
             with torch.no_grad():
                 torch._foreach_copy_(parameters, own)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Shadows, decay and the number of updates: tensors and numbers only."""
         return {"decay": self.decay, "num_updates": self.num_updates, "shadow": dict(self.shadow)}
 
-    def load_state_dict(self, state: dict) -> None:
-        """Take up a saved state; ValueError if it belongs to other parameters."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load a saved state; ValueError if it is of other parameters."""
         shapes = {name: tuple(shadow.shape) for name, shadow in self.shadow.items()}
         saved = {name: tuple(shadow.shape) for name, shadow in state["shadow"].items()}
         if shapes != saved:
@@ -69,13 +70,13 @@ class EMA:
             shadow.copy_(state["shadow"][name])
 
     def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """Shadows and parameters in the same order; ValueError where the model is not the one averaged."""
-        if model is not self._met:  # the walk through its modules takes a fifth of an update and more
+        """Shadows and parameters in the same order; ValueError for a model with other parameters than the averaged."""
+        if model is not self._model:  # the walk through its modules takes a fifth of an update and more
             parameters = dict(_trained(model))
             if parameters.keys() != self.shadow.keys():
                 differing = sorted(parameters.keys() ^ self.shadow.keys())
                 raise ValueError(f"this model trains other parameters than were averaged: {differing[:5]}")
-            self._met, self._parameters = model, [parameters[name] for name in self.shadow]
+            self._model, self._parameters = model, [parameters[name] for name in self.shadow]
         return list(self.shadow.values()), self._parameters
 
 
@@ -84,5 +85,5 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Averages of half precision would stand still: 1 - decay is below its resolution."""
+    """float32 or wider: in half precision averages would not change, as 1 - decay is below its resolution."""
     return torch.promote_types(dtype, torch.float32)

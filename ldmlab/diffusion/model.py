@@ -1,10 +1,10 @@
-"""A trained latent diffusion model in one piece: noise in, pictures out."""
+"""A trained latent diffusion model: first stage, denoiser, schedule and condition, and how to sample from them."""
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Shaped
@@ -16,6 +16,8 @@ from ldmlab.diffusion.guidance import classifier_free
 from ldmlab.diffusion.samplers import SAMPLERS, EpsModel
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.unet.acceleration import accelerate
+from ldmlab.diffusion.unet.config import DenoiserConfig
+from ldmlab.first_stage.autoencoder import FirstStage, IdentityAutoencoder
 from ldmlab.first_stage.latents import LatentStats
 
 Guided = Callable[[EpsModel, slice], EpsModel]
@@ -23,9 +25,12 @@ Guided = Callable[[EpsModel, slice], EpsModel]
 
 @dataclass
 class LatentDiffusion:
-    """First stage, latent scale, denoiser and condition that belong together; all in eval mode on `device`."""
+    """First stage, latent scale, denoiser and condition that belong together; all in eval mode on `device`.
 
-    first_stage: nn.Module
+    `size` is the side in pixels of the training pictures. `conditioner` is None for an unconditional model.
+    """
+
+    first_stage: FirstStage
     stats: LatentStats
     denoiser: nn.Module
     schedule: Schedule
@@ -35,57 +40,75 @@ class LatentDiffusion:
 
     @property
     def trained(self) -> nn.ModuleDict:
-        """What diffusion training trains, and a file of it holds: the denoiser and, if there is one, tau."""
-        tau = {} if self.conditioner is None else {"tau": self.conditioner}
+        """The modules that diffusion training trains and its files hold: the denoiser and, if there is one, tau."""
+        tau: dict[str, nn.Module] = {} if self.conditioner is None else {"tau": self.conditioner}
         return nn.ModuleDict({"denoiser": self.denoiser} | tau)
+
+    @property
+    def denoiser_config(self) -> DenoiserConfig:
+        """The shape of the denoiser."""
+        return cast(DenoiserConfig, self.denoiser.config)
 
     def accelerated(
         self, *, dtype: torch.dtype | None = None, compile: bool = False, cuda_graphs: bool = False,
         backend: str | Callable[..., Any] = "inductor",
     ) -> "LatentDiffusion":
-        """A model that samples faster and not to the bit alike, as `accelerate` says; this one stays as it is.
+        """A copy that samples faster, by the options of `accelerate`; its samples are not bit-identical.
 
-        Denoiser and decoder are accelerated copies, the decoder, which is called once a batch, without CUDA graphs. To
-        be compiled once, take a `batch_size` that divides the number of pictures.
+        Denoiser and decoder are accelerated copies; the decoder, which is called once a batch, without CUDA graphs.
+        Every batch size is compiled anew, so choose a `batch_size` that divides the number of pictures.
         """
-        options = {"dtype": dtype, "compile": compile, "backend": backend}
+        options: dict[str, Any] = {"dtype": dtype, "compile": compile, "backend": backend}
         first_stage = copy.deepcopy(self.first_stage)
-        if isinstance(getattr(first_stage, "decoder", None), nn.Module):
-            first_stage.decoder = accelerate(first_stage.decoder, **options)
+        if not isinstance(first_stage, IdentityAutoencoder):
+            first_stage.decoder = accelerate(cast(nn.Module, first_stage.decoder), **options)
         denoiser = accelerate(self.denoiser, cuda_graphs=cuda_graphs, **options)
         return replace(self, first_stage=first_stage, denoiser=denoiser)
 
     def eps_model(self, y: Shaped[Tensor, "b ..."] | None, guidance_scale: float | int = 1.0) -> EpsModel:
-        """eps_hat(z_t, t) under conditions `y`, as the conditioner read them, guided if `guidance_scale` is not 1."""
-        if self.conditioner is None or guidance_scale == 1:
+        """eps_hat(z_t, t) under conditions `y`, encoded by `Conditioner.read`; with classifier-free guidance unless 1.
+
+        ValueError for guidance of a model that was trained only with its condition.
+        """
+        if y is None or self.conditioner is None or guidance_scale == 1:
             return conditioned(self.denoiser, self.conditioner, y)
-        self._check_tokens(f"guidance_scale = {guidance_scale:g}")
-        return classifier_free(self.denoiser, self.conditioner(y), self.conditioner.null(len(y)), guidance_scale)
+        tau = self._droppable(self.conditioner, f"guidance_scale = {guidance_scale:g}")
+        return classifier_free(self.denoiser, tau(y), tau.null(len(y)), guidance_scale)
 
     def null_condition(self, n: int) -> Shaped[Tensor, "n ..."]:
-        """`n` null conditions, with which a conditional model samples unconditionally."""
-        self._check_tokens("an unconditional sample")
-        null = torch.tensor(0) if self.conditioner is None else self.conditioner.null_condition.cpu()
+        """`n` null conditions, with which a conditional model samples unconditionally.
+
+        ValueError for a model that was trained only with its condition.
+        """
+        null = torch.tensor(0)
+        if self.conditioner is not None:
+            null = self._droppable(self.conditioner, "an unconditional sample").null_condition.cpu()
         return null.expand(n, *null.shape)
 
-    def _check_tokens(self, wanted: str) -> None:
-        if self.conditioner is not None and self.conditioner.enters == "channels":
-            raise ValueError(f"a model of kind {self.conditioner.kind} was never trained without its condition, so it "
-                             f"has no guidance and no unconditional samples; asked was {wanted}")
+    @staticmethod
+    def _droppable(conditioner: Conditioner | SpatialConditioner, wanted: str) -> Conditioner:
+        """The conditioner, if its condition was dropped in training; else ValueError."""
+        if isinstance(conditioner, SpatialConditioner):
+            raise ValueError(f"a model of kind {conditioner.kind} was never trained without its condition, so it has "
+                             f"neither guidance nor unconditional samples; got {wanted}")
+        return conditioner
 
     def latent_shape(self, y: Shaped[Tensor, "n ..."]) -> tuple[int, int, int]:
-        """(c, h, w) of z for the pictures that `y` asks for; ValueError where the denoiser cannot halve its sides."""
-        size = (self.size, self.size)
-        if self.conditioner is not None and self.conditioner.enters == "channels":
-            size = self.conditioner.picture_size(y)
-        multiple = self.first_stage.f * 2 ** (len(self.denoiser.config.widths) - 1)
-        if any(side % multiple for side in size):
-            raise ValueError(f"this model makes pictures with sides that are multiples of {multiple}, asked were "
-                             f"{size[0]} x {size[1]}; pad them first")
-        return self.denoiser.config.out_channels, *(side // self.first_stage.f for side in size)
+        """(c, h, w) of z for the pictures of conditions `y`; ValueError where the denoiser cannot halve its sides.
+
+        Pictures are of the model's `size`, or of that of conditions aligned with them.
+        """
+        H, W = self.size, self.size
+        if isinstance(self.conditioner, SpatialConditioner):
+            H, W = self.conditioner.picture_size(y)
+        f, multiple = self.first_stage.f, self.first_stage.f * 2 ** (len(self.denoiser_config.widths) - 1)
+        if H % multiple or W % multiple:
+            raise ValueError(f"this model makes pictures with sides that are multiples of {multiple}, got {H} x {W}; "
+                             f"pad them first")
+        return self.denoiser_config.out_channels, H // f, W // f
 
     def decode(self, z0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Scaled latents -> pictures, clamped to [-1, 1]."""
+        """Scaled latents -> pictures (f times the sides), clamped to [-1, 1]."""
         return self.first_stage.decode(self.stats.unscale(z0)).clamp(-1, 1)
 
     def sample(
@@ -93,15 +116,27 @@ class LatentDiffusion:
         guidance_scale: float | int = 1.0, seed: int = 0, batch_size: int = 128, guided: Guided | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Float[Tensor, "n 3 H W"]:
-        """One picture per condition of `y` (ignored by a model without any) by a sampler of `SAMPLERS`, on the CPU.
+        """One picture in [-1, 1] per condition of `y`, by a sampler of `SAMPLERS`, on the CPU.
 
-        Pictures have the model's `size`, or where the condition is aligned with them, the size that it asks for: larger
-        than in training, they are sampled convolutionally [LDM v2, Sec. 4.3.2].
+        An unconditional model uses only the length of `y`. Pictures have the model's `size`, or that of conditions
+        aligned with them; if it is larger than in training, sampling is convolutional [LDM v2, Sec. 4.3.2]. `eta` in
+        [0, 1] is DDIM's. `guidance_scale` is that of classifier-free guidance, 1 without.
 
-        All starting noise comes from `seed` before the first batch, so all samplers begin alike, and those that draw no
-        more give pictures that do not depend on `batch_size` but for rounding. `guided(eps_model, rows)` may steer the
-        model further for the pictures of the slice `rows`, by gradients if it wants. `progress` is called with the
-        number of pictures done. ValueError for an unknown sampler, and for an `eta` where there is none to choose.
+        All starting noise is drawn from `seed` before the first batch: it is the same for all samplers, and with those
+        that draw no more noise, pictures do not depend on `batch_size` but for rounding. `guided(eps_model, rows)` may
+        return a further guided eps_model for the pictures of the slice `rows`, with gradients if needed. `progress` is
+        called with the number of pictures done. ValueError for an unknown sampler, and for `eta` with another sampler
+        than DDIM.
+
+        >>> from ldmlab.diffusion.schedules import scaled_linear
+        >>> from ldmlab.diffusion.unet.unet import UNet
+        >>> from ldmlab.first_stage.autoencoder import AutoencoderConfig, build_autoencoder
+        >>> first_stage = build_autoencoder(AutoencoderConfig(f=1, z_channels=3, reg="none", resolution=8)).eval()
+        >>> denoiser = UNet(DenoiserConfig(3, 3, widths=(32,), num_res_blocks=1, num_heads=1)).eval()
+        >>> stats = LatentStats("none", mean=(0.0,), std=(1.0,), std_error=(0.0,), num_images=0)
+        >>> model = LatentDiffusion(first_stage, stats, denoiser, scaled_linear(), None, 8, torch.device("cpu"))
+        >>> model.sample(torch.zeros(4), num_steps=2).shape
+        torch.Size([4, 3, 8, 8])
         """
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler is one of {', '.join(SAMPLERS)}; got {sampler!r}")
@@ -116,7 +151,7 @@ class LatentDiffusion:
         z_T = torch.randn(len(y), *self.latent_shape(y), generator=generator)
         later = torch.Generator(self.device).manual_seed(seed + 1)
         pictures = []
-        # Tensors of inference mode can never be differentiated, not even by a guide that asks for gradients.
+        # Tensors of inference mode can never be differentiated, so it is off where `guided` may take gradients.
         with torch.no_grad(), torch.inference_mode(guided is None):
             for start in range(0, len(y), batch_size):
                 rows = slice(start, start + batch_size)

@@ -1,7 +1,8 @@
-"""Samplers: pure functions from noise to latents, given eps_model(z_t, t) -> eps_hat and a schedule.
+"""Samplers: pure functions from noise z_T to latents z_0, given eps_model(z_t, t) -> eps_hat and a schedule.
 
 Notation: alpha_bar here is alpha in [DDIM] and alpha^2 in [LDM v2, App. B]; t counts 0..T-1.
-Noise comes from `generator`, a torch.Generator or, for a recorded tape, a function like `torch.randn_like`.
+Noise comes from `generator`, a torch.Generator or a function that returns noise like its argument, as
+`torch.randn_like` does (recorded noise is replayed that way).
 """
 
 import math
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldmlab.diffusion.prediction import noised, z0_from_eps
 from ldmlab.diffusion.schedules import Schedule
 
 EpsModel = Callable[[Tensor, Tensor], Tensor]
@@ -28,11 +30,14 @@ DDIM_RULES = ("uniform", "compvis", "compvis-quad")
 def ddim_timesteps(num_steps: int, T: int = 1000, rule: str = "uniform") -> list[int]:
     """The time steps that DDIM visits, in decreasing order.
 
-    "uniform" gives `num_steps` distinct ones in [0, T-1] for any 1 <= num_steps <= T, floor(i T / num_steps) + 1.
+    "uniform" gives `num_steps` distinct ones in [0, T-1] for any 1 <= num_steps <= T, floor(i T / num_steps) + 1; at
+    num_steps = T it takes every step, 0 included. "compvis-quad" is the released quadratic spacing, with its repeated
+    steps. ValueError for an unknown rule, and for `num_steps` out of range.
     Deviation: the released rule, "compvis", has the stride T // num_steps. Where num_steps divides T the two agree;
-    elsewhere the released one visits more steps than asked, or the index T, which does not exist: then ValueError here.
-    At num_steps = T, "uniform" takes every step, 0 included. "compvis-quad" is the released quadratic spacing, with its
-    repeated steps.
+    elsewhere the released one visits more than `num_steps` steps, or index T, which does not exist: then ValueError.
+
+    >>> ddim_timesteps(4)
+    [751, 501, 251, 1]
     """
     if not 1 <= num_steps <= T:
         raise ValueError(f"num_steps must be in [1, {T}], got {num_steps}")
@@ -64,7 +69,10 @@ def ddim_alpha_bars(schedule: Schedule, timesteps: list[int]) -> list[tuple[floa
 
 
 def ddim_sigma(ab_t: float | Tensor, ab_s: float | Tensor, eta: float | int) -> float | Tensor:
-    """Standard deviation of the noise that a step t -> s adds; eta = 1 is that of DDPM's posterior [DDIM, Eq. 16]."""
+    """Standard deviation of the noise that a step t -> s adds; eta = 1 is that of DDPM's posterior [DDIM, Eq. 16].
+
+    The factor 1 - ab_t / ab_s is sigma_{t|s}^2, the variance of z_t given z_s [LDM v2, Eq. 7].
+    """
     return eta * ((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)) ** 0.5
 
 
@@ -72,11 +80,14 @@ def ddim_step(
     z_t: Float[Tensor, "*dims"], eps_hat: Float[Tensor, "*dims"], ab_t: float | Tensor, ab_s: float | int | Tensor,
     eta: float | int = 0.0, generator: Noise = None,
 ) -> Float[Tensor, "*dims"]:
-    """One DDIM step t -> s < t, given alpha_bar at both [DDIM, Eq. 12]; eta = 0 draws no noise."""
+    """One DDIM step t -> s < t, given alpha_bar at both [DDIM, Eq. 12].
+
+    z_s = sqrt(ab_s) z0_hat + sqrt(1 - ab_s - sigma^2) eps_hat + sigma * noise. With eta = 0 no noise is drawn.
+    """
     ab_t, ab_s = float(ab_t), float(ab_s)
-    sigma = ddim_sigma(ab_t, ab_s, eta)
-    z0_hat = _z0_hat(z_t, eps_hat, ab_t)
-    z_s = math.sqrt(ab_s) * z0_hat + math.sqrt(1 - ab_s - sigma**2) * eps_hat
+    sigma = float(ddim_sigma(ab_t, ab_s, eta))
+    z0_hat = z0_from_eps(z_t, eps_hat, ab_t)  # "predicted x_0"
+    z_s = math.sqrt(ab_s) * z0_hat + math.sqrt(1 - ab_s - sigma**2) * eps_hat  # and "direction pointing to x_t"
     return z_s + sigma * _noise(z_t, generator) if eta > 0 else z_s
 
 
@@ -87,10 +98,17 @@ def ddim(
     known: Float[Tensor, "b *dims"] | None = None, mask: Float[Tensor, "..."] | None = None,
     on_step: OnStep | None = None,
 ) -> Float[Tensor, "b *dims"]:
-    """DDIM sampling [DDIM, Eq. 12] in `num_steps` calls of the model (with the rule "compvis", perhaps more).
+    """DDIM sampling in `num_steps` calls of the model (with the rule "compvis", perhaps more): z_T -> z_0.
 
-    Where `mask` is 1, the sample is held to `known`, noised to the level of each step before the model sees it; as
-    released, the result itself is not put together once more. `on_step(i, t, z, z0_hat)` is called after each step.
+    `eta` in [0, 1] scales the noise of each step, drawn from `generator`; 0 is deterministic. Where `mask` is 1, the
+    sample is replaced by `known`, noised to the level of each step, before the model is called; as released, it is not
+    replaced once more in the result. `on_step(i, t, z, z0_hat)` is called after each step. ValueError for `eta` or
+    `num_steps` out of range, and for only one of `known` and `mask`.
+
+    >>> from ldmlab.diffusion.schedules import scaled_linear
+    >>> eps_model = lambda z_t, t: z_t  # z_t is all noise
+    >>> ddim(eps_model, torch.randn(2, 3, 8, 8), scaled_linear(), num_steps=10).shape
+    torch.Size([2, 3, 8, 8])
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
@@ -98,13 +116,12 @@ def ddim(
         raise ValueError("known and mask belong together; got only one of them")
     timesteps, z = ddim_timesteps(num_steps, schedule.T, rule), z_T
     for i, (t, (ab_t, ab_s)) in enumerate(zip(timesteps, ddim_alpha_bars(schedule, timesteps), strict=True)):
-        if known is not None:
-            noised = math.sqrt(ab_t) * known + math.sqrt(1 - ab_t) * _noise(z, generator)
-            z = mask * noised + (1 - mask) * z
+        if known is not None and mask is not None:
+            z = mask * noised(known, _noise(z, generator), ab_t) + (1 - mask) * z
         z_t, eps_hat = z, _eps_hat(eps_model, z, t)
         z = ddim_step(z_t, eps_hat, ab_t, ab_s, eta, generator)
         if on_step is not None:
-            on_step(i, t, z, _z0_hat(z_t, eps_hat, ab_t))
+            on_step(i, t, z, z0_from_eps(z_t, eps_hat, ab_t))
     return z
 
 
@@ -113,19 +130,19 @@ def ddpm(
     eps_model: EpsModel, z_T: Float[Tensor, "b *dims"], schedule: Schedule, *,
     generator: Noise = None, clip: bool = False, on_step: OnStep | None = None,
 ) -> Float[Tensor, "b *dims"]:
-    """Ancestral sampling through all T steps, with the posterior's variance [DDPM, Alg. 2, Eq. 7].
+    """Ancestral sampling through all T steps, with the posterior's variance [DDPM, Alg. 2].
 
-    `clip` holds z0_hat to [-1, 1], which is right for pictures and, as released, not done for latents.
-    `on_step(i, t, z, z0_hat)` is called after each step. No noise is drawn for the last one.
+    Each step draws from q(z_{t-1} | z_t, z_0) with z0_hat in place of z_0 [LDM v2, Eq. 10], the last one without noise.
+    `clip` clamps z0_hat to [-1, 1], which is right for pictures and, as released, not done for latents.
+    `on_step(i, t, z, z0_hat)` is called after each step.
     """
-    rsqrt, ratio = schedule.alpha_bar.rsqrt().tolist(), (1 / schedule.alpha_bar - 1).sqrt().tolist()
-    of_z0, of_z_t = (table.tolist() for table in schedule.posterior_coefficients)
     sigma, z = schedule.posterior_variance.sqrt().tolist(), z_T
     for i, t in enumerate(reversed(range(schedule.T))):
-        z0_hat = rsqrt[t] * z - ratio[t] * _eps_hat(eps_model, z, t)
+        at = torch.full((len(z),), t, device=z.device)
+        z0_hat = schedule.predict_z0(z, at, _eps_hat(eps_model, z, t))
         if clip:
             z0_hat = z0_hat.clamp(-1, 1)
-        z = of_z0[t] * z0_hat + of_z_t[t] * z
+        z = schedule.posterior_mean(z0_hat, z, at)
         if t > 0:
             z = z + sigma[t] * _noise(z, generator)
         if on_step is not None:
@@ -133,7 +150,7 @@ def ddpm(
     return z
 
 
-# Weights of eps_hat at this step and at those before it, the newest first: orders 1 to 4.
+# Weights of eps_hat at this step and at those before it, the newest first: orders 1 to 4; the last is [PNDM, Eq. 12].
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
@@ -144,22 +161,24 @@ def plms(
 ) -> Float[Tensor, "b *dims"]:
     """Pseudo linear multistep sampling in `num_steps` + 1 calls of the model, as released [PNDM, Alg. 2].
 
-    Deterministic DDIM steps, each with a mean of eps_hat over up to four steps (Adams-Bashforth of order 2, 3, 4). The
-    first has nothing to look back on and takes the mean of both its ends. Deviation: [PNDM] starts with three steps of
-    four calls each. `on_step(i, t, z, z0_hat)` is called after each step.
+    Deterministic DDIM steps, each with a weighted mean of eps_hat over up to four steps, Adams-Bashforth of order 2, 3
+    and, from the fourth step on, 4: (55 e_t - 59 e_{t+1} + 37 e_{t+2} - 9 e_{t+3}) / 24 [PNDM, Eq. 12]. The first step
+    has no predecessor and takes the mean of eps_hat at its two ends. Deviation: [PNDM] starts with three steps of four
+    calls each. `on_step(i, t, z, z0_hat)` is called after each step. Without noise, so `generator` is not used.
     """
-    timesteps, z, recent = ddim_timesteps(num_steps, schedule.T, rule), z_T, deque(maxlen=len(ADAMS_BASHFORTH))
+    timesteps, z = ddim_timesteps(num_steps, schedule.T, rule), z_T
+    recent: deque[Tensor] = deque(maxlen=len(ADAMS_BASHFORTH))
     for i, (t, (ab_t, ab_s)) in enumerate(zip(timesteps, ddim_alpha_bars(schedule, timesteps), strict=True)):
         recent.appendleft(_eps_hat(eps_model, z, t))
         if i == 0:
-            s = timesteps[min(1, num_steps - 1)]  # as released: a first step that is the last asks for t twice
+            s = timesteps[min(1, num_steps - 1)]  # as released: with one step, both calls are at t
             eps_hat = (recent[0] + _eps_hat(eps_model, ddim_step(z, recent[0], ab_t, ab_s), s)) / 2
         else:
             weights = ADAMS_BASHFORTH[len(recent) - 1]
-            eps_hat = sum(weight * past for weight, past in zip(weights, recent, strict=True))
+            eps_hat = sum((weight * past for weight, past in zip(weights, recent, strict=True)), torch.zeros_like(z))
         z_t, z = z, ddim_step(z, eps_hat, ab_t, ab_s)
         if on_step is not None:
-            on_step(i, t, z, _z0_hat(z_t, eps_hat, ab_t))
+            on_step(i, t, z, z0_from_eps(z_t, eps_hat, ab_t))
     return z
 
 
@@ -170,9 +189,11 @@ def dpm_solver_pp(
 ) -> Float[Tensor, "b *dims"]:
     """DPM-Solver++(2M): second order in `num_steps` calls of the model, predicting z_0 [DPM-Solver++, Alg. 2].
 
-    The steps are equal in lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), half the log SNR, from t = T - 1 to 0.
-    In between the model is asked at fractional t, at which log SNR is interpolated linearly: a denoiser embeds any t.
-    `on_step(i, t, z, z0_hat)` is called after each step, with that fractional t.
+    Step i takes z from lambda_{i-1} to lambda_i = lambda_{i-1} + h by the two lines of that algorithm's loop:
+    D_i = (1 + 1 / (2 r_i)) z0_hat_{i-1} - 1 / (2 r_i) z0_hat_{i-2}, z_i = sigma_i / sigma_{i-1} z_{i-1} -
+    alpha_i (e^-h - 1) D_i. The steps are equal in lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), half the log
+    SNR, from t = T - 1 to 0, so r_i = 1. In between, t is fractional: log SNR is interpolated linearly, and a denoiser
+    embeds any t. `on_step(i, t, z, z0_hat)` is called after each step. Without noise, so `generator` is not used.
     """
     if not 1 <= num_steps <= schedule.T:
         raise ValueError(f"num_steps must be in [1, {schedule.T}], got {num_steps}")
@@ -180,10 +201,11 @@ def dpm_solver_pp(
     lambdas = np.linspace(table[-1], table[0], num_steps + 1)
     times = np.interp(lambdas, table[::-1], np.arange(schedule.T)[::-1]).tolist()
     alphas, sigmas = ((1 / np.sqrt(1 + np.exp(sign * lambdas))).tolist() for sign in (-2, 2))
-    h, z, z0_before = float(lambdas[1] - lambdas[0]), z_T, None
+    h, z = float(lambdas[1] - lambdas[0]), z_T
+    z0_before: Tensor | None = None
     for i, t in enumerate(times[:-1]):
-        z0_hat = _z0_hat(z, _eps_hat(eps_model, z, t), alphas[i] ** 2)
-        # With equal steps r = 1, so D = (1 + 1/2) z0_hat - 1/2 z0_before; the first step is one of first order.
+        z0_hat = z0_from_eps(z, _eps_hat(eps_model, z, t), alphas[i] ** 2)
+        # The first step has no predecessor and is one of first order, which is DDIM's at eta = 0.
         D = z0_hat if z0_before is None else 1.5 * z0_hat - 0.5 * z0_before
         z = sigmas[i + 1] / sigmas[i] * z - alphas[i + 1] * math.expm1(-h) * D
         z0_before = z0_hat
@@ -213,12 +235,8 @@ SAMPLERS: dict[str, SamplerRow] = {
 }
 
 
-def _z0_hat(z_t: Tensor, eps_hat: Tensor, ab_t: float) -> Tensor:
-    return (z_t - math.sqrt(1 - ab_t) * eps_hat) / math.sqrt(ab_t)
-
-
 def _eps_hat(eps_model: EpsModel, z: Tensor, t: int | float) -> Tensor:
-    """The model's answer in the dtype of `z`: autocast hands out bf16, in which a step would round."""
+    """eps_hat in the dtype of `z`: under autocast the model returns bfloat16, in which a step would lose precision."""
     dtype = torch.long if isinstance(t, int) else torch.promote_types(z.dtype, torch.float32)
     return eps_model(z, torch.full((len(z),), t, dtype=dtype, device=z.device)).to(z.dtype)
 
@@ -226,7 +244,7 @@ def _eps_hat(eps_model: EpsModel, z: Tensor, t: int | float) -> Tensor:
 def _noise(z: Tensor, generator: Noise) -> Tensor:
     """Standard normal noise like `z`, drawn on the generator's own device, so that a CPU seed means one sample."""
     if generator is None:
-        raise ValueError("this sampler draws noise: give it a torch.Generator")
+        raise ValueError("this sampler draws noise, got generator=None; pass a torch.Generator")
     if not isinstance(generator, torch.Generator):
         return generator(z)
     return torch.randn(z.shape, generator=generator, device=generator.device, dtype=torch.float32).to(z)

@@ -1,4 +1,8 @@
-"""Noise schedules: beta_t, alpha_bar_t and what follows from them in closed form [LDM v2, App. B; DDPM, Eq. 4-7]."""
+"""Noise schedules: beta_t, alpha_bar_t and what follows from them in closed form [LDM v2, App. B].
+
+In the notation of [LDM v2, App. B], alpha_bar_t is alpha_t^2, 1 - alpha_bar_t is sigma_t^2 and beta_t is
+sigma_{t|t-1}^2.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+
+from ldmlab.diffusion.prediction import noised, z0_from_eps_ddpm
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +26,10 @@ class Schedule:
 
     @classmethod
     def from_beta(cls, beta: Float[Tensor, " T"]) -> "Schedule":
-        """The schedule of given beta_t, each in (0, 1)."""
+        """The schedule of given beta_t, each in (0, 1), else ValueError.
+
+        1 - beta_t is alpha_{t|t-1}^2 = alpha_bar_t / alpha_bar_{t-1}, so alpha_bar is their product [LDM v2, Eq. 6].
+        """
         if len(beta) == 0 or not 0 < beta.min() <= beta.max() < 1:
             raise ValueError(f"beta_t must lie in (0, 1), got {len(beta)} values: {beta}")
         beta = beta.double()
@@ -32,7 +41,7 @@ class Schedule:
         return len(self.beta)
 
     def to(self, device: torch.device | str) -> "Schedule":
-        """The same schedule with its tables on `device`; float32 on mps, which knows no float64."""
+        """The same schedule with its tables on `device`; float32 on mps, which has no float64."""
         dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
         return Schedule(self.beta.to(device, dtype), self.alpha_bar.to(device, dtype))
 
@@ -47,7 +56,7 @@ class Schedule:
         return self.alpha_bar.log() - (-self.alpha_bar).log1p()
 
     def alpha_bar_at(self, t: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """alpha_bar at times in [0, T - 1], whole or not, on their device; log SNR is linear between two steps."""
+        """alpha_bar at times t in [0, T - 1], on their device; at a fractional t, log SNR is interpolated linearly."""
         log_snr = self.to(t.device).log_snr
         t = t.to(log_snr.dtype)
         below = t.floor().long().clamp(max=self.T - 1)
@@ -55,26 +64,29 @@ class Schedule:
         return log_snr[below].lerp(log_snr[above], t - below).sigmoid()
 
     def crossing(self, std: float | int = 1.0, log_snr: float | int = 0.0) -> int:
-        """The first t at which latents of standard deviation `std` have less than `log_snr`; T if there is none.
+        """The first t at which latents of standard deviation `std` have a log SNR below `log_snr`; T if there is none.
 
-        SNR(t) = std^2 alpha_bar_t / (1 - alpha_bar_t): the default is where noise outweighs a rescaled latent.
+        SNR(t) = std^2 alpha_bar_t / (1 - alpha_bar_t); by default, where the noise outweighs a latent of unit variance.
         """
         if not std > 0:
-            raise ValueError(f"a standard deviation is positive, got {std}")
+            raise ValueError(f"std is a standard deviation, so it must be positive; got {std}")
         return int((self.log_snr + 2 * math.log(std) >= log_snr).sum())
 
     def step_at(self, log_snr: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The steps whose log SNR is nearest to the given ones; the first or last step beyond either end."""
+        """The steps whose log SNR is nearest to the given ones; beyond either end, the first or the last step."""
         return (self.log_snr - log_snr.to(self.alpha_bar)[:, None]).abs().argmin(1)
 
     @property
     def posterior_variance(self) -> Float[Tensor, " T"]:
-        """beta_tilde_t, the variance of q(z_{t-1} | z_t, z_0); 0 at t = 0 [DDPM, Eq. 7]."""
+        """sigma_{t|t-1}^2 sigma_{t-1}^2 / sigma_t^2, the variance of q(z_{t-1} | z_t, z_0) [LDM v2, Eq. 11].
+
+        It is beta_tilde_t in [DDPM, Eq. 7], and 0 at t = 0.
+        """
         return self.beta * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
 
     @property
     def posterior_coefficients(self) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-        """Weights of z_0 and of z_t in the mean of q(z_{t-1} | z_t, z_0) [DDPM, Eq. 7]."""
+        """Weights of z_0 and of z_t in `posterior_mean`, one a step."""
         of_z0 = self.beta * self.alpha_bar_prev.sqrt() / (1 - self.alpha_bar)
         of_z_t = (1 - self.alpha_bar_prev) * (1 - self.beta).sqrt() / (1 - self.alpha_bar)
         return of_z0, of_z_t
@@ -83,7 +95,8 @@ class Schedule:
     def vlb_weights(self) -> Float[Tensor, " T"]:
         """Weights of || eps - eps_hat ||^2 in the variational bound [DDPM, Eq. 12].
 
-        The first is infinite; as released, it is replaced by the second.
+        (SNR(t-1) - SNR(t)) / 2 is the weight of || z_0 - z0_hat ||^2, which is || eps - eps_hat ||^2 times
+        sigma_t^2 / alpha_t^2 [LDM v2, Eq. 15]. The first weight is infinite; as released, the second replaces it.
         """
         variance = self.posterior_variance
         variance[0] = torch.nan
@@ -94,26 +107,32 @@ class Schedule:
     def q_sample(
         self, z0: Float[Tensor, "b *dims"], t: Int[Tensor, " b"], eps: Float[Tensor, "b *dims"]
     ) -> Float[Tensor, "b *dims"]:
-        """z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps [DDPM, Eq. 4]."""
-        return _at(self.alpha_bar.sqrt(), t, z0) * z0 + _at((1 - self.alpha_bar).sqrt(), t, z0) * eps
+        """A draw of q(z_t | z_0) = N(alpha_t z_0, sigma_t^2), `eps` being standard normal noise [LDM v2, Eq. 4]."""
+        return noised(z0, eps, self._alpha_bar(t, z0))
 
     def predict_z0(
         self, z_t: Float[Tensor, "b *dims"], t: Int[Tensor, " b"], eps_hat: Float[Tensor, "b *dims"]
     ) -> Float[Tensor, "b *dims"]:
-        """z0_hat of which `z_t` is a noisy version if `eps_hat` is the noise: `q_sample` solved for z_0."""
-        to_noise_ratio = (1 / self.alpha_bar - 1).sqrt()
-        return _at(self.alpha_bar.rsqrt(), t, z_t) * z_t - _at(to_noise_ratio, t, z_t) * eps_hat
+        """z0_hat, of which `z_t` is a noisy version if `eps_hat` is the noise: `q_sample` solved for z_0."""
+        return z0_from_eps_ddpm(z_t, eps_hat, self._alpha_bar(t, z_t))
 
     def posterior_mean(
         self, z0: Float[Tensor, "b *dims"], z_t: Float[Tensor, "b *dims"], t: Int[Tensor, " b"]
     ) -> Float[Tensor, "b *dims"]:
-        """Mean of q(z_{t-1} | z_t, z_0) [DDPM, Eq. 7]."""
+        """Mean of q(z_{t-1} | z_t, z_0), with z0_hat for z_0 that of the model's step [LDM v2, Eq. 12].
+
+        alpha_{t|t-1} sigma_{t-1}^2 / sigma_t^2 z_t + alpha_{t-1} sigma_{t|t-1}^2 / sigma_t^2 z_0.
+        """
         of_z0, of_z_t = self.posterior_coefficients
         return _at(of_z0, t, z_t) * z0 + _at(of_z_t, t, z_t) * z_t
 
+    def _alpha_bar(self, t: Tensor, like: Tensor) -> Tensor:
+        """alpha_bar at steps `t`, on the device of `like`, in the precision of the table."""
+        return self.alpha_bar.to(like.device)[t]
+
 
 def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-    """Entries `t` of a table, in the device and dtype of `like`, shaped to multiply it."""
+    """Entries `t` of a table in the device and dtype of `like`, shaped to multiply it."""
     return table.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
@@ -124,7 +143,16 @@ def _ramp(T: int, start: float, end: float) -> Float[Tensor, " T"]:
 
 
 def scaled_linear(T: int = 1000, start: float = 0.0015, end: float = 0.0195) -> Schedule:
-    """beta_t linear in sqrt(beta); what the released configurations call "linear"."""
+    """sqrt(beta_t) linear in t, from `start` to `end` in beta; "linear" in the released configurations.
+
+    The defaults are those of the released LDM-4 models. ValueError unless T >= 1 and 0 < start <= end < 1.
+
+    >>> schedule = scaled_linear()
+    >>> schedule.T, round(schedule.alpha_bar[-1].item(), 6)
+    (1000, 0.000142)
+    >>> schedule.crossing()  # the first step at which the noise outweighs the signal
+    255
+    """
     return Schedule.from_beta(_ramp(T, start**0.5, end**0.5) ** 2)
 
 
@@ -139,7 +167,7 @@ def sqrt(T: int = 1000, start: float = 1e-4, end: float = 2e-2) -> Schedule:
 
 
 def cosine(T: int = 1000, s: float = 0.008) -> Schedule:
-    """alpha_bar a squared cosine, beta at most 0.999 [Improved DDPM, Eq. 17]."""
+    """alpha_bar_t a squared cosine of t, beta_t at most 0.999 [Improved DDPM, Eq. 17]."""
     if T < 1 or s < 0:
         raise ValueError(f"a cosine schedule needs T >= 1 and s >= 0, got T={T}, s={s}")
     u = (torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s)

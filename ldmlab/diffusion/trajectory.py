@@ -1,4 +1,4 @@
-"""A sampler's trajectory from noise to picture: z_t and z0_hat at every step."""
+"""The trajectory of a sampler from noise to picture: z_t and z0_hat at every step."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from ldmlab.diffusion.samplers import ddim
 
 @dataclass
 class Path:
-    """A sampler's way from noise: at each step t, z after it and the z_0 it believed in."""
+    """The steps of a sampler, noise first: t of each, z after it, and its estimate z0_hat, all (n, c, h, w)."""
 
     t: list[int]
     z_t: list[Tensor]
@@ -24,7 +24,7 @@ class Path:
         return len(self.t)
 
     def pictures(self, i: int) -> tuple[Tensor, Tensor]:
-        """z and z0_hat of step `i`, decoded."""
+        """z and z0_hat of step `i`, decoded: two batches (n, 3, H, W) in [-1, 1], on the CPU."""
         return self.model.decode(self.z_t[i]).cpu(), self.model.decode(self.z0_hat[i]).cpu()
 
     def picked(self, num: int) -> list[int]:
@@ -37,19 +37,19 @@ def denoising_path(
     model: LatentDiffusion, y: Int[Tensor, " n"], *, num_steps: int, eta: float = 0.0, guidance_scale: float = 1.0,
     seed: int = 0, step_seed: int | None = None,
 ) -> Path:
-    """DDIM from the noise of `seed`, every step kept; the same pictures as `model.sample` gives.
+    """DDIM from the noise of `seed` with every step recorded; it ends at the pictures of `model.sample`.
 
-    Noise that steps add at eta > 0 comes from `step_seed`, by default that of `model.sample`.
+    The noise that is added at eta > 0 comes from `step_seed`, by default that of `model.sample`.
     """
     path = Path([], [], [], model)
 
-    def keep(i: int, t: int, z: Tensor, z0_hat: Tensor) -> None:
-        path.t.append(t)
+    def keep(i: int, t: int | float, z: Tensor, z0_hat: Tensor) -> None:
+        path.t.append(int(t))
         path.z_t.append(z)
         path.z0_hat.append(z0_hat)
 
     side = model.size // model.first_stage.f
-    shape = (len(y), model.denoiser.config.out_channels, side, side)
+    shape = (len(y), model.denoiser_config.out_channels, side, side)
     z_T = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
     eps_model = model.eps_model(y.to(model.device), guidance_scale)
     generator = torch.Generator(model.device).manual_seed(seed + 1 if step_seed is None else step_seed)

@@ -1,4 +1,4 @@
-"""What a model costs: floating-point operations, memory, pictures per second, V100-days [LDM v2, Tab. 18, Fig. 17]."""
+"""Cost of a model: floating-point operations, memory, pictures per second, V100-days [LDM v2, Tab. 18, Fig. 17]."""
 
 import statistics
 import sys
@@ -15,22 +15,22 @@ from torch import Tensor
 V100_PER_A100 = 2.2
 
 
-def count_flops(model: Callable, *inputs, **keywords) -> int:
+def count_flops(model: Callable, *inputs: Any, **keywords: Any) -> int:
     """Floating-point operations of one forward pass, 2 per multiply-accumulate; convolutions and matrix products only.
 
-    Divide by the batch size for the cost of a picture.
+    Divide by the batch size for the cost per picture.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # The counter has no rule for some fused attention kernels and would count them as free; the plain one it knows.
+    # The counter has no rule for some fused attention kernels and would count them as 0, but has one for the plain one.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*inputs, **keywords)
     return counter.get_total_flops()
 
 
 def synchronize() -> None:
-    """Wait until the accelerator, if there is one, has done all it was given."""
+    """Wait for the accelerator, if there is one, to finish."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     elif torch.backends.mps.is_available():
@@ -38,10 +38,10 @@ def synchronize() -> None:
 
 
 def peak_jobs(device: torch.device | str, dtype: torch.dtype) -> list[tuple[Callable[[], object], int]]:
-    """Large jobs with the operations of each, whose fastest shows what a device can do in `dtype`.
+    """Large matrix products and 3 x 3 convolutions, each with its operations, to measure the peak rate in `dtype`.
 
-    Matrix products and convolutions of 3 x 3: which of them a machine does best depends on its libraries. In float32 on
-    an AMD processor the convolutions were 2.5 times as fast.
+    Which is fastest depends on the device's libraries: in float32 on an AMD processor, convolutions were 2.5 times as
+    fast.
     """
     device = torch.device(device)
     large = device.type != "cpu"
@@ -57,7 +57,7 @@ def peak_jobs(device: torch.device | str, dtype: torch.dtype) -> list[tuple[Call
 
 
 def throughput(fn: Callable[[], object], n: int, *, warmup: int = 1, repeats: int = 5) -> float:
-    """Images per second of `fn()`, which makes `n` of them: median of `repeats` runs after `warmup` untimed ones."""
+    """Images per second of `fn()`, which produces `n` images: median of `repeats` runs after `warmup` untimed ones."""
     if n < 1 or repeats < 1 or warmup < 0:
         raise ValueError(f"need n >= 1, repeats >= 1, warmup >= 0; got n={n}, repeats={repeats}, warmup={warmup}")
     for _ in range(warmup):
@@ -77,7 +77,7 @@ def training_throughput(
 ) -> float:
     """Images per second of whole training steps on batches of `n`: `loss()`, its gradient, the update.
 
-    The steps are real: they change the optimizer's parameters, so give those of a copy.
+    The steps change the optimizer's parameters, so use those of a copy.
     """
 
     def step() -> None:
@@ -89,10 +89,10 @@ def training_throughput(
 
 
 def peak_memory(fn: Callable[[], object]) -> tuple[int, str] | None:
-    """(bytes, what they count) at the peak of `fn()`; None where the system does not say.
+    """Peak memory of `fn()` as (bytes, description); None on systems that do not report it.
 
-    On CUDA they are what tensors took. On a CPU they are the memory of the whole process, libraries included: of this
-    call on Linux, the most since the process began elsewhere. The two do not compare.
+    On CUDA it is that of tensors. On a CPU it is that of the whole process with its libraries: during this call on
+    Linux, since the start of the process elsewhere. The two cannot be compared.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -100,7 +100,7 @@ def peak_memory(fn: Callable[[], object]) -> tuple[int, str] | None:
         synchronize()
         return torch.cuda.max_memory_allocated(), "tensors on the accelerator"
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew at what is resident now
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak to the current resident memory
     except OSError:
         fn()
         return _peak_since_start()
@@ -121,9 +121,10 @@ def _peak_since_start() -> tuple[int, str] | None:
 
 
 def v100_days(seconds: float | int, device_name: str, factor: float | int | None = None) -> dict[str, Any]:
-    """Wall time as the V100-days of Fig. 17 and Tab. 18, for a record: marked as converted, with the factor used.
+    """Wall time in V100-days, as in Fig. 17 and Tab. 18, as an entry of a record with the conversion factor.
 
-    The paper states a factor for the A100 only; time of any other device needs one of yours: its speed in V100s.
+    The paper states a factor for the A100 only; for other devices `factor` is their speed in V100s. Raises ValueError
+    without a factor.
     """
     if factor is None:
         known = {"V100": 1.0, "A100": V100_PER_A100}

@@ -1,8 +1,8 @@
-"""Distances between two sets of pictures, taken on feature vectors: Fréchet [FID, Eq. 6] and kernel [KID, Sec. 4].
+"""Distances between two sets of pictures on feature vectors: Fréchet [FID, Eq. 6] and kernel [KID, Sec. 4].
 
-They are called FID and KID only on the features of Inception (see `inception`). On the lab's own networks they are
-`FD-lab`, `KID-lab` and so on: numbers to compare with each other, not with published ones. How far they may be off says
-`uncertainty`.
+They are named FID and KID only on the features of Inception (see `inception`). On ldmlab's own networks they are
+`FD-lab`, `KID-lab` and so on, which compare with each other but not with published values. `uncertainty` has their
+intervals.
 """
 
 import math
@@ -22,16 +22,16 @@ from torch import Tensor
 from ldmlab.atomic import atomic_write
 from ldmlab.perception import FeatureNet
 
-# Extractors that may score, and how their scores are called; one that trains models is not among them.
+# Feature networks for scores, with the names of their scores; networks of losses are not among them.
 INCEPTION = "inception-v3-compat"  # torch-fidelity's name for the network of FID
 UNVERIFIED = "inception-unverified"  # the same layout with other weights
 SCORING = {"fd-lab": "{}-lab", "referee": "{}-referee", INCEPTION: "{}", UNVERIFIED: "{}-unverified"}
-KEEP = 2048  # vectors a set keeps for the kernel distance
+KEEP = 2048  # vectors of a set that are kept for the kernel distance
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a number lies with probability `level`, and by which method that was found."""
+    """Interval of a number at confidence `level`, and the method that it was computed by."""
 
     low: float
     high: float
@@ -41,7 +41,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Score:
-    """A number with what is needed to compare it: without its protocol it is none."""
+    """A number with its protocol, which is needed to compare it; ValueError for NaN."""
 
     value: float
     name: str
@@ -53,12 +53,12 @@ class Score:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     interval: Interval | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if math.isnan(self.value):
             raise ValueError(f"{self.name} is not a number (n_real={self.n_real}, n_fake={self.n_fake})")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which knows no infinity: PSNR of equal pictures becomes None. No `interval` where there is none."""
+        """The entries for a JSON file: infinite values (PSNR of equal pictures) become None; no `interval` if None."""
         entries = asdict(self) | {"value": self.value if math.isfinite(self.value) else None}
         return {key: value for key, value in entries.items() if key != "interval" or value is not None}
 
@@ -70,13 +70,17 @@ def frechet_distance(
 
     The trace of the root is the sum of the roots of the eigenvalues of A cov2 A^T with A^T A = cov1: a symmetric
     problem in float64, exact where cov1 cov2 is near singular and an iterated matrix root is not.
+
+    >>> eye = torch.eye(2)
+    >>> frechet_distance(torch.zeros(2), eye, torch.ones(2), 4 * eye)
+    4.0
     """
     mu1, cov1, mu2, cov2 = (m.detach().cpu().double() for m in (mu1, cov1, mu2, cov2))
     return frechet_from_root(mu1, covariance_root(cov1), mu2, cov2).item()
 
 
 def covariance_root(cov: Float[Tensor, "*b d d"]) -> Float[Tensor, "*b d d"]:
-    """Some A with A^T A = cov: Cholesky's, quicker and more accurate, or from the eigenvalues where cov is singular."""
+    """A matrix A with A^T A = cov: by Cholesky, faster and more accurate, or by eigenvalues where cov is singular."""
     lower, failed = torch.linalg.cholesky_ex(cov)
     if not failed.any():
         return lower.mT
@@ -85,7 +89,7 @@ def covariance_root(cov: Float[Tensor, "*b d d"]) -> Float[Tensor, "*b d d"]:
 
 
 def frechet_from_root(mu1: Tensor, root1: Tensor, mu2: Float[Tensor, "*b d"], cov2: Float[Tensor, "*b d d"]) -> Tensor:
-    """`frechet_distance` where `covariance_root(cov1)` is known; of many sets at once."""
+    """`frechet_distance` from `root1 = covariance_root(cov1)`, batched over the second set."""
     cross = torch.linalg.eigvalsh(root1 @ cov2 @ root1.mT).clamp(min=0).sqrt().sum(-1)
     return _assemble(mu1, root1.square().sum((-2, -1)), mu2, cov2.diagonal(dim1=-2, dim2=-1).sum(-1), cross)
 
@@ -96,9 +100,9 @@ def _assemble(mu1: Tensor, trace1: Tensor, mu2: Tensor, trace2: Tensor, cross: T
 
 
 class FeatureMoments:
-    """Mean and covariance of feature vectors, added batch by batch in float64, and an even sample of the vectors.
+    """Mean and covariance of feature vectors, accumulated by batch in float64, and a uniform sample of `keep` vectors.
 
-    Neither depends on the size of the batches (moments up to rounding). Up to `keep` vectors the sample is all of them.
+    They do not depend on the size of the batches (moments up to rounding). Up to `keep` vectors, all are in the sample.
     """
 
     def __init__(self, dim: int, *, keep: int = KEEP, seed: int = 0, extractor: str = "", weights_hash: str = ""):
@@ -106,33 +110,34 @@ class FeatureMoments:
         self.mean = torch.zeros(dim, dtype=torch.float64)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (v - mean)(v - mean)^T
         self.sample = torch.zeros(0, dim)
-        self._keys = np.zeros(0)  # one random number a vector of the sample: the smallest stay
+        self._keys = np.zeros(0)  # one random number per vector: those with the smallest are kept
         self._rng = np.random.default_rng(seed)
 
     @property
     def dim(self) -> int:
+        """Number of features."""
         return len(self.mean)
 
     @property
     def cov(self) -> Float[Tensor, "d d"]:
-        """Unbiased covariance; needs two vectors."""
+        """Unbiased covariance; ValueError for fewer than two vectors."""
         if self.n < 2:
             raise ValueError(f"a covariance needs at least 2 pictures, got {self.n}")
         return self.scatter / (self.n - 1)
 
     def update(self, features: Float[Tensor, "n d"]) -> "FeatureMoments":
-        """Add a batch of vectors; refuses another dimension and values that are not finite."""
+        """Add a batch of vectors; ValueError for another dimension and values that are not finite. Returns self."""
         if features.shape[1] != self.dim:
             raise ValueError(f"expected vectors of {self.dim} entries, got {tuple(features.shape)}")
         if not features.isfinite().all():
-            raise ValueError("features hold values that are not finite; look at the pictures they come from")
+            raise ValueError("features have values that are not finite; check the pictures that they come from")
         if len(features) == 0:
             return self
         rows = features.detach().cpu()
         batch = rows.double()
         total, batch_mean = self.n + len(batch), batch.mean(0)
         shift, centred = batch_mean - self.mean, batch - batch_mean
-        # Two sets of known moments joined [Chan et al. 1979]: no large sums are subtracted from each other.
+        # Update of the moments [Chan et al. 1979], without subtracting large sums.
         self.scatter += centred.T @ centred + torch.outer(shift, shift) * (self.n * len(batch) / total)
         self.mean += shift * (len(batch) / total)
         self.n = total
@@ -145,20 +150,20 @@ class FeatureMoments:
         self._keys, self.sample = keys[chosen], torch.cat([self.sample, rows])[torch.from_numpy(chosen)]
 
     def factor(self) -> Tensor | None:
-        """X with X^T X = cov and fewer rows than columns, where the vectors are too few for a full covariance."""
+        """X with X^T X = cov, with no more rows than columns; None where there are more vectors than features."""
         if 2 <= self.n == len(self.sample) <= self.dim:
             return (self.sample.double() - self.mean) / math.sqrt(self.n - 1)
         return None
 
     def save(self, path: Path) -> None:
-        """Write to a safetensors file, whole or not at all."""
+        """Write to a safetensors file, atomically."""
         tensors = {"mean": self.mean, "scatter": self.scatter, "sample": self.sample}
         metadata = {"n": str(self.n), "extractor": self.extractor, "weights_hash": self.weights_hash}
         atomic_write(path, save({key: value.contiguous() for key, value in tensors.items()}, metadata))
 
     @classmethod
     def load(cls, path: Path) -> "FeatureMoments":
-        """Read what `save` wrote; further vectors cannot be sampled evenly, so it is for comparing only."""
+        """Read what `save` wrote, for comparison only: further vectors would not be sampled uniformly."""
         with safe_open(path, "pt") as file:
             about = file.metadata()
             mean, scatter, sample = (file.get_tensor(key) for key in ("mean", "scatter", "sample"))
@@ -168,10 +173,10 @@ class FeatureMoments:
 
 
 def frechet(real: FeatureMoments, fake: FeatureMoments) -> float:
-    """Fréchet distance of two sets of vectors; where one has fewer vectors than entries, by the singular values.
+    """Fréchet distance of two sets of vectors; by singular values where one has no more vectors than features.
 
-    With X^T X = cov, tr (cov1 cov2)^(1/2) is the nuclear norm of X1 X2^T: exact and quick for few vectors, where the
-    eigenvalues of a singular covariance are mostly rounding error.
+    With X^T X = cov, tr (cov1 cov2)^(1/2) is the nuclear norm of X1 X2^T: exact and fast for few vectors, where the
+    eigenvalues of a singular covariance are mostly rounding errors.
     """
     x1, x2 = real.factor(), fake.factor()
     if x1 is None and x2 is None:
@@ -196,8 +201,14 @@ def kid(
 ) -> tuple[float, float]:
     """Squared MMD with the kernel (a.b / d + 1)^3, unbiased [KID, Sec. 4]: (mean, standard deviation) over subsets.
 
-    Subsets hold `subset_size` vectors of each set, drawn without replacement, or all where a set has fewer; then one
-    subset of everything is drawn, and the deviation is 0. An unbiased estimate of a small distance may be negative.
+    Subsets have `subset_size` vectors of each set, drawn without replacement, or as many as the smaller set. Where that
+    is all of both there is one subset, and the deviation is 0. The estimate of a small distance may be negative. Raises
+    ValueError for fewer than 2 vectors.
+
+    >>> features = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    >>> mean, std = kid(features, features + 1)
+    >>> mean > 0, std
+    (True, 0.0)
     """
     size = min(subset_size, len(real), len(fake))
     if size < 2:
@@ -216,7 +227,7 @@ def kid(
 
 
 def moments_of(batches: Iterable[Float[Tensor, "_ 3 h w"]], net: FeatureNet, *, keep: int = KEEP) -> FeatureMoments:
-    """Moments of the embeddings of pictures in [-1, 1], which may lie on any device; they are moved to the network."""
+    """Moments of the embeddings of pictures in [-1, 1], which are moved to the device of the network."""
     moments = FeatureMoments(net.dim, keep=keep, extractor=net.name, weights_hash=net.weights_hash)
     with torch.inference_mode():
         for x in batches:
@@ -225,15 +236,15 @@ def moments_of(batches: Iterable[Float[Tensor, "_ 3 h w"]], net: FeatureNet, *, 
 
 
 def reference_moments(
-    dataset, net: FeatureNet, cache_dir: Path | str, *, batch_size: int = 128, keep: int = KEEP
+    dataset: Any, net: FeatureNet, cache_dir: Path | str, *, batch_size: int = 128, keep: int = KEEP
 ) -> FeatureMoments:
-    """Moments of a whole `ImageSet`, kept on disk under its fingerprint and the network's hash.
+    """Moments of a whole `ImageSet`, cached on disk under its fingerprint and the network's hash.
 
-    A file that cannot be read is made anew; several processes may ask for it at once.
+    A file that cannot be read is computed again. Several processes may call this at once.
     """
     from ldmlab.data.images import to_float
 
-    # The version changes when what a file holds, or how it is computed, does.
+    # The version changes with the contents of a file and with their computation.
     key = sha256(f"moments-1|{dataset.fingerprint}|{net.name}|{net.weights_hash}|{keep}".encode()).hexdigest()[:24]
     path = Path(cache_dir) / f"moments-{key}.safetensors"
     if path.exists():
@@ -249,12 +260,12 @@ def reference_moments(
 
 
 def score_name(kind: str, real: FeatureMoments, fake: FeatureMoments) -> str:
-    """FD-lab, FD-referee or FID, by the network; refuses vectors of two networks, or of one that trains models."""
+    """Name of a score by its network: FD-lab, FD-referee or FID; ValueError for two networks, or one not for scores."""
     if real.extractor not in SCORING:
-        raise ValueError(f"{real.extractor!r} gives no scores; those that do are {', '.join(SCORING)}")
+        raise ValueError(f"{real.extractor!r} is not a network for scores; accepted are {', '.join(SCORING)}")
     if (real.extractor, real.weights_hash) != (fake.extractor, fake.weights_hash):
         raise ValueError(
-            f"the two sets were looked at by different networks: {real.extractor} {real.weights_hash[:8]} and "
+            f"the two sets have features of different networks: {real.extractor} {real.weights_hash[:8]} and "
             f"{fake.extractor} {fake.weights_hash[:8]}"
         )
     kind = kind.replace("FD", "FID") if real.extractor == INCEPTION else kind
@@ -262,22 +273,22 @@ def score_name(kind: str, real: FeatureMoments, fake: FeatureMoments) -> str:
 
 
 def check_enough(dim: int, allow_few: bool = False, **counts: int) -> None:
-    """Refuse a Fréchet distance of n <= d vectors: their covariance is singular, and the score mostly counts n.
+    """Raise ValueError for a Fréchet distance of n <= d vectors: their covariance is singular, and the bias large.
 
-    The bias goes on above that, as 1/n: compare scores at equal n, or extrapolate (`uncertainty.frechet_infinity`).
+    Above that the bias falls as 1/n: compare scores at equal n, or extrapolate (`uncertainty.frechet_infinity`).
     """
     if min(counts.values()) <= dim and not allow_few:
         given = " and ".join(f"{n} {what}" for what, n in counts.items())
         raise ValueError(
             f"{given} pictures are too few for {dim} features: a Fréchet distance needs {dim + 1} or more of each; "
-            "take more, use the kernel distance (unbiased at any n), or, for a rehearsal, allow_few=True"
+            "take more, use the kernel distance (unbiased at any n), or pass allow_few=True for a test run"
         )
 
 
 def frechet_score(
     real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any] | None = None, *, allow_few: bool = False
 ) -> Score:
-    """Fréchet distance as `FD-lab`, `FD-referee` or `FID`; refuses n <= d vectors unless `allow_few`."""
+    """Fréchet distance as `FD-lab`, `FD-referee` or `FID`; ValueError for n <= d vectors unless `allow_few`."""
     name, about = score_name("FD", real, fake), (real.extractor, real.weights_hash)
     check_enough(real.dim, allow_few, real=real.n, generated=fake.n)
     return Score(frechet(real, fake), name, "1", real.n, fake.n, *about, dict(protocol or {}))
@@ -288,7 +299,7 @@ def kid_score(
 ) -> Score:
     """Kernel distance of the kept samples as `KID-lab`, `KID-referee` or `KID`; n are the sizes of the samples.
 
-    `options` go to `kid`; subsets and spread join the protocol.
+    `options` are those of `kid`; they and the deviation over subsets are added to the protocol.
     """
     name, about = score_name("KID", real, fake), (real.extractor, real.weights_hash)
     value, std = kid(real.sample, fake.sample, **options)

@@ -1,4 +1,4 @@
-"""Ways to spoil pictures by degrees, and what a distance makes of them: a score worth having grows with each."""
+"""Degradations of increasing strength, and Fréchet distances under them, with which a good score increases."""
 
 import io
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ldmlab.data.images import to_float, to_uint8
 from ldmlab.evaluation.distances import FeatureMoments, frechet, moments_of
 from ldmlab.perception import FeatureNet
 
-# From mild to severe. The unit is part of the meaning: see `degrade`.
+# Strengths from mild to severe, in the units of `degrade`.
 LADDERS: dict[str, tuple[float, ...]] = {
     "blur": (0.5, 0.75, 1.0, 1.5, 2.0, 4.0),
     "noise": (0.05, 0.1, 0.2, 0.4, 0.8),
@@ -29,11 +29,11 @@ UNITS = {
 
 
 def degrade(x: Float[Tensor, "n 3 h w"], kind: str, strength: float | int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
-    """Pictures in [-1, 1], spoiled by one of `LADDERS` and rounded to 8 bits.
+    """Degrade pictures in [-1, 1] by a kind of `LADDERS`, rounded to 8 bits.
 
     `blur`: Gaussian, `strength` its standard deviation in pixels. `noise`: Gaussian, standard deviation in units of
-    [-1, 1]. `jpeg`: quality 1 to 95, lower is worse. `shuffle`: cut into `strength` blocks a side, which must divide
-    the picture, and put together in random order.
+    [-1, 1]. `jpeg`: quality 1 to 95, lower is worse. `shuffle`: cut into `strength` blocks per side, which must
+    divide the picture, in random order. Raises ValueError for other kinds and for blocks that do not divide.
     """
     generator = torch.Generator().manual_seed(seed)
     if kind == "blur":
@@ -48,13 +48,13 @@ def degrade(x: Float[Tensor, "n 3 h w"], kind: str, strength: float | int, seed:
     elif kind == "shuffle":
         y = _shuffle(x, int(strength), generator)
     else:
-        raise ValueError(f"no degradation {kind!r}; there are {', '.join(LADDERS)}")
+        raise ValueError(f"no degradation {kind!r}; accepted are {', '.join(LADDERS)}")
     return to_float(to_uint8(y))
 
 
 def _jpeg(picture: Tensor, quality: int) -> Tensor:
-    # Many pictures come from JPEG files. Coded again on the same grid of 8 px, their coefficients are rounded twice,
-    # which at some qualities sharpens them; on a shifted grid, lower quality is worse.
+    # Pictures from JPEG files, coded again on the same 8 px grid, have their coefficients rounded twice, which sharpens
+    # them at some qualities; on a shifted grid, lower quality is always worse.
     shift, buffer = 3, io.BytesIO()
     padded = np.pad(picture.permute(1, 2, 0).numpy(), ((shift, 0), (shift, 0), (0, 0)), mode="reflect")
     Image.fromarray(padded).save(buffer, "JPEG", quality=quality)
@@ -64,7 +64,7 @@ def _jpeg(picture: Tensor, quality: int) -> Tensor:
 def _shuffle(x: Tensor, blocks: int, generator: torch.Generator) -> Tensor:
     n, c, h, w = x.shape
     if blocks < 1 or h % blocks or w % blocks:
-        raise ValueError(f"pictures of {h} x {w} cannot be cut into {blocks} blocks a side")
+        raise ValueError(f"pictures of {h} x {w} cannot be cut into {blocks} blocks per side")
     tiles = x.reshape(n, c, blocks, h // blocks, blocks, w // blocks).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     order = torch.rand(n, blocks * blocks, generator=generator).argsort(1)
     tiles = tiles[torch.arange(n)[:, None], order].unflatten(1, (blocks, blocks))
@@ -80,10 +80,10 @@ def degradation_curves(
     batch_size: int = 128,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Fréchet distance to `reference` of `real` spoiled by each step of each ladder.
+    """Fréchet distance to `reference` of `real`, degraded at each strength of each ladder.
 
-    Each curve starts with `real` left as it is: the noise floor at this number of pictures, above 0 because the
-    two sets hold different pictures of one kind.
+    Each curve starts with the undegraded `real`: the noise floor at this number of pictures, above 0 since the two
+    sets have different pictures.
     """
 
     def moments(x: Tensor) -> FeatureMoments:
@@ -97,6 +97,6 @@ def degradation_curves(
     }
 
 
-def rises(curve: list[float]) -> bool:
-    """Whether each value is above the one before it."""
+def is_increasing(curve: list[float]) -> bool:
+    """Whether each value is larger than the one before it."""
     return all(a < b for a, b in zip(curve, curve[1:], strict=False))

@@ -1,7 +1,7 @@
-"""FID, IS, KID, precision and recall: Inception's features through torch-fidelity, as the paper has them [App. E.3].
+"""FID, IS, KID, precision and recall on Inception's features by torch-fidelity, as in [LDM v2, App. E.3].
 
-The weights are a file of the manifest (`ldmlab/weights/manifest.json`), given by path or found where torch keeps its
-downloads; `python -m ldmlab.checkpoints fetch inception` puts them there. Nothing is downloaded here.
+The weights are a file of the manifest (`ldmlab/weights/manifest.json`), given by path or found in torch's hub folder;
+`python -m ldmlab.checkpoints fetch inception` downloads them. Nothing is downloaded here.
 """
 
 import json
@@ -35,7 +35,7 @@ KEEP = 50_000  # vectors kept for the kernel distance, precision and recall: as 
 
 
 def manifest(name: str = "inception") -> dict[str, Any]:
-    """What is known of a file of weights: `file`, `other_names`, `url`, `size` in bytes, `sha256`."""
+    """Entry of a file of weights in the manifest: `file`, `other_names`, `url`, `size` in bytes, `sha256`."""
     return json.loads((WEIGHTS / "manifest.json").read_text())[name]
 
 
@@ -44,28 +44,29 @@ def _hub_folder() -> Path:
 
 
 def find_inception() -> Path:
-    """The file of Inception's weights in torch's hub folder ($TORCH_HOME), under either of its names.
+    """The file of Inception's weights in torch's hub folder ($TORCH_HOME), under any of its names.
 
-    Raises FileNotFoundError that says which file is missing, its size and how to get it.
+    Raises FileNotFoundError with the missing file, its size and how to get it.
     """
     entry = manifest()
     for name in (entry["file"], *entry["other_names"]):
         if (_hub_folder() / name).exists():
             return _hub_folder() / name
-    folder = str(_hub_folder()).replace(str(Path.home()), "~", 1)  # the message may travel, in a record
+    folder = str(_hub_folder()).replace(str(Path.home()), "~", 1)  # the message may be stored in a record
     raise FileNotFoundError(
         f"Inception's weights are missing: {entry['file']} ({entry['size'] / 1e6:.1f} MB, sha256 {entry['sha256']}). "
-        f"With a network, `python -m ldmlab.checkpoints fetch inception` gets them; or get {entry['url']} elsewhere "
-        f"and put the file into {folder}, or name it: InceptionNet(path). Without them, FD-lab and KID-lab score by "
-        "the lab's own network"
+        f"With a network, `python -m ldmlab.checkpoints fetch inception` gets them; or put {entry['url']} "
+        f"into {folder}, or give its path: InceptionNet(path). Without them, use FD-lab and KID-lab, on ldmlab's own "
+        "network"
     )
 
 
 class InceptionNet(FeatureNet):
     """torch-fidelity's Inception v3, frozen: 2048 pooled features and 1008 logits of pictures in [-1, 1].
 
-    It resizes to 299 px itself, bilinear as TensorFlow 1 did, without antialiasing. A file of other bytes than the
-    manifest's runs as well, but its scores are called FD-unverified, never FID.
+    Pictures are resized to 299 px as in TensorFlow 1: bilinear, without antialiasing. A file with another hash than the
+    manifest's is accepted, but its scores are named FD-unverified. Raises FileNotFoundError without a file, and
+    ValueError for other contents.
     """
 
     def __init__(self, path: Path | str | None = None):
@@ -73,15 +74,15 @@ class InceptionNet(FeatureNet):
 
         path = Path(path) if path is not None else find_inception()
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is no file; it should hold Inception's weights, {manifest()['file']}")
+            raise FileNotFoundError(f"{path} is not a file; give that of Inception's weights, {manifest()['file']}")
         try:
-            # torch-fidelity opens the file without looking whether it could run code; what passes here cannot.
+            # torch-fidelity does not check that the file is free of code; this does.
             torch.load(path, map_location="meta", weights_only=True)
             layers = ["2048", "logits_unbiased"]
             extractor = FeatureExtractorInceptionV3(INCEPTION, layers, feature_extractor_weights_path=str(path))
         except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError) as error:
             raise ValueError(f"{path} does not hold weights of torch-fidelity's Inception: {error}") from error
-        # Two thirds of the time, the same features up to rounding (1e-6): no BatchNorm passes, one order of memory.
+        # Folded BatchNorms and channels_last take two thirds of the time; features are equal up to rounding (1e-6).
         for block in extractor.modules():
             if isinstance(block, BasicConv2d):
                 block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
@@ -91,13 +92,13 @@ class InceptionNet(FeatureNet):
         freeze(self)
 
     def features(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n 2048"], Float[Tensor, "n 1008"]]:
-        """Pooled features and logits (without bias) of pictures in [-1, 1], rounded to 8 bits as if saved."""
+        """Pooled features and logits (without bias) of pictures in [-1, 1], which are rounded to 8 bits first."""
         check_pictures(x)
         x_bytes = to_uint8(x).to(self.embed_mean.device)
         return self.stages[0](x_bytes.contiguous(memory_format=torch.channels_last))
 
     def embed(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 2048"]:
-        """The features of FID; every other function of the lab that takes a feature network takes this one."""
+        """The features of FID, so that this network can be used wherever a `FeatureNet` is."""
         return self.features(x)[0]
 
 
@@ -113,9 +114,9 @@ def inception_scores(
 ) -> dict[str, Score]:
     """`fid`, `inception_score`, `kid`, `precision` and `recall` of batches of samples in [-1, 1].
 
-    `real` are the reference's moments under `net`: `reference_moments(..., keep=inception.KEEP)`. Fewer than 2049
-    pictures of either are refused unless `allow_few`; before any sample is looked at where the reference is short.
-    Intervals of FID and KID take `num_resamples` (0: none) eigenvalue problems of 2048 features, seconds each.
+    `real` are the reference's moments under `net`: `reference_moments(..., keep=inception.KEEP)`. Raises
+    ValueError for fewer than 2049 pictures in either set unless `allow_few`; for the reference, before any sample is
+    used. Intervals of FID and KID take `num_resamples` (0: none) eigenvalue problems of 2048 features, seconds each.
     """
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 

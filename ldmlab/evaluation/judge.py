@@ -1,9 +1,9 @@
-"""The judge: a small network that says whether a sample of `scenes` shows what it was asked to show.
+"""The judge: a small network that measures whether samples of `scenes` match their class, caption or boxes.
 
-It reads off a picture what a caption can state (the kinds of `captions.ANSWERS`) and labels every pixel with one of
-`scenes.LABELS`. It was trained on true pictures of `scenes` alone, half of them spoiled as a weak first stage spoils
-them, and errs itself: its card states how often, by kind, and every score carries that in its protocol. No model of
-the lab is trained with it.
+It predicts from a picture the attributes of captions (`captions.ATTRIBUTES`) and the label of every pixel, one of
+`scenes.LABELS`. It was trained on rendered pictures of `scenes`, half of them degraded in the manner of a weak first
+stage. Its own accuracy, by attribute, is in its card and in the protocol of every score. No model of ldmlab is trained
+with it.
 """
 
 import json
@@ -22,21 +22,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldmlab.data.annotations.annotation import Box
-from ldmlab.data.scenes.captions import ANSWERS, claims
+from ldmlab.data.scenes.captions import ATTRIBUTES, parse_caption
 from ldmlab.data.scenes.scene import CLASSES, LABELS
 from ldmlab.evaluation.distances import Interval, Score
 from ldmlab.perception import WEIGHTS, check_pictures, file_hash, fold_batchnorm, freeze
 
-SIZE = 32  # pixels a side that the judge looks at
-GROUPS = {  # kinds that are scored together as well
+SIZE = 32  # side of the judge's input in pixels
+GROUPS = {  # attributes that are also scored together
     "objects": ("class", "sky", "companion"),
     "colours": ("colour", "second", "companion_colour", "companion_second"),
     "relations": ("relation",),
     "place": ("place",),
 }
-_THINGS = (CLASSES, ANSWERS["sky"], ANSWERS["companion"])
+_THINGS = (CLASSES, ATTRIBUTES["sky"], ATTRIBUTES["companion"])
 _IS_THING = np.array([any(name in group for group in _THINGS) for name in LABELS])
-_SPECK = 0.25  # parts of a thing smaller than this share of its largest part are not counted as seen
+_SPECK = 0.25  # parts of an object below this share of its largest part are ignored
 
 
 def _conv(c_in: int, c_out: int, k: int = 3, stride: int = 1) -> nn.Sequential:
@@ -53,13 +53,14 @@ class _Residual(nn.Module):
 
 
 class JudgeNet(nn.Module):
-    """Four resolutions down, three up again with skips; each question is asked where the picture shows its thing.
+    """A U-shaped network for the label map; attributes are predicted from features pooled over the objects.
 
-    The label map is read at full resolution. Features of appearance, which know what the decoder knows, are averaged
-    over the pixels labelled as main thing, thing in the sky and companion, and of the main thing also over four of its
-    parts, chosen by attention: a house is as red as its roof. The relation is read from where, along x and y, the map
-    has the two things.
+    It has four resolutions down and three up, with skips. Appearance features are averaged over the pixels labelled as
+    main object, object in the sky and companion; for the main object also over four parts chosen by attention, since a
+    house has the colour of its roof. The relation is predicted from the positions of the two objects along x and y.
     """
+
+    groups: Tensor
 
     def __init__(self, widths: tuple[int, ...] = (16, 48, 80, 80), look: int = 64, parts: int = 4):
         super().__init__()
@@ -88,10 +89,10 @@ class JudgeNet(nn.Module):
             c_in = inputs.get(kind, thing if kind.startswith("companion") else main)
             return nn.Sequential(nn.Linear(c_in, 64), nn.ReLU(), nn.Linear(64, num))
 
-        self.heads = nn.ModuleDict({kind: head(kind, len(answers) + 1) for kind, answers in ANSWERS.items()})
+        self.heads = nn.ModuleDict({kind: head(kind, len(answers) + 1) for kind, answers in ATTRIBUTES.items()})
 
     def forward(self, x: Float[Tensor, "n 3 s s"]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits of the label map (n, labels, s, s) and of the answers by kind (n, answers + 1), "not there" last."""
+        """Logits of the label map (n, labels, s, s) and of each attribute (n, values + 1), "not present" last."""
         maps = []
         for stage in self.down:
             x = stage(x)
@@ -110,7 +111,7 @@ class JudgeNet(nn.Module):
         half = F.avg_pool2d(masks, 2)
 
         def pooled(features: Tensor, weights: Tensor) -> Tensor:
-            # A pixel's worth is added to the area: where there is no such thing, next to nothing is read.
+            # One pixel is added to the area, so that features vanish where there is no such object.
             area = weights.sum((2, 3)) + weights.shape[2] / SIZE
             return torch.einsum("nghw,nchw->ngc", weights, features) / area[..., None]
 
@@ -123,21 +124,21 @@ class JudgeNet(nn.Module):
         profiles = [two.amax(2), two.amax(3), two.mean(2), two.mean(3)]
         where = self.where(torch.cat(profiles, 1).flatten(1))
         of = {"place": overall, "hour": overall, "sky": sky, "relation": torch.cat([companion, where], 1)}
-        whose = {kind: companion if kind.startswith("companion") else main for kind in ANSWERS}
+        whose = {kind: companion if kind.startswith("companion") else main for kind in ATTRIBUTES}
         return {kind: head(of.get(kind, whose[kind])) for kind, head in self.heads.items()}
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the judge sees on n pictures: probabilities of the answers by kind, and the label of every pixel.
+class Predictions:
+    """Predictions of the judge for n pictures: probabilities by attribute, and the label of every pixel.
 
-    The kinds are those of `captions.ANSWERS`; each has one more column than answers, the last for "not there".
+    The attributes are the keys of `captions.ATTRIBUTES`; the last column of each stands for "not present".
     """
 
     answers: Mapping[str, Float[Tensor, "n _"]]
     regions: Int64[Tensor, "n 32 32"]  # indices into LABELS
     weights_hash: str
-    accuracy: Mapping[str, Mapping[str, float]]  # of the judge on true pictures: {"clean": {...}, "spoiled": {...}}
+    accuracy: Mapping[str, Mapping[str, float]]  # of the judge on rendered pictures, "clean" and "spoiled" (degraded)
 
     def __len__(self) -> int:
         return len(self.regions)
@@ -147,35 +148,37 @@ class Seen:
         """Probabilities of the classes."""
         return self.answers["class"][:, : len(CLASSES)]
 
-    def says(self, index: int) -> dict[str, str]:
-        """What the judge would state of one picture, as `captions.claims` gives it; what it misses has no entry."""
+    def attributes(self, index: int) -> dict[str, str]:
+        """Attributes that the judge finds on one picture, as from `captions.parse_caption`; others have no entry."""
         best = {kind: int(p[index].argmax()) for kind, p in self.answers.items()}
-        return {kind: ANSWERS[kind][i] for kind, i in best.items() if i < len(ANSWERS[kind])}
+        return {kind: ATTRIBUTES[kind][i] for kind, i in best.items() if i < len(ATTRIBUTES[kind])}
 
     def score(self, value: float, of: str, n: int, interval: Interval | None) -> Score:
-        """A number of the judge with what it takes to read it: how often it errs itself on true pictures."""
+        """A `Score` of the judge, with its accuracy on rendered pictures in the protocol."""
         own = {pictures: known[of] for pictures, known in self.accuracy.items() if of in known}
         about: dict[str, Any] = {"judged_at_px": SIZE, "on_true_pictures": own}
         return Score(value, f"judge: {of}", "1", 0, n, "judge", self.weights_hash, about, interval)
 
 
 class Judge(nn.Module):
-    """A trained `JudgeNet`, frozen: `look` at pictures, then score what is `Seen`."""
+    """A trained `JudgeNet`, frozen; `predict` returns its `Predictions`."""
+
+    net: JudgeNet
 
     def __init__(self, net: JudgeNet, weights_hash: str = "", accuracy: Mapping[str, Any] | None = None):
         super().__init__()
         self.net, self.weights_hash, self.accuracy = freeze(net), weights_hash, accuracy or {}
 
     @torch.inference_mode()
-    def look(self, x: Tensor, batch_size: int = 250) -> Seen:
-        """What is seen on pictures (n, 3, s, s) in [-1, 1]; sizes other than 32 px are resized to it, antialiased.
+    def predict(self, x: Tensor, batch_size: int = 250) -> Predictions:
+        """Predictions, on the CPU, for pictures (n, 3, s, s) in [-1, 1], resized to 32 px (antialiased) if needed.
 
-        What is seen lies on the CPU. TypeError or ValueError for what is no batch of such pictures.
+        Raises TypeError or ValueError for other input.
         """
         check_pictures(x)
         if x.shape[2] != x.shape[3] or not len(x):
             raise ValueError(f"x must hold square pictures, one or more, got {tuple(x.shape)}")
-        device, maps, said = self.net.labels.weight.device, [], []
+        device, maps, probabilities = self.net.groups.device, [], []
         with torch.autocast(device.type, enabled=False):
             for part in x.split(batch_size):
                 part = part.to(device, torch.float32)
@@ -183,13 +186,16 @@ class Judge(nn.Module):
                     part = F.interpolate(part, (SIZE, SIZE), mode="bilinear", antialias=True)
                 regions, answers = self.net(part)
                 maps.append(regions.argmax(1).cpu())
-                said.append({kind: logits.softmax(1).cpu() for kind, logits in answers.items()})
-        answers = {kind: torch.cat([part[kind] for part in said]) for kind in ANSWERS}
-        return Seen(answers, torch.cat(maps), self.weights_hash, self.accuracy)
+                probabilities.append({kind: logits.softmax(1).cpu() for kind, logits in answers.items()})
+        answers = {kind: torch.cat([part[kind] for part in probabilities]) for kind in ATTRIBUTES}
+        return Predictions(answers, torch.cat(maps), self.weights_hash, self.accuracy)
 
 
 def load_judge(folder: Path | str | None = None) -> Judge:
-    """The shipped judge (`judge.safetensors` and `judge.json` in `folder`); ValueError where the hash is another."""
+    """Load the judge from `judge.safetensors` and `judge.json` in `folder` (default: the shipped one).
+
+    Raises ValueError where the file's sha256 differs from that in its JSON.
+    """
     path = Path(folder or WEIGHTS) / "judge.safetensors"
     card = json.loads(path.with_suffix(".json").read_text())
     digest = file_hash(path)
@@ -206,7 +212,7 @@ def _wilson(right: int, n: int) -> Interval:
 
 
 def _bootstrap(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 1000) -> Interval | None:
-    """Of sum / count over pictures drawn again, each with all of its statements; None for a single picture."""
+    """Bootstrap over pictures, each with all of its attributes, of sum / count; None for a single picture."""
     if (n := len(sums)) < 2:
         return None
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), num_resamples)
@@ -214,46 +220,47 @@ def _bootstrap(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 1000) 
     return Interval(float(low), float(high), 0.95, f"bootstrap of the pictures, {num_resamples} resamples")
 
 
-def class_accuracy(seen: Seen, labels: Int64[Tensor, " n"]) -> Score:
-    """Share of pictures on which the judge sees the class asked for; the interval is Wilson's."""
-    if len(labels) != len(seen):
-        raise ValueError(f"need one label a picture, got {len(labels)} labels and {len(seen)} pictures")
+def class_accuracy(predicted: Predictions, labels: Int64[Tensor, " n"]) -> Score:
+    """Share of pictures classified as their label by the judge, with Wilson's interval."""
+    if len(labels) != len(predicted):
+        raise ValueError(f"need one label per picture, got {len(labels)} labels and {len(predicted)} pictures")
     if labels.min() < 0 or labels.max() >= len(CLASSES):
         raise ValueError(f"labels must be 0 to {len(CLASSES) - 1}, got {int(labels.min())} to {int(labels.max())}")
-    right = int((seen.classes.argmax(1) == labels.cpu()).sum())
-    return seen.score(right / len(seen), "class", len(seen), _wilson(right, len(seen)))
+    right = int((predicted.classes.argmax(1) == labels.cpu()).sum())
+    return predicted.score(right / len(predicted), "class", len(predicted), _wilson(right, len(predicted)))
 
 
-def caption_fulfilment(seen: Seen, captions: Sequence[str]) -> dict[str, Score]:
-    """Share of what the captions state that the judge sees: by kind, by the groups of GROUPS, and `all` together.
+def caption_fulfilment(predicted: Predictions, captions: Sequence[str]) -> dict[str, Score]:
+    """Share of the captions' attributes that the judge finds: by attribute, by the groups of GROUPS, and `all`.
 
-    Each counts only where it is stated, and is fulfilled where the stated answer is the judge's most probable one,
-    "not there" among them. What none of the captions states has no entry. A kind's interval is Wilson's; that of a
-    group, of which a picture may have several statements, is a bootstrap over pictures. Score.n_fake counts pictures.
+    An attribute counts where a caption states it, as correct if its value is the judge's most probable one, "not
+    present" included. Attributes that no caption states have no entry. Intervals are Wilson's for an attribute, and a
+    bootstrap over pictures for a group, of which a picture may state several. `n_fake` is the number of pictures.
+    Raises ValueError unless there is one caption per picture and one of them states an attribute.
     """
-    if len(captions) != len(seen):
-        raise ValueError(f"need one caption a picture, got {len(captions)} captions and {len(seen)} pictures")
-    stated = [claims(caption) for caption in captions]
+    if len(captions) != len(predicted):
+        raise ValueError(f"need one caption per picture, got {len(captions)} captions and {len(predicted)} pictures")
+    stated = [parse_caption(caption) for caption in captions]
     if not any(stated):
-        raise ValueError(f"no caption states anything that the judge knows; the first is {captions[0]!r}")
-    says = [seen.says(i) for i in range(len(seen))]
-    said = np.array([[kind in asked for kind in ANSWERS] for asked in stated])
-    right = np.array([[k in a and a[k] == s.get(k) for k in ANSWERS] for a, s in zip(stated, says, strict=True)])
-    groups = {kind: (kind,) for kind in ANSWERS} | GROUPS | {"all": tuple(ANSWERS)}
+        raise ValueError(f"no caption states an attribute of captions of `scenes`; the first is {captions[0]!r}")
+    found = [predicted.attributes(i) for i in range(len(predicted))]
+    is_stated = np.array([[kind in a for kind in ATTRIBUTES] for a in stated])
+    right = np.array([[k in a and a[k] == s.get(k) for k in ATTRIBUTES] for a, s in zip(stated, found, strict=True)])
+    groups = {kind: (kind,) for kind in ATTRIBUTES} | GROUPS | {"all": tuple(ATTRIBUTES)}
     scores = {}
     for name, kinds in groups.items():
-        columns = [kind in kinds for kind in ANSWERS]
-        counts, hits = said[:, columns].sum(1), right[:, columns].sum(1)
+        columns = [kind in kinds for kind in ATTRIBUTES]
+        counts, hits = is_stated[:, columns].sum(1), right[:, columns].sum(1)
         there = counts > 0
         counts, hits, n = counts[there], hits[there], int(there.sum())
         if n:
             interval = _wilson(int(hits.sum()), n) if len(kinds) == 1 else _bootstrap(hits, counts)
-            scores[name] = seen.score(float(hits.sum() / counts.sum()), name, n, interval)
+            scores[name] = predicted.score(float(hits.sum() / counts.sum()), name, n, interval)
     return scores
 
 
 def _pixels(box: Box) -> tuple[slice, slice]:
-    """Rows and columns of the label map that a box touches."""
+    """Rows and columns of the label map that a box overlaps."""
     x0, y0, x1, y1 = (v * SIZE for v in (box.x0, box.y0, box.x1, box.y1))
     # The small margin keeps ends on a pixel's edge, up to rounding, from taking one pixel more.
     first, end = (lambda v: max(0, int(np.floor(v + 1e-3)))), (lambda v: min(SIZE, int(np.ceil(v - 1e-3))))
@@ -261,10 +268,10 @@ def _pixels(box: Box) -> tuple[slice, slice]:
 
 
 def box_iou(regions: Int64[Tensor, "32 32"], box: Box) -> float:
-    """Overlap (intersection over union) of a box with the tight box of the thing of its name in a label map.
+    """IoU of a box with the bounding box of the object of its name in a label map; 0 where there is none.
 
-    The thing is all parts (8-connected) of that label that reach into the box, without those of less than a quarter
-    of the largest; where there is none, 0.
+    The object is the union of the 8-connected parts of that label that overlap the box, without those smaller than a
+    quarter of the largest.
     """
     rows, columns = _pixels(box)
     parts, _ = ndimage.label(regions.numpy() == LABELS.index(box.name), np.ones((3, 3)))
@@ -280,33 +287,33 @@ def box_iou(regions: Int64[Tensor, "32 32"], box: Box) -> float:
 
 
 def _fills_box(regions: Int64[Tensor, "32 32"], box: Box) -> bool:
-    """Whether most of the pixels in a box that show any thing show the one of its name."""
+    """Whether the box's own label is the most frequent label of objects inside of it."""
     rows, columns = _pixels(box)
     counts = np.bincount(regions[rows, columns].numpy().ravel(), minlength=len(LABELS)) * _IS_THING
     return bool(counts.any() and counts.argmax() == LABELS.index(box.name))
 
 
-def layout_scores(seen: Seen, boxes: Sequence[tuple[Box, ...]]) -> dict[str, Score]:
-    """How well the things lie where they were asked for: means over all boxes, intervals by bootstrap over pictures.
+def layout_scores(predicted: Predictions, boxes: Sequence[tuple[Box, ...]]) -> dict[str, Score]:
+    """Agreement of the pictures with their boxes: means over all boxes, intervals by bootstrap over pictures.
 
-    `layout_iou`: the mean of `box_iou`, 0 for a thing that is not found. `box_class_accuracy`: the share of boxes in
-    which most of the pixels that show a thing, not sky or ground, show the one asked for. ValueError for a box whose
-    name is no thing of `scenes`, or that is empty or leaves the picture.
+    `layout_iou`: mean of `box_iou`, 0 for objects that are not found. `box_class_accuracy`: share of boxes in which the
+    most frequent label of objects (not sky or ground) is that of the box. Raises ValueError for a box whose name is not
+    an object of `scenes`, or that is empty or exceeds the picture.
     """
-    if len(boxes) != len(seen):
-        raise ValueError(f"need the boxes of each picture, got those of {len(boxes)} and {len(seen)} pictures")
+    if len(boxes) != len(predicted):
+        raise ValueError(f"need the boxes of each picture, got those of {len(boxes)} and {len(predicted)} pictures")
     known = [name for group in _THINGS for name in group]
     for box in (box for row in boxes for box in row):
         if box.name not in known:
-            raise ValueError(f"no thing {box.name!r}; the judge knows {', '.join(known)}")
+            raise ValueError(f"no object {box.name!r}; accepted are {', '.join(known)}")
         if not (-1e-6 <= box.x0 < box.x1 <= 1 + 1e-6 and -1e-6 <= box.y0 < box.y1 <= 1 + 1e-6):
             raise ValueError(f"a box must lie in the picture, its ends in [0, 1], got {box}")
-    rows = [(regions, asked) for regions, asked in zip(seen.regions, boxes, strict=True) if asked]
+    rows = [(regions, own) for regions, own in zip(predicted.regions, boxes, strict=True) if own]
     if not rows:
         raise ValueError("no picture has a box")
-    counts = np.array([len(asked) for _, asked in rows])
+    counts = np.array([len(own) for _, own in rows])
     scores = {}
     for name, measure in {"layout_iou": box_iou, "box_class_accuracy": _fills_box}.items():
-        sums = np.array([sum(measure(regions, box) for box in asked) for regions, asked in rows], float)
-        scores[name] = seen.score(float(sums.sum() / counts.sum()), name, len(rows), _bootstrap(sums, counts))
+        sums = np.array([sum(measure(regions, box) for box in own) for regions, own in rows], float)
+        scores[name] = predicted.score(float(sums.sum() / counts.sum()), name, len(rows), _bootstrap(sums, counts))
     return scores

@@ -1,8 +1,8 @@
-"""Nearest training pictures of samples, and whether samples lie nearer to them than unseen pictures do.
+"""Nearest training pictures of samples, and a test whether samples are nearer to them than held-out pictures.
 
-The paper shows neighbours in VGG's feature space [LDM v2, Fig. 32-34] and leaves the judgement to the eye.
-Deviation: the features are those of the network given, and the judgement is a number: how often a sample is nearer to
-the training set than a held-out picture is, the statistic of [Meehan et al. 2020, Sec. 3].
+The paper shows neighbours in VGG's feature space [LDM v2, Fig. 32-34] without a measure. Deviation: the features are
+those of the network given, and the measure is how often a sample is nearer to the training set than a held-out picture,
+the statistic of [Meehan et al. 2020, Sec. 3].
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def nearest(
     """Distances to the k nearest references and their indices, nearest first; Euclidean, 0 for an exact copy."""
     if not 1 <= k <= len(references):
         raise ValueError(f"k must lie between 1 and the number of references, {len(references)}; got {k}")
-    # The usual way by inner products leaves a copy at a small distance of rounding errors.
+    # Distances by inner products would have rounding errors, so that exact copies are not at 0.
     exact = "donot_use_mm_for_euclid_dist"
     found = [
         torch.cdist(part, references, compute_mode=exact).topk(k, largest=False) for part in queries.split(chunk)
@@ -33,7 +33,7 @@ def nearest(
 def nearness_ratio(
     samples: Float[Tensor, "n d"], train: Float[Tensor, "m d"], held_out: Float[Tensor, "l d"]
 ) -> Float[Tensor, " n"]:
-    """Each sample's distance to the training set over the median held-out picture's: 0 for a copy, near 1 if new."""
+    """Distance of each sample to the training set over the median of held-out pictures: 0 for a copy, near 1 if new."""
     return nearest(samples, train)[0][:, 0] / nearest(held_out, train)[0].median()
 
 
@@ -43,17 +43,18 @@ def memorisation_score(
     samples: FeatureMoments,
     protocol: Mapping[str, Any] | None = None,
 ) -> Score:
-    """Probability that a sample is nearer to the training set than a held-out picture is: 0.5 is as new as unseen ones.
+    """Probability that a sample is nearer to the training set than a held-out picture is; 0.5 without memorisation.
 
-    Towards 1, samples are copies; below 0.5 they are farther from the data than real pictures are, so a poor generator
-    hides its copies: read it beside the Fréchet distance. `protocol` gains the p-value of being above 0.5 by chance
-    (Mann-Whitney), and the share of `copies`: samples nearer than the nearest hundredth of held-out pictures, 0.01 by
-    chance. Needs all vectors: build the moments with `keep` >= n.
+    Towards 1, samples are copies; below 0.5 they are farther from the data than real pictures, so poor samples can hide
+    copies: compare with the Fréchet distance. The protocol gets the p-value of a value above 0.5 (Mann-Whitney) and
+    the share of `copies`: samples nearer than the 0.01 quantile of held-out pictures, 0.01 by chance. Raises ValueError
+    unless the moments keep all vectors (`keep` >= n).
     """
     for what, moments in (("training", train), ("held-out", held_out), ("generated", samples)):
         if moments.n > len(moments.sample):
             raise ValueError(
-                f"of {moments.n} {what} pictures only {len(moments.sample)} were kept; a nearest one needs all"
+                f"of {moments.n} {what} pictures only {len(moments.sample)} were kept; build the moments with "
+                f"keep >= {moments.n}"
             )
     score_name("FD", train, held_out)
     name = score_name("memorisation", train, samples)

@@ -1,8 +1,8 @@
-"""Which of two pictures do people prefer? Shares, strengths and sample sizes of a user study [LDM v2, App. E.3.6].
+"""Statistics of a user study: preference shares, strengths and sample sizes [LDM v2, App. E.3.6].
 
-The paradigm is the two-alternative forced choice: two pictures, one answer, no ties. Answers of one rater are alike,
-and so are answers on one picture; an interval that takes them for independent is too narrow. The intervals here hold
-for other raters and other pictures.
+The design is the two-alternative forced choice: two pictures, one answer, no ties. Answers of one rater, and on one
+picture, are correlated, so an interval for independent answers is too narrow. The intervals here generalise to other
+raters and other pictures.
 """
 
 import math
@@ -56,7 +56,7 @@ class Strengths:
     n: int
 
     def probability(self, first: str, second: str) -> float:
-        """Of preferring `first` to `second`."""
+        """Probability of preferring `first` to `second`."""
         return float(expit(self.values[self.methods.index(first)] - self.values[self.methods.index(second)]))
 
 
@@ -66,7 +66,7 @@ class Strengths:
 def share_interval(
     wins: int, n: int, level: float = 0.95, method: Literal["wilson", "exact"] = "wilson"
 ) -> Interval:
-    """Where the share lies of which `wins` of `n` independent answers are a sample; "exact" is Clopper-Pearson."""
+    """Interval of a share from `wins` of `n` independent answers; "exact" is Clopper-Pearson."""
     if not 0 <= wins <= n or n < 1:
         raise ValueError(f"need 0 <= wins <= n and one answer or more, got {wins} wins of {n} answers")
     _check_level(level)
@@ -77,10 +77,10 @@ def share_interval(
 def preference(votes: Sequence[Vote], first: str, second: str, level: float = 0.95) -> Preference:
     """The share of `first` among the votes between two methods, pooled over raters.
 
-    The interval is Wilson's for the number of independent answers that the votes are worth: the variance is that of
-    sums over raters plus that of sums over pictures less that of single answers, and Student's t allows for their
-    number. With a single rater it says nothing of other raters, and with a single picture nothing of other pictures;
-    its method says so. ValueError where the two were never compared.
+    The interval is Wilson's for the effective number of independent answers: the variance is that of sums over raters
+    plus that of sums over pictures minus that of single answers, with Student's t for their number. With a single rater
+    or picture it does not generalise to others, which its `method` states. Raises ValueError where the two were never
+    compared.
     """
     _check_level(level)
     mine = [vote for vote in votes if {vote.winner, vote.loser} == {first, second}]
@@ -109,7 +109,7 @@ def _wilson(share: float, n: float, z: float) -> tuple[float, float]:
 def _clustered(
     scores: Float[np.ndarray, "n k"], votes: Sequence[Vote]
 ) -> tuple[Float[np.ndarray, "k k"], float, str]:
-    """Covariance of the sum of scores over raters and pictures drawn again, its degrees of freedom, and in words."""
+    """Covariance of the sum of scores, clustered by rater and picture; its degrees of freedom; a description."""
     total, counts, alone = scores.T @ scores, [], []
     result = total.copy()
     for kind, name in (("rater", "raters"), ("item", "pictures")):
@@ -120,7 +120,7 @@ def _clustered(
             continue
         sums = np.zeros((num, scores.shape[1]))
         np.add.at(sums, index, scores)
-        result += sums.T @ sums * num / (num - 1) - total  # what answers of one group share
+        result += sums.T @ sums * num / (num - 1) - total  # the covariance within groups
         counts.append((num, name))
     over = " and ".join([f"{num} {name}" for num, name in counts] + alone)
     return result, float(min((num for num, _ in counts), default=math.inf)) - 1, f"over {over}"
@@ -177,7 +177,7 @@ def _check_identified(methods: Sequence[str], won: Int[np.ndarray, " n"], lost: 
     beaten[won, lost] = 1
 
     def names(members: np.ndarray) -> str:
-        return ", ".join(methods[i] for i in np.flatnonzero(members))
+        return ", ".join(methods[int(i)] for i in np.flatnonzero(members))
 
     num, part = connected_components(beaten, directed=False)
     if num > 1:
@@ -195,7 +195,7 @@ def _check_identified(methods: Sequence[str], won: Int[np.ndarray, " n"], lost: 
 
 
 def power(p: float, n: int | Int[np.ndarray, " m"], level: float = 0.95) -> Float[np.ndarray, "*m"]:
-    """Probability that the exact two-sided test of `n` independent answers tells a preference `p` from 0.5."""
+    """Power of the exact two-sided test of `n` independent answers for a preference `p` against 0.5."""
     n = np.asarray(n)
     tail = (1 - level) / 2
     most = binom.ppf(tail, n, 0.5)
@@ -206,7 +206,7 @@ def power(p: float, n: int | Int[np.ndarray, " m"], level: float = 0.95) -> Floa
 def questions_needed(
     p: Number, wanted: float = 0.8, level: float = 0.95, design_effect: Number = 1.0
 ) -> int:
-    """Answers from which on a preference `p` is told from 0.5 with power `wanted`; more never help less.
+    """Number of answers from which on the test of a preference `p` against 0.5 has power `wanted`.
 
     `design_effect` is that of a `Preference`: raters who answer m questions each, and agree with themselves at
     correlation r, have 1 + (m - 1) r. ValueError where `p` is 0.5 or so close that a million answers do not do.
@@ -219,7 +219,7 @@ def questions_needed(
     rough = ((z / 2 + norm.ppf(wanted) * math.sqrt(p * (1 - p))) / gap) ** 2 if gap else math.inf
     if rough > 1e6:
         raise ValueError(f"p = {p:g} is too close to 0.5: it takes more than a million answers")
-    # Power rises in a saw: the last n that falls short counts.
+    # Power is a sawtooth in n, so the last n without enough power decides.
     sizes = np.arange(max(1, int(0.8 * rough) - 50), int(1.2 * rough) + 60)
     short = np.flatnonzero(power(float(p), sizes, level) < wanted)
     return math.ceil(float(sizes[0] if not len(short) else sizes[short[-1]] + 1) * design_effect)
@@ -238,9 +238,9 @@ def attentive(checks: Iterable[tuple[str, bool]], least: float = 0.75) -> dict[s
 
 @dataclass(frozen=True)
 class SimulatedRater:
-    """Prefers by utility with logistic noise, and answers at random in a share `lapse` of the questions.
+    """A rater with logistic noise on utilities, who answers a share `lapse` of the questions at random.
 
-    `taste` is a liking of this rater for a method, in logits, whatever the picture.
+    `taste` is this rater's bias for each method, in logits, on all pictures.
     """
 
     name: str
@@ -249,7 +249,7 @@ class SimulatedRater:
     taste: Mapping[str, float] = field(default_factory=dict)
 
     def probability(self, first: str, second: str, gain: Number) -> float:
-        """Of choosing `first`, whose utility is higher by `gain`."""
+        """Probability of choosing `first`, whose utility is higher by `gain`."""
         logit = self.sharpness * gain + self.taste.get(first, 0.0) - self.taste.get(second, 0.0)
         return self.lapse / 2 + (1 - self.lapse) * float(expit(logit))
 
@@ -258,7 +258,7 @@ def simulated_class(
     num: int, methods: Sequence[str], *, sharpness: Number = 1.0, lapse: float = 0.0, taste_sd: Number = 0.0,
     seed: int = 0,
 ) -> list[SimulatedRater]:
-    """Raters whose tastes are drawn, independently for each method, with a standard deviation of `taste_sd` logits."""
+    """Raters with random tastes, independent by method, of standard deviation `taste_sd` logits."""
     tastes = np.random.default_rng(seed).normal(0, taste_sd, (num, len(methods)))
     return [SimulatedRater(f"simulated-{i + 1}", sharpness, lapse, dict(zip(methods, map(float, row), strict=True)))
             for i, row in enumerate(tastes)]
@@ -267,7 +267,7 @@ def simulated_class(
 def known_share(
     gains: Float[np.ndarray, " n"], *, sharpness: Number = 1.0, lapse: float = 0.0, taste_sd: Number = 0.0
 ) -> float:
-    """What the share of a `simulated_class` comes to with infinitely many raters, over pictures with these gains."""
+    """Expected share of a `simulated_class` with infinitely many raters, over pictures with these gains."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(41)  # two tastes differ with variance 2 taste_sd**2
     logits = sharpness * gains[:, None] + math.sqrt(2) * taste_sd * nodes
     return lapse / 2 + (1 - lapse) * float((expit(logits) @ weights / weights.sum()).mean())

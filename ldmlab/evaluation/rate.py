@@ -1,22 +1,23 @@
-"""True bits: what a latent, or a file, costs once it is written down; rates are bits a pixel of the picture.
+"""Bit rates of latents and image files, in bits per pixel of the picture.
 
-A code length here is that of an ideal arithmetic coder whose probabilities were learned on other (training) latents:
-what a decoder that holds the tables would have to read. Entropies are of the measured latents themselves.
+Code lengths are those of an ideal arithmetic coder with probabilities learned on training latents, for a decoder that
+has the tables. Entropies are those of the measured latents themselves.
 """
 
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmlab.data.images import check_range, to_float, to_uint8
+from ldmlab.first_stage.autoencoder import AutoencoderKL, AutoencoderVQ, FirstStage
 from ldmlab.first_stage.regularizers import DiagonalGaussian
 
 CODECS = ("jpeg", "webp")
@@ -25,7 +26,7 @@ WEBP_CONTAINER = 30  # bytes before the first coded bit: RIFF 12, chunk 8, frame
 
 
 class Coded(NamedTuple):
-    """Pictures after a coder: what comes back, and the bits that were sent for each."""
+    """Decoded pictures, and the bits of each."""
 
     x_rec: Float[Tensor, "n 3 h w"]
     bits: Float[Tensor, " n"]
@@ -33,7 +34,7 @@ class Coded(NamedTuple):
 
 
 class Entropy(NamedTuple):
-    """Bits a symbol, from counts; `bias` is about how much too low it is for lack of data [Miller 1955]."""
+    """Entropy in bits per symbol; `bias` estimates how far it is too low for lack of data [Miller 1955]."""
 
     bits: float
     bias: float
@@ -42,8 +43,8 @@ class Entropy(NamedTuple):
 def entropy(counts: Int[Tensor, "*groups k"]) -> Entropy:
     """Empirical entropy of symbols in bits, the mean over groups if there are several (positions); at most log2(k).
 
-    It is that of the data at hand. Of the source it is an estimate that is too low, by about (k_used - 1) / (2 n)
-    nats; a code length under tables learned elsewhere errs on the other side.
+    As an estimate of the source's entropy it is too low, by about (k_used - 1) / (2 n) nats; a code length under tables
+    learned on other data is too high. Raises ValueError for a group without symbols.
     """
     if counts.numel() == 0 or int(counts.sum(-1).min()) == 0:
         raise ValueError(f"an entropy needs at least one symbol a group, got counts of shape {tuple(counts.shape)}")
@@ -56,7 +57,7 @@ def entropy(counts: Int[Tensor, "*groups k"]) -> Entropy:
 
 
 def count_symbols(batches: Iterable[Int[Tensor, "_ c p"]], num_symbols: int) -> Int[Tensor, "c p k"]:
-    """How often each symbol 0..num_symbols-1 stands at each place; ValueError for others and for no batches."""
+    """Counts of each symbol 0..num_symbols - 1 by channel and position; ValueError for others and for no batches."""
     counts = None
     for symbols in batches:
         if symbols.min() < 0 or symbols.max() >= num_symbols:
@@ -73,16 +74,16 @@ def count_symbols(batches: Iterable[Int[Tensor, "_ c p"]], num_symbols: int) -> 
 
 @dataclass(frozen=True)
 class SymbolCode:
-    """An ideal arithmetic code with fixed probabilities: -log2 p of each symbol, by channel and place."""
+    """An ideal arithmetic code with fixed probabilities: -log2 p of each symbol, by channel and position."""
 
     cost: Float[Tensor, "c p k"]
 
     @classmethod
     def learn(cls, counts: Int[Tensor, "c p k"], by_place: bool) -> "SymbolCode":
-        """From counts of training symbols: one table a channel, or one a channel and place.
+        """From counts of training symbols: one table per channel, or one per channel and position.
 
-        A channel's table adds half a count to every symbol [Krichevsky & Trofimov 1981], so that no symbol is
-        impossible. A place's table starts from the channel's, weighed as one observation of each symbol in use.
+        A channel's table adds half a count to every symbol [Krichevsky & Trofimov 1981], so that no probability is 0.
+        The prior of a position's table is its channel's, with the weight of one observation per symbol in use.
         """
         counts, k = counts.double(), counts.shape[-1]
         whole = counts.sum(1, keepdim=True)
@@ -93,7 +94,7 @@ class SymbolCode:
         return cls(-p.log2().expand_as(counts))
 
     def bits(self, symbols: Int[Tensor, "n c p"]) -> Float[Tensor, " n"]:
-        """Length of the code of each picture's symbols, in bits; not rounded up to whole bytes."""
+        """Code length of each picture's symbols, in bits; not rounded up to bytes."""
         c, p, _ = self.cost.shape
         cost = self.cost.expand(len(symbols), -1, -1, -1)
         return cost.gather(3, symbols.cpu().view(-1, c, p, 1)).sum((1, 2, 3))
@@ -101,7 +102,7 @@ class SymbolCode:
 
 @dataclass(frozen=True)
 class UniformQuantizer:
-    """z to whole numbers: z / step, rounded, held to the range that training latents have."""
+    """Quantizes z to integers: z / step, rounded and clamped to the range of training latents."""
 
     step: Float[Tensor, " c"]
     low: Int[Tensor, " c"]
@@ -109,26 +110,26 @@ class UniformQuantizer:
 
     @classmethod
     def learn(cls, batches: Iterable[Float[Tensor, "_ c h w"]], step: Float[Tensor, " c"]) -> "UniformQuantizer":
-        """With the range of the training latents in `batches`; ValueError unless every step is positive."""
+        """A quantizer with the range of the training latents in `batches`; ValueError unless all steps are positive."""
         if not (step > 0).all():
             raise ValueError(f"steps are positive, got {step.tolist()}")
-        low, high = zip(*(z.movedim(1, 0).flatten(1).aminmax(dim=1) for z in batches), strict=True)
-        low, high = torch.stack(low).amin(0), torch.stack(high).amax(0)
-        low, high = ((end / step).round().long() for end in (low, high))
+        lows, highs = zip(*(z.movedim(1, 0).flatten(1).aminmax(dim=1) for z in batches), strict=True)
+        ends = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+        low, high = ((end / step).round().long() for end in ends)
         return cls(step, low, int((high - low).max()) + 1)
 
     def symbols(self, z: Float[Tensor, "n c h w"]) -> Int[Tensor, "n c p"]:
-        """Whole numbers 0..num_symbols-1 for each entry, places flattened."""
+        """Symbols 0..num_symbols - 1 of each entry, positions flattened."""
         whole = (z.flatten(2) / self.step[:, None]).round().long() - self.low[:, None]
         return whole.clamp(0, self.num_symbols - 1)
 
     def values(self, symbols: Int[Tensor, "n c p"], side: int) -> Float[Tensor, "n c h w"]:
-        """The latents that the symbols stand for, the middle of each interval."""
+        """The latents of symbols: the middle of each interval."""
         return ((symbols + self.low[:, None]) * self.step[:, None]).unflatten(2, (side, -1)).float()
 
 
 class PosteriorStats(NamedTuple):
-    """Of a KL first stage, a channel: mean and variance of the posteriors' means, and the mean of their variances."""
+    """Of a KL first stage, by channel: mean and variance of the posteriors' means, and mean of their variances."""
 
     mean: Float[Tensor, " c"]
     var: Float[Tensor, " c"]
@@ -136,18 +137,18 @@ class PosteriorStats(NamedTuple):
 
     @property
     def step(self) -> Float[Tensor, " c"]:
-        """The step at which rounding makes an error as large as the posterior's own noise: sqrt(12) times its std."""
+        """The step with a rounding error as large as the posterior's noise: sqrt(12) times its std."""
         return (12 * self.noise).sqrt()
 
     @property
     def prior(self) -> DiagonalGaussian:
-        """The Gaussian that fits the sampled latents, a channel."""
+        """The Gaussian fitted to the sampled latents, by channel."""
         return DiagonalGaussian(torch.cat([self.mean, (self.var + self.noise).log()]).float()[None, :, None, None])
 
 
 def posterior_stats(batches: Iterable[Float[Tensor, "_ c2 h w"]]) -> PosteriorStats:
-    """From batches of cached moments (mean and log-variance)."""
-    n, sums = 0, 0
+    """Statistics of batches of cached moments (mean and log-variance)."""
+    n, sums = 0, torch.zeros(())
     for moments in batches:
         posterior = DiagonalGaussian(moments.double())
         parts = torch.stack([posterior.mean, posterior.mean.square(), posterior.var])
@@ -157,10 +158,11 @@ def posterior_stats(batches: Iterable[Float[Tensor, "_ c2 h w"]]) -> PosteriorSt
 
 
 def latent_symbols(
-    first_stage: nn.Module, quantizer: UniformQuantizer | None, moments: Float[Tensor, "n c2 h w"]
+    first_stage: FirstStage, quantizer: UniformQuantizer | None, moments: Float[Tensor, "n c2 h w"]
 ) -> Int[Tensor, "n c p"]:
-    """What is sent of encoded pictures, on the CPU; VQ, which needs no `quantizer`, has one channel of symbols."""
+    """Symbols of encoded pictures, on the CPU; VQ, which needs no `quantizer`, has one channel of symbols."""
     if quantizer is None:
+        assert isinstance(first_stage, AutoencoderVQ)
         codes = first_stage.quantizer
         return codes.nearest(moments.to(codes.codebook.device)).flatten(1)[:, None].cpu()
     return quantizer.symbols(DiagonalGaussian(moments).mean.cpu())
@@ -170,48 +172,50 @@ def latent_symbols(
 class LatentCoder:
     """x -> z -> symbols -> bits, and back to x_rec: a first stage with its code tables.
 
-    VQ latents are numbers of codes already; KL latents are the posterior's mean, rounded by `quantizer`.
+    Symbols of VQ are indices of codes; those of KL are the posterior's mean, rounded by `quantizer`.
     """
 
-    first_stage: nn.Module
+    first_stage: FirstStage
     quantizer: UniformQuantizer | None
     by_place: SymbolCode
     by_channel: SymbolCode
 
     @classmethod
     def learn(
-        cls, first_stage: nn.Module, batches: Callable[[], Iterable[Tensor]], step: Float[Tensor, " c"] | None = None
+        cls, first_stage: FirstStage, batches: Callable[[], Iterable[Tensor]], step: Float[Tensor, " c"] | None = None
     ) -> "LatentCoder":
         """Tables from `batches()`, the moments of training pictures; KL needs the `step` of each channel."""
         if (step is None) == (first_stage.reg == "kl"):
             raise ValueError(f"a step is for KL latents, and they need one; got reg {first_stage.reg!r}, step {step}")
         quantizer = None
+        num_symbols = first_stage.quantizer.num_codes if isinstance(first_stage, AutoencoderVQ) else 0
         if step is not None:
             quantizer = UniformQuantizer.learn((DiagonalGaussian(m).mean.cpu() for m in batches()), step.cpu().float())
-        num_symbols = first_stage.quantizer.num_codes if quantizer is None else quantizer.num_symbols
+            num_symbols = quantizer.num_symbols
         counts = count_symbols((latent_symbols(first_stage, quantizer, m) for m in batches()), num_symbols)
         return cls(first_stage, quantizer, SymbolCode.learn(counts, True), SymbolCode.learn(counts, False))
 
     @property
     def num_symbols(self) -> int:
-        """Symbols there are."""
+        """Number of symbols."""
         return self.by_place.cost.shape[-1]
 
     def symbols(self, x: Float[Tensor, "n 3 H W"]) -> Int[Tensor, "n c p"]:
-        """What is sent of pictures in [-1, 1]."""
+        """Symbols of pictures in [-1, 1]."""
         return latent_symbols(self.first_stage, self.quantizer, self.first_stage.moments(x))
 
     def decode(self, symbols: Int[Tensor, "n c p"], side: int) -> Float[Tensor, "n 3 H W"]:
-        """What comes back, clamped to [-1, 1]; `side` is that of the latent."""
+        """Decode symbols to pictures, clamped to [-1, 1]; `side` is that of the latent."""
         device = next(self.first_stage.parameters()).device
         if self.quantizer is None:
+            assert isinstance(self.first_stage, AutoencoderVQ)
             z_q = self.first_stage.quantizer.embed(symbols[:, 0].unflatten(1, (side, -1)).to(device))
             return self.first_stage.decode(z_q, quantize=False).clamp(-1, 1)
         return self.first_stage.decode(self.quantizer.values(symbols, side).to(device)).clamp(-1, 1)
 
     @torch.inference_mode()
     def __call__(self, x: Float[Tensor, "n 3 H W"]) -> Coded:
-        """Pictures in [-1, 1] there and back, with the bits under the tables by place."""
+        """Encode and decode pictures in [-1, 1]; bits are those under the tables by position."""
         symbols = self.symbols(x)
         bits = self.by_place.bits(symbols)
         return Coded(self.decode(symbols, x.shape[2] // self.first_stage.f), bits, bits)
@@ -219,19 +223,19 @@ class LatentCoder:
 
 @dataclass(frozen=True)
 class PosteriorCoder:
-    """A sample of a KL first stage's posterior, at the KL divergence of the training loss [LDM v2, App. G].
+    """Codes a sample of a KL first stage's posterior, at the KL divergence of the training loss [LDM v2, App. G].
 
-    Relative entropy coding cannot spend less on average; known schemes need up to log2(KL + 1) + 5 bits a picture more
+    Relative entropy coding needs no less on average; known schemes need up to log2(KL + 1) + 5 bits per picture more
     [Li & El Gamal 2018, Theorem 1].
     """
 
-    first_stage: nn.Module
+    first_stage: AutoencoderKL
     prior: DiagonalGaussian | None  # None is the standard normal
     generator: torch.Generator
 
     @torch.inference_mode()
     def __call__(self, x: Float[Tensor, "n 3 H W"]) -> Coded:
-        """Pictures in [-1, 1] there and back, with KL(q(z|x) || prior) in bits."""
+        """Encode and decode pictures in [-1, 1]; bits are KL(q(z|x) || prior)."""
         posterior = self.first_stage.encode(x)
         prior = None if self.prior is None else DiagonalGaussian(self.prior.moments.to(x.device))
         bits = posterior.kl(prior).double().cpu() / math.log(2)
@@ -239,13 +243,13 @@ class PosteriorCoder:
 
 
 def file_codec(x: Float[Tensor, "n 3 h w"], codec: str, quality: int) -> Coded:
-    """Pictures in [-1, 1] through JPEG or WebP of Pillow, quality 0 to 100; chroma is halved, in JPEG below quality 90.
+    """Code pictures in [-1, 1] by Pillow's JPEG or WebP at quality 0 to 100; chroma is halved (JPEG: below 90).
 
-    `bits` leave out what does not depend on the picture, since a decoder of many small pictures would know it. JPEG:
-    all but the entropy-coded scan of a file with the standard Huffman tables, as in the standard's abbreviated format.
-    WebP: the container and frame header; what it codes ahead of its blocks, some 25 bytes, cannot be told apart and is
-    counted. `file_bits` are the whole file; for JPEG with Huffman tables of its own, which
-    makes it smaller.
+    `bits` leave out what does not depend on the picture, which a decoder of many small pictures would have. JPEG: they
+    are those of the entropy-coded scan with the standard Huffman tables, as in the standard's abbreviated format. WebP:
+    all but container and frame header; some 25 bytes ahead of its blocks are included. `file_bits` are those of the
+    whole file; for JPEG with optimized Huffman tables, which are smaller. Raises ValueError for other codecs and
+    qualities.
     """
     if codec not in CODECS:
         raise ValueError(f"codec is one of {', '.join(CODECS)}; got {codec!r}")
@@ -268,7 +272,7 @@ def file_codec(x: Float[Tensor, "n 3 h w"], codec: str, quality: int) -> Coded:
     return Coded(x_rec, torch.tensor(bits, dtype=torch.double), torch.tensor(file_bits, dtype=torch.double))
 
 
-def _saved(image: Image.Image, kind: str, **options) -> bytes:
+def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -277,9 +281,9 @@ def _saved(image: Image.Image, kind: str, **options) -> bytes:
 def jpeg_scan(data: bytes) -> int:
     """Bytes of entropy-coded data in a baseline JPEG file: from the end of its scan header to the end marker."""
     if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
-        raise ValueError("no JPEG file: it lacks the start or the end marker")
+        raise ValueError("not a JPEG file: it lacks the start or the end marker")
     at = 2
-    while data[at + 1] != 0xDA:  # start of scan; every segment before it tells its length
+    while data[at + 1] != 0xDA:  # start of scan; segments before it state their length
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return len(data) - 2 - (at + 2 + int.from_bytes(data[at + 2 : at + 4], "big"))
 
@@ -287,12 +291,12 @@ def jpeg_scan(data: bytes) -> int:
 def webp_payload(data: bytes) -> int:
     """Bytes of a lossy WebP file after its container and frame header, without the padding to even length."""
     if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8 ":
-        raise ValueError("no lossy WebP file of one plain picture")
+        raise ValueError("not a lossy WebP file of one picture")
     return int.from_bytes(data[16:20], "little") - (WEBP_CONTAINER - 20)
 
 
 def at_rate(points: Sequence[Sequence[float | int]], bpp: float | int) -> float | None:
-    """The value at a rate, between measured [bpp, value] points: linear in log(bpp); None outside of their range."""
+    """Interpolate [bpp, value] points at a rate, linearly in log(bpp); None outside of their range."""
     points = sorted((float(x), float(y)) for x, y in points if x > 0)
     if not points or not points[0][0] <= bpp <= points[-1][0]:
         return None

@@ -1,8 +1,7 @@
-"""How far a distance may be off: bootstrap intervals, and the distance that infinitely many samples would have.
+"""Uncertainty of distances: bootstrap intervals, and extrapolation to infinitely many samples.
 
-Two errors, two tools. Another draw of samples would score a little differently: that spread is the bootstrap interval.
-And a Fréchet distance of n samples is too large by about b/n, whatever the draw: that bias FD∞ takes away
-[Chong and Forsyth 2020, Sec. 3]. Between scores at equal n it mostly cancels.
+The bootstrap interval covers the spread over draws of samples. The Fréchet distance of n samples also has a bias of
+about b/n, which FD∞ removes [Chong and Forsyth 2020, Sec. 3]; between scores at equal n it mostly cancels.
 """
 
 import math
@@ -30,7 +29,7 @@ from ldmlab.evaluation.distances import (
 
 Over = Literal["fake", "both", "pairs"]
 _RESAMPLED = {"fake": "generated pictures", "both": "both sets of pictures", "pairs": "pairs of pictures"}
-MOST_ROWS = 2048  # vectors a bootstrap draws from; of more, an even part
+MOST_ROWS = 2048  # vectors that a bootstrap draws from; of more, an evenly spaced part
 
 
 def _rows(moments: FeatureMoments) -> Tensor:
@@ -39,12 +38,12 @@ def _rows(moments: FeatureMoments) -> Tensor:
 
 
 def _draw(n: int, rows: Tensor, num_resamples: int, rng: np.random.Generator) -> Float[Tensor, "b m"]:
-    """How often each of the rows is drawn in n draws with replacement, for each resample."""
+    """Counts of each row in n draws with replacement, for each resample."""
     return torch.from_numpy(rng.multinomial(n, np.full(len(rows), 1 / len(rows)), num_resamples)).double()
 
 
 def _weighted(rows: Float[Tensor, "m d"], counts: Float[Tensor, "b m"]) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the rows, each counted as often as each line of `counts` says."""
+    """Means and covariances of the rows, weighted by each line of `counts`."""
     n, centre = counts.sum(1, keepdim=True), rows.mean(0)
     rows = rows - centre
     mean = counts @ rows / n
@@ -69,7 +68,7 @@ def _around(
 
 
 def mean_interval(values: Tensor, level: float = 0.95) -> Interval | None:
-    """Where the mean over further pictures lies; None where the values are not finite, or fewer than two."""
+    """Interval of the mean by its standard error; None where values are not finite, or fewer than two."""
     if len(values) < 2 or not values.isfinite().all():
         return None
     std_error = (values.std() / math.sqrt(len(values))).item()
@@ -85,12 +84,12 @@ def frechet_interval(
     num_resamples: int = 200,
     seed: int = 0,
 ) -> Interval:
-    """Where the Fréchet distance of another draw of as many pictures lies; its bias at this n is not part of it.
+    """Interval of the Fréchet distance over draws of as many pictures; it does not include the bias at this n.
 
-    `over` says what is drawn again: "fake" takes the reference as given, as scores that share one are compared;
-    "both" does not, and needs all of its vectors; "pairs" draws pictures with their reconstructions. The width comes
-    from the bootstrap's standard deviation, the place from the score: a resample holds vectors twice, which adds the
-    bias a second time, so its quantiles would lie too high.
+    `over` is what is resampled: "fake" keeps the reference fixed, for scores that share one; "both" resamples it too,
+    and needs all of its vectors; "pairs" resamples pictures with their reconstructions. The interval is centred at the
+    score, with the bootstrap's standard deviation: its quantiles would be too high, since duplicates in a resample add
+    the bias a second time. Raises ValueError for options out of range and for vectors that were not kept.
     """
     _check(level, num_resamples)
     if over != "fake" and real.n > len(real.sample):
@@ -135,9 +134,9 @@ def kid_interval(
     num_resamples: int = 200,
     seed: int = 0,
 ) -> Interval:
-    """Where the kernel distance of another draw of as many pictures lies; around that of all vectors kept.
+    """Interval of the kernel distance over draws of as many pictures, centred at that of all vectors kept.
 
-    A resample leaves out the pairs of a vector with its own copies, which would raise its distance.
+    Pairs of a vector with its own copies are left out of a resample, since they would increase its distance.
     """
     _check(level, num_resamples)
     rng, a, b = np.random.default_rng(seed), _rows(real), _rows(fake)
@@ -170,9 +169,9 @@ def frechet_infinity(
 ) -> Score:
     """FD∞ of the generated side: a line through FD at N, N/2, N/3 ..., read at 1/N = 0 [Chong and Forsyth 2020].
 
-    The reference counts as given. The standard error, a jackknife over groups of pictures, joins the protocol with
-    the points of the line. No part is smaller than twice the dimension, where the line would bend: so it needs 4 d
-    vectors. It may be negative where the distance is near 0.
+    The reference is fixed. The protocol gets the standard error, a jackknife over groups of pictures, and the points of
+    the line. Parts have at least 2 d vectors, below which FD is not linear in 1/N; ValueError for fewer than 4 d. The
+    result may be negative where the distance is near 0.
     Deviation: each N is the mean over disjoint parts that together hold every vector once, where Chong and Forsyth draw
     15 overlapping subsets of quasi-random samples: the same line with less noise.
     """
@@ -184,7 +183,7 @@ def frechet_infinity(
             f"{name} extrapolates from parts of at least {2 * fake.dim} pictures (twice the features), so it needs "
             f"{4 * fake.dim} generated ones, and {len(rows)} were kept"
         )
-    # Samples often come sorted by class: parts must not.
+    # Shuffled, since samples are often sorted by class.
     rows = rows[torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))]
     index, ks = torch.arange(len(rows)), range(1, parts + 1)
     group = index * num_groups // len(rows)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.first_stage.latents import LatentStats
-from ldmlab.first_stage.reconstruct import _device, latents_of
+from ldmlab.first_stage.reconstruct import device_of, latents_of
 from ldmlab.first_stage.regularizers import codebook_usage
 from ldmlab.study.runs.run import Run
 
@@ -23,9 +23,9 @@ def sampled_latents(run: Run, num: int, seed: int = 0) -> Float[Tensor, "n c h w
 @torch.inference_mode()
 def regularizer_report(first_stage: nn.Module, x: Float[Tensor, "n 3 H W"]) -> dict[str, float]:
     """What the regularizer did to the latents of `x`: width of the posterior and KL, or how many codes are used."""
-    moments = first_stage.moments(x.to(_device(first_stage)))
+    moments = first_stage.moments(x.to(device_of(first_stage)))
     if first_stage.reg == "kl":
-        posterior = first_stage.encode(x.to(_device(first_stage)))
+        posterior = first_stage.encode(x.to(device_of(first_stage)))
         return {"latent std": float(posterior.mean.std()), "posterior std (mean)": float(posterior.std.mean()),
                 "KL [nats per picture]": float(posterior.kl().mean())}
     if first_stage.reg == "vq":
@@ -45,7 +45,7 @@ def noised(
     z0 = stats.scale(latents_of(first_stage, x)).expand(len(ts), -1, -1, -1)
     eps = torch.randn(z0.shape[1:], generator=torch.Generator().manual_seed(seed)).expand_as(z0)
     z_t = schedule.to("cpu").q_sample(z0, torch.tensor(list(ts)), eps)
-    return first_stage.decode(stats.unscale(z_t).to(_device(first_stage))).clamp(-1, 1).cpu()
+    return first_stage.decode(stats.unscale(z_t).to(device_of(first_stage))).clamp(-1, 1).cpu()
 
 
 

@@ -74,7 +74,7 @@ class Prompts:
 
     def judged(self, judge: Judge, x: Float[Tensor, "n 3 h w"], shift: int = 0) -> dict[str, Score]:
         """What the judge finds of it on pictures; with a `shift`, of what was asked so many places further on."""
-        seen = judge.look(x)
+        seen = judge.predict(x)
         prompts = self.annotations[shift:] + self.annotations[:shift]
         if self.kind not in KINDS or KINDS[self.kind].judged is None:
             raise ValueError(f"the judge scores {', '.join(MEASURES)}; this model's condition is {self.kind or 'none'}")

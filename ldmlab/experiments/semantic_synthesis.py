@@ -51,7 +51,7 @@ def agreement(run: Run, x: Float[Tensor, "n 3 H W"], maps: Int[Tensor, "n H W"])
     The judge looks at 32 x 32, so maps are taken there by their nearest pixel.
     """
     judge = load_judge()
-    seen = judge.look(x).regions
+    seen = judge.predict(x).regions
     asked = F.interpolate(maps[:, None].float(), size=seen.shape[1:], mode="nearest")[:, 0].long()
     right = (seen == asked).float().mean((1, 2))
     present = asked.unique()

@@ -1,10 +1,9 @@
-"""From pictures to the diffusion model's latents: their statistics, their scale, and the cache of encoded moments."""
+"""Latents for the diffusion model: their statistics and scale, and the cache of encoded moments."""
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,17 +15,19 @@ from torch.utils.data import Dataset
 
 from ldmlab.atomic import atomic_write
 from ldmlab.data.images import ImageSet, to_float
+from ldmlab.first_stage.autoencoder import FirstStage
+from ldmlab.progress import Progress
 
 SCALE_MODES = ("none", "first_batch", "dataset", "channel")
-NOTE_EVERY_S = 10.0  # an interrupted encoding loses at most this much
+SAVE_EVERY_S = 10.0  # an interrupted encoding loses at most the work of this time
 
 
 @dataclass(frozen=True)
 class LatentStats:
-    """Mean and standard deviation of a first stage's latents, with the standard error of the latter.
+    """Mean and standard deviation of a first stage's latents, with the standard error of the standard deviation.
 
     One entry for all channels, or one per channel in mode "channel". z is multiplied by 1/std before diffusion
-    [LDM v2, App. G]; "none" leaves z as it is, as released for VQ, where std is only reported.
+    [LDM v2, App. G]; mode "none" leaves z unscaled, as released for VQ, and std is only reported.
     """
 
     mode: str
@@ -37,15 +38,15 @@ class LatentStats:
 
     @property
     def scale_factor(self) -> tuple[float, ...]:
-        """What z is multiplied by: 1/std, or 1 in mode "none"."""
+        """Factor of z: 1/std, or 1 in mode "none"; one entry, or one per channel."""
         return (1.0,) * len(self.std) if self.mode == "none" else tuple(1 / std for std in self.std)
 
     def scale(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """First-stage latent -> the diffusion model's z_0. The mean is kept, as in the paper."""
+        """Scale a first-stage latent to the diffusion model's z_0; the mean is not subtracted, as in the paper."""
         return z * self._factor(z)
 
     def unscale(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The diffusion model's z_0 -> first-stage latent."""
+        """Inverse of `scale`: from the diffusion model's z_0 to a first-stage latent."""
         return z / self._factor(z)
 
     def _factor(self, z: Tensor) -> Tensor | float:
@@ -53,19 +54,21 @@ class LatentStats:
         return factor[0] if len(factor) == 1 else torch.tensor(factor, dtype=z.dtype, device=z.device)[:, None, None]
 
     def to_json(self) -> dict:
+        """Values for a JSON file."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict) -> "LatentStats":
+        """Inverse of `to_json`."""
         lists = {name: tuple(values[name]) for name in ("mean", "std", "std_error")}
         return cls(**{**values, **lists})
 
 
 def latent_stats(z: Float[Tensor, "n c h w"], mode: str = "first_batch") -> LatentStats:
-    """Statistics of latents by `mode`: over all entries of a first batch or a data set, or per channel.
+    """Statistics of latents: over all entries, or per channel in mode "channel".
 
     sigma^2 = 1/(bchw) sum (z - mu)^2 [LDM v2, App. G], in its unbiased form as released. The standard error takes
-    pictures, not entries, as independent.
+    pictures, not entries, as independent. Raises ValueError for an unknown `mode` and for fewer than 2 pictures.
     """
     if mode not in SCALE_MODES:
         raise ValueError(f"scale_mode is one of {', '.join(SCALE_MODES)}; got {mode!r}")
@@ -81,7 +84,7 @@ def latent_stats(z: Float[Tensor, "n c h w"], mode: str = "first_batch") -> Late
 
 
 def weights_hash(module: nn.Module) -> str:
-    """sha256 over names, shapes and values of a module's parameters."""
+    """sha256 of the names, shapes and values of a module's parameters."""
     digest = hashlib.sha256()
     for name, value in sorted(module.named_parameters()):
         digest.update(f"{name} {tuple(value.shape)} ".encode())
@@ -90,12 +93,12 @@ def weights_hash(module: nn.Module) -> str:
 
 
 class Latents(Dataset):
-    """Cached moments of a data set and of its mirror images: index i + n is the mirror image of picture i.
+    """Training data of a diffusion model: cached moments of n pictures, and of their horizontal flips at index i + n.
 
-    What a diffusion model trains on; `first_stage` (a hash) says whose latents they are.
+    `first_stage` is the hash of the first stage's weights.
     """
 
-    is_kept = True  # a batch needs no picture to be decoded
+    is_decoded = True  # no picture has to be decoded for a batch
 
     def __init__(self, moments: np.ndarray, labels: np.ndarray, first_stage: str):
         self.moments, self.labels, self.first_stage = moments, labels, first_stage
@@ -114,15 +117,15 @@ class Latents(Dataset):
 
 
 class MirroredImages(Dataset):
-    """Pictures as training batches: index i + n is the mirror image of picture i."""
+    """Training batches of pictures; index i + n is the horizontal flip of picture i."""
 
     def __init__(self, images: ImageSet):
         self.images, self._labels = images, images.labels()
 
     @property
-    def is_kept(self) -> bool:
-        """Whether a batch needs no picture to be decoded."""
-        return self.images.is_kept
+    def is_decoded(self) -> bool:
+        """Whether no picture has to be decoded for a batch."""
+        return self.images.is_decoded
 
     def __len__(self) -> int:
         return 2 * len(self.images)
@@ -141,18 +144,18 @@ class MirroredImages(Dataset):
 
 @torch.inference_mode()
 def encode_dataset(
-    first_stage: nn.Module,
+    first_stage: FirstStage,
     images: ImageSet,
     cache_dir: Path,
     *,
     batch_size: int = 128,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Latents:
-    """Encode every picture and its mirror image once, into a memory-mapped file of moments (float16).
+    """Encode every picture and its horizontal flip once, into a memory-mapped file of moments (float16).
 
-    Keyed by the hashes of weights and data; encoding that was interrupted goes on where it stopped. `progress` is
-    called with (done, total).
+    The file is keyed by the hashes of weights and data; interrupted encoding resumes. `progress` is called with
+    (done, total). Raises OSError, before any work, where the file does not fit on the disk.
     """
     identity = weights_hash(first_stage)
     key = hashlib.sha256(f"{identity} {images.fingerprint}".encode()).hexdigest()[:16]
@@ -165,23 +168,23 @@ def encode_dataset(
         first_stage = first_stage.eval().to(device)
         shape = first_stage.moments(to_float(mirrored.__getitems__([0])["image"]).to(device)).shape[1:]
         if done == 0:
-            _make_room(file, (total, *shape))
-        moments, noted_at = np.lib.format.open_memmap(file, mode="r+"), time.monotonic()
+            _reserve_file(file, (total, *shape))
+        moments, saved_at = np.lib.format.open_memmap(file, mode="r+"), time.monotonic()
         for start in range(done, total, batch_size):
             stop = min(start + batch_size, total)
             x = to_float(mirrored.__getitems__(list(range(start, stop)))["image"]).to(device)
             moments[start:stop] = first_stage.moments(x).cpu().numpy()
-            if stop == total or time.monotonic() - noted_at > NOTE_EVERY_S:
-                moments.flush()  # first the moments, then the note that they are there
+            if stop == total or time.monotonic() - saved_at > SAVE_EVERY_S:
+                moments.flush()  # moments first, then the number of those written
                 atomic_write(done_file, json.dumps({"done": stop}).encode())
-                noted_at = time.monotonic()
+                saved_at = time.monotonic()
             if progress is not None:
                 progress(stop, total)
     return Latents(np.load(file, mmap_mode="r"), images.labels().numpy(), identity)
 
 
-def _make_room(file: Path, shape: tuple[int, ...]) -> None:
-    """Reserve the whole file now, so that a full disk is met before any work and not in the middle of it."""
+def _reserve_file(file: Path, shape: tuple[int, ...]) -> None:
+    """Create the whole file, so that a full disk is an error before any work."""
     size = 2 * int(np.prod(shape))
     stat = os.statvfs(file.parent)
     if stat.f_bavail * stat.f_frsize < size + 2**20:
@@ -190,7 +193,7 @@ def _make_room(file: Path, shape: tuple[int, ...]) -> None:
 
 
 class PixelLatents(MirroredImages):
-    """Pictures in the shape of latents, for LDM-1."""
+    """Pictures in the format of `Latents`, for LDM-1."""
 
     first_stage = "identity"
 

@@ -1,4 +1,4 @@
-"""Encoder and decoder networks: f = patch * 2**m, what a first stage is built from [LDM v2, Sec. 3.1]."""
+"""Encoder and decoder of a first stage, with f = patch * 2**m [LDM v2, Sec. 3.1]."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from ldmlab.first_stage.factors import FS
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Everything that fixes the architecture of a first stage; defaults are the released models' [LDM v2, Tab. 8].
+    """Architecture of a first stage; defaults are those of the released models [LDM v2, Tab. 8].
 
-    `ch` times `ch_mult[i]` channels at level i, which works at 1/(patch * 2**i) of the picture's size. Attention
-    follows each residual block of a level whose side is in `attn_resolutions` for pictures of `resolution` pixels.
-    `z_channels` leave the encoder; z itself has `embed_dim` (default: as many). `patch` and `linear_shortcut` are for
-    small machines, see `Encoder`.
+    Level i has `ch` times `ch_mult[i]` channels at 1/(patch * 2**i) of the picture's size. Attention follows each
+    residual block of a level whose side is in `attn_resolutions` for pictures of `resolution` pixels. The encoder has
+    `z_channels` output channels; z has `embed_dim` (default: as many). `patch` and `linear_shortcut` serve small
+    machines, see `Encoder`. Raises ValueError for settings that contradict each other.
     """
 
     f: int
@@ -40,7 +40,7 @@ class AutoencoderConfig:
     commitment: float = 0.25
     vq_legacy: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("ch_mult", "attn_resolutions"):  # they come from JSON files as lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.f not in FS:
@@ -48,7 +48,7 @@ class AutoencoderConfig:
         if self.reg not in ("kl", "vq", "none"):
             raise ValueError(f"reg must be 'kl', 'vq' or 'none', got {self.reg!r}")
         if (self.reg == "none") != (self.f == 1):
-            raise ValueError(f"f = 1 is the identity and goes with reg='none', only; got f={self.f}, reg={self.reg!r}")
+            raise ValueError(f"reg='none' (the identity) goes with f = 1 only; got f={self.f}, reg={self.reg!r}")
         if self.reg == "none":
             if self.latent_channels != self.in_channels:
                 raise ValueError(f"at f = 1 z_channels must be in_channels={self.in_channels}, got {self.z_channels}")
@@ -74,7 +74,7 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Two times norm, SiLU, 3x3 convolution, around a shortcut."""
+    """Residual block: twice norm, SiLU and 3x3 convolution, with a shortcut."""
 
     def __init__(self, c_in: int, c_out: int, norm_groups: int = 32, dropout: float = 0.0):
         super().__init__()
@@ -102,8 +102,8 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         h = self.norm(x)
         q, k, v = (conv(h).flatten(2).mT.unsqueeze(1) for conv in (self.q, self.k, self.v))  # (b, 1, h*w, c)
-        # Fused kernels, which never hold the n x n weights, want the channels of a position side by side. On a CPU they
-        # pay where positions are many: from n = 8 c on, a tenth or more of a forward pass.
+        # Fused kernels, which never store the n x n weights, need the channels of a position to be contiguous. On a CPU
+        # they are faster from about n = 8 c on, by a tenth or more of a forward pass.
         if x.is_cuda or q.shape[2] >= 8 * q.shape[3]:
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         h = F.scaled_dot_product_attention(q, k, v)
@@ -111,7 +111,7 @@ class Attention(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention at a cost linear in the positions, an option of the released code; no norm, no residual connection."""
+    """Attention linear in the number of positions, an option of the released code; no norm, no residual."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -125,7 +125,7 @@ class LinearAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve both sides: strided convolution over a picture padded on the right and below only, or 2x2 means."""
+    """Halve both sides: strided convolution, padded at the right and bottom only, or 2x2 average pooling."""
 
     def __init__(self, channels: int, with_conv: bool = True):
         super().__init__()
@@ -136,7 +136,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double both sides: nearest neighbour, then a convolution (or not)."""
+    """Double both sides: nearest neighbour, then a convolution unless `with_conv` is False."""
 
     def __init__(self, channels: int, with_conv: bool = True):
         super().__init__()
@@ -147,7 +147,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each with its attention or none, and the way to the next resolution."""
+    """The residual blocks of one resolution, each with attention or the identity, and the resampling."""
 
     def __init__(self, blocks: list[ResBlock], attentions: list[nn.Module], resample: nn.Module):
         super().__init__()
@@ -161,7 +161,7 @@ class Level(nn.Module):
 
 @dataclass(frozen=True)
 class Options:
-    """Choices that the released code has and no released model uses."""
+    """Options of the released code that no released model uses."""
 
     resample_with_conv: bool = True
     linear_attention: bool = False
@@ -169,7 +169,7 @@ class Options:
 
 
 class _Pyramid(nn.Module):
-    """What encoder and decoder share: how a config becomes levels and a middle; `levels[0]` is the finest in both."""
+    """Base of encoder and decoder: builds levels and middle from a config; `levels[0]` is the finest in both."""
 
     def __init__(self, config: AutoencoderConfig, options: Options):
         super().__init__()
@@ -177,35 +177,38 @@ class _Pyramid(nn.Module):
         self.widths = [config.ch * mult for mult in config.ch_mult]
 
     def block(self, c_in: int, c_out: int) -> ResBlock:
+        """A residual block with the config's norm and dropout."""
         return ResBlock(c_in, c_out, self.config.norm_groups, self.config.dropout)
 
     def attention(self, channels: int, present: bool) -> nn.Module:
+        """Attention of the kind in `options`, or the identity where it is not `present`."""
         if not present:
             return nn.Identity()
         linear = self.options.linear_attention
         return LinearAttention(channels) if linear else Attention(channels, self.config.norm_groups)
 
     def level(self, i: int, c_in: int, num_blocks: int, resample: nn.Module) -> Level:
-        # The configured resolution decides, not the size of the picture that comes: weights fit any size.
+        """Level i, with attention if its side at the config's resolution is in `attn_resolutions`."""
+        # The configured resolution decides, not that of the input, so that the weights fit any size.
         attend = self.config.resolution // self.config.patch // 2**i in self.config.attn_resolutions
         width = self.widths[i]
         blocks = [self.block(c_in if j == 0 else width, width) for j in range(num_blocks)]
         return Level(blocks, [self.attention(width, attend) for _ in blocks], resample)
 
     def middle(self) -> nn.Sequential:
-        """The coarsest resolution's two blocks with attention between them."""
+        """Two blocks at the coarsest resolution, with attention between them."""
         width = self.widths[-1]
         parts = {"block_1": self.block(width, width), "attention": self.attention(width, self.config.mid_attn)}
         return nn.Sequential(OrderedDict(parts, block_2=self.block(width, width)))
 
 
 class Encoder(_Pyramid):
-    """x -> maps at 1/f of the size, 2 * z_channels for KL, z_channels for VQ [LDM v2, Sec. 3.1]."""
+    """Encoder: x to maps downsampled by f, of 2 * z_channels (KL) or z_channels (VQ) channels [LDM v2, Sec. 3.1]."""
 
     def __init__(self, config: AutoencoderConfig, options: Options = Options()):  # noqa: B008 (frozen)
         super().__init__(config, options)
         widths, last = self.widths, len(self.widths) - 1
-        # Deviation: at patch > 1 the finest levels give way to one space-to-depth step, for small machines.
+        # Deviation: at patch > 1 a space-to-depth step replaces the finest levels, for small machines.
         self.to_depth = nn.PixelUnshuffle(config.patch) if config.patch > 1 else nn.Identity()
         self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, config.ch, 3, padding=1)
         self.levels = nn.ModuleList()
@@ -216,8 +219,8 @@ class Encoder(_Pyramid):
         self.norm_out = _norm(widths[-1], config.norm_groups)
         c_out = config.z_channels * (2 if config.reg == "kl" else 1)
         self.conv_out = nn.Conv2d(widths[-1], c_out, 3, padding=1)
-        # Deviation: a linear map of each f x f block beside the network. Training starts near a PCA of blocks and the
-        # network learns the rest, which saves a small machine most of its steps (cf. DC-AE, arXiv 2410.10733).
+        # Deviation: a linear map of each f x f block, added to the network's output. Training starts near a PCA of the
+        # blocks and the network learns the residual, which saves most steps (cf. DC-AE, arXiv 2410.10733).
         self.shortcut = None
         if config.linear_shortcut:
             linear = nn.Conv2d(config.in_channels * config.f**2, c_out, 1)
@@ -232,7 +235,7 @@ class Encoder(_Pyramid):
 
 
 class Decoder(_Pyramid):
-    """z -> x_rec at f times the size [LDM v2, Sec. 3.1]."""
+    """Decoder: z to x_rec, upsampled by f [LDM v2, Sec. 3.1]."""
 
     def __init__(self, config: AutoencoderConfig, options: Options = Options()):  # noqa: B008 (frozen)
         super().__init__(config, options)
@@ -252,7 +255,7 @@ class Decoder(_Pyramid):
             self.shortcut = nn.Sequential(linear, nn.PixelShuffle(config.f))
 
     def features(self, z: Float[Tensor, "b c_h h w"]) -> Float[Tensor, "b c H W"]:
-        """All but the head: the maps before the last norm."""
+        """Feature maps before the last norm and convolution."""
         h = self.mid(self.conv_in(z))
         for level in reversed(self.levels):
             h = level(h)

@@ -1,22 +1,26 @@
-"""The most probable latents of pictures, and the pictures decoded from them."""
+"""Encode pictures to the mode of the posterior, and decode it."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
-@torch.inference_mode()
-def latents_of(first_stage: nn.Module, x: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
-    """The most probable z of pictures in [-1, 1], on the CPU, not yet scaled."""
-    z = first_stage.encode(x.to(_device(first_stage)))
-    return (z.mode() if first_stage.reg == "kl" else z).cpu()
+from ldmlab.first_stage.autoencoder import FirstStage
+from ldmlab.first_stage.regularizers import DiagonalGaussian
 
 
 @torch.inference_mode()
-def reconstruct(first_stage: nn.Module, x: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n 3 H W"]:
-    """x -> z -> x_rec through the most probable z, clamped, on the CPU."""
-    return first_stage.decode(latents_of(first_stage, x).to(_device(first_stage))).clamp(-1, 1).cpu()
+def latents_of(first_stage: FirstStage, x: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
+    """Mode of the posterior over z (KL), or z (VQ), of pictures in [-1, 1]; on the CPU, not scaled."""
+    z = first_stage.encode(x.to(device_of(first_stage)))
+    return (z.mode() if isinstance(z, DiagonalGaussian) else z).cpu()
 
 
-def _device(module: nn.Module) -> torch.device:
+@torch.inference_mode()
+def reconstruct(first_stage: FirstStage, x: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n 3 H W"]:
+    """Reconstruct pictures in [-1, 1] through `latents_of`, clamped to [-1, 1]; on the CPU."""
+    return first_stage.decode(latents_of(first_stage, x).to(device_of(first_stage))).clamp(-1, 1).cpu()
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Device of a module's parameters; the CPU where it has none."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Training a first stage: one forward pass for autoencoder and discriminator, or the released two; a watchdog."""
+"""Training of a first stage: the step of autoencoder and discriminator, and a watchdog of the adversarial term."""
 
 import pytorch_lightning as pl
 import torch
@@ -6,27 +6,29 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ldmlab.data.images import to_float
+from ldmlab.first_stage.autoencoder import AutoencoderKL, AutoencoderVQ
 from ldmlab.first_stage.losses import FirstStageLoss
+from ldmlab.first_stage.regularizers import DiagonalGaussian
 
-WATCHDOG_MARGIN_DB = 1.0
+WATCHDOG_MARGIN_DB = 1.0  # of PSNR, see `FirstStageModule.watch`
 
 
 class FirstStageModule(pl.LightningModule):
     """Autoencoder and discriminator, each with its optimizer [LDM v2, Eq. 25, App. G].
 
-    Deviation: the discriminator learns from the reconstruction that the autoencoder learned from. With `exact` it gets
-    another one, as in the released code: made after the autoencoder's update, from a fresh sample of the posterior, at
-    the cost of a second forward pass. While the discriminator is not active, both are the same.
+    Deviation: the discriminator is trained on the reconstructions of the autoencoder's step. With `exact` it gets new
+    ones, as in the released code: computed after the autoencoder's update, from new samples of the posterior, at the
+    cost of a second forward pass. The two are equal until the discriminator is active.
 
-    Deviation: the learning rate may be warmed up and, from `decay_from` of the run on, fall linearly to `final_lr` of
-    its value; the released models keep it constant (`warmup_steps=0, final_lr=1`).
+    Deviation: the learning rate may be warmed up over `warmup_steps` and, from the share `decay_from` of the run on,
+    decay linearly to `final_lr` of its value; the released models keep it constant (`warmup_steps=0, final_lr=1`).
     """
 
     automatic_optimization = False
 
     def __init__(
         self,
-        autoencoder: torch.nn.Module,
+        autoencoder: AutoencoderKL | AutoencoderVQ,
         loss: FirstStageLoss,
         *,
         lr: float,
@@ -48,10 +50,11 @@ class FirstStageModule(pl.LightningModule):
         self.best_psnr = float("-inf")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        opt_ae, opt_disc = self.optimizers()
+        """Update autoencoder and (once active) discriminator on `batch["image"]`, uint8; returns values to log."""
+        opt_ae, opt_disc = self._optimizers()
         x = to_float(batch["image"])
-        if self.autoencoder.reg == "vq":
-            self._tend_codebook(x)
+        if isinstance(self.autoencoder, AutoencoderVQ):
+            self._update_codebook(self.autoencoder, x)
         out = self.autoencoder(x)
 
         # Autoencoder: reconstruction, perceptual and adversarial terms, regularizer.
@@ -64,7 +67,7 @@ class FirstStageModule(pl.LightningModule):
         opt_ae.step()
         logged = {"loss": terms.loss.detach(), "l1": terms.l1, "perceptual": terms.perceptual, **out.info}
 
-        # Discriminator: the same reconstructions or, as released, new ones, cut off from the autoencoder.
+        # Discriminator: the same reconstructions or, as released, new ones, detached from the autoencoder.
         if self.loss.adversary_active(self.step):
             self._set_lr(opt_disc, self.disc_lr)
             with torch.no_grad():
@@ -78,8 +81,12 @@ class FirstStageModule(pl.LightningModule):
         self.step += 1
         return logged
 
-    def _set_lr(self, optimizer, lr: float) -> None:
-        """The learning rate as a function of our own step count: nothing to restore on resume."""
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those of autoencoder and discriminator, wrapped by Lightning."""
+        return list(self.optimizers())  # type: ignore[arg-type]  # there are two, so Lightning returns a list
+
+    def _set_lr(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
+        """Set the learning rate as a function of the step, so that a resumed run has no scheduler to restore."""
         factor = min(1.0, (self.step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         past = (self.step / self.num_steps - self.decay_from) / (1 - self.decay_from)
         factor *= 1 - (1 - self.final_lr) * max(0.0, past)
@@ -87,20 +94,20 @@ class FirstStageModule(pl.LightningModule):
             group["lr"] = lr * factor
 
     @torch.no_grad()
-    def _tend_codebook(self, x: Tensor) -> None:
-        """Deviation: codes start on latents of the first batch, and unused ones are moved onto latents now and then."""
-        quantizer = self.autoencoder.quantizer
+    def _update_codebook(self, autoencoder: AutoencoderVQ, x: Tensor) -> None:
+        """Deviation: codes start as latents; unused ones are reset to latents every `revive_every` steps."""
+        quantizer = autoencoder.quantizer
         if self.step == 0:
-            quantizer.initialize(self.autoencoder.to_latent(self.autoencoder.encoder(x)))
+            quantizer.initialize(autoencoder.to_latent(autoencoder.encoder(x)))
             quantizer.reset_usage()
-        # Not in the last fifth of the run, so that the decoder sees a settled codebook.
+        # Not in the last fifth of the run, so that the decoder is trained on a settled codebook.
         elif self.revive_every and self.step % self.revive_every == 0 and self.step < 0.8 * self.num_steps:
-            quantizer.revive_dead_codes(self.autoencoder.to_latent(self.autoencoder.encoder(x)))
+            quantizer.revive_dead_codes(autoencoder.to_latent(autoencoder.encoder(x)))
             quantizer.reset_usage()
 
     @torch.inference_mode()
     def validate(self, images: UInt8[Tensor, "n 3 H W"], batch_size: int = 128) -> dict[str, float]:
-        """PSNR (dB, mean over pictures) of reconstructions from the mean latent, clamped to [-1, 1]."""
+        """PSNR (dB, mean over pictures) of reconstructions from the mode of the posterior, clamped to [-1, 1]."""
         training = self.autoencoder.training
         self.autoencoder.eval()
         psnr = [self._psnr(to_float(part.to(self.device))) for part in images.split(batch_size)]
@@ -108,47 +115,51 @@ class FirstStageModule(pl.LightningModule):
         return {"val_psnr": float(torch.cat(psnr).mean())}
 
     def _psnr(self, x: Float[Tensor, "b 3 H W"]) -> Float[Tensor, " b"]:
-        latent = self.autoencoder.encode(x)
-        x_rec = self.autoencoder.decode(latent.mode() if self.autoencoder.reg == "kl" else latent).clamp(-1, 1)
+        z = self.autoencoder.encode(x)
+        x_rec = self.autoencoder.decode(z.mode() if isinstance(z, DiagonalGaussian) else z).clamp(-1, 1)
         return 10 * torch.log10(4 / (x - x_rec).square().flatten(1).mean(1))
 
     def watch(self, psnr: float) -> str | None:
-        """Damp a discriminator that ruins reconstruction: halve its weight, and say so in the sentence returned.
+        """Halve the discriminator's weight where validation `psnr` (dB) has dropped; returns a message if so.
 
-        Ruin is a validation PSNR more than WATCHDOG_MARGIN_DB below the best one so far while the adversary plays.
+        That is, where it is more than WATCHDOG_MARGIN_DB below the best so far while the discriminator is active.
         """
-        sentence = None
+        message = None
         if self.loss.adversary_active(self.step) and psnr < self.best_psnr - WATCHDOG_MARGIN_DB:
             self.loss.disc_weight /= 2
-            sentence = (f"step {self.step}: validation PSNR {psnr:.2f} dB is more than {WATCHDOG_MARGIN_DB:g} dB below "
-                        f"its best, {self.best_psnr:.2f} dB; discriminator weight halved to {self.loss.disc_weight:g}")
-            self.best_psnr = psnr  # judge the damped discriminator from here
+            message = (f"step {self.step}: validation PSNR {psnr:.2f} dB is more than {WATCHDOG_MARGIN_DB:g} dB below "
+                       f"its best, {self.best_psnr:.2f} dB; discriminator weight halved to {self.loss.disc_weight:g}")
+            self.best_psnr = psnr  # the reference for the halved weight
         self.best_psnr = max(self.best_psnr, psnr)
-        return sentence
+        return message
 
-    def configure_optimizers(self):
-        """Adam with beta = (0.5, 0.9), as released."""
-        fused = self.device.type in ("cuda", "cpu")
-        make = {"betas": (0.5, 0.9), "fused": fused}
-        return (torch.optim.Adam(self.autoencoder.parameters(), lr=self.lr, **make),
-                torch.optim.Adam(self.loss.discriminator.parameters(), lr=self.disc_lr, **make))
+    def configure_optimizers(self) -> tuple[torch.optim.Adam, torch.optim.Adam]:
+        """Adam with beta = (0.5, 0.9) for autoencoder and discriminator, as released."""
+        betas, fused = (0.5, 0.9), self.device.type in ("cuda", "cpu")
+        return (torch.optim.Adam(self.autoencoder.parameters(), lr=self.lr, betas=betas, fused=fused),
+                torch.optim.Adam(self.loss.discriminator.parameters(), lr=self.disc_lr, betas=betas, fused=fused))
 
     def training_state(self) -> dict:
-        """All that continues the run: weights, optimizers, our step count, the watchdog's memory."""
+        """State to resume from: weights, optimizers, step count, and the watchdog's values."""
         return {
             "autoencoder": self.autoencoder.state_dict(), "discriminator": self.loss.discriminator.state_dict(),
-            "optimizers": [opt.state_dict() for opt in self.optimizers(use_pl_optimizer=False)],
+            "optimizers": [opt.state_dict() for opt in self._plain_optimizers()],
             "step": self.step, "best_psnr": self.best_psnr, "disc_weight": self.loss.disc_weight,
         }
 
     def load_training_state(self, state: dict) -> None:
-        """Take up everything but the optimizers now, and those once training starts."""
+        """Restore everything but the optimizers, which are restored once training starts."""
         self.autoencoder.load_state_dict(state["autoencoder"])
         self.loss.discriminator.load_state_dict(state["discriminator"])
         self.step, self.best_psnr, self.loss.disc_weight = state["step"], state["best_psnr"], state["disc_weight"]
         self._optimizer_states = state["optimizers"]
 
+    def _plain_optimizers(self) -> list[torch.optim.Optimizer]:
+        optimizers = self.optimizers(use_pl_optimizer=False)
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
     def on_train_start(self) -> None:
+        """Restore the optimizers of `load_training_state`."""
         states, self._optimizer_states = getattr(self, "_optimizer_states", None), None
-        for optimizer, state in zip(self.optimizers(use_pl_optimizer=False), states or (), strict=False):
+        for optimizer, state in zip(self._plain_optimizers(), states or (), strict=False):
             optimizer.load_state_dict(state)

@@ -1,1 +1,1 @@
-"""The lab's three feature networks as files, and the script that makes them: `python -m ldmlab.weights.train`."""
+"""Weights of the shipped feature networks and judge, and the scripts that train and validate them."""

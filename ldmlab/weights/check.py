@@ -1,8 +1,8 @@
-"""Are the scoring networks worth using? `python -m ldmlab.weights.check --data scenes@32 photographs.tar@64`.
+"""Validate the networks of FD: `python -m ldmlab.weights.check --data scenes@32 photographs.tar@64`.
 
-Spoils pictures by degrees and takes Fréchet distances to other, untouched pictures of the same kind. Under `fd-lab`
-each curve must rise at every step. `referee` is drawn beside it: it was never shown a spoiled picture, and takes noise
-that one hardly sees for none. Block shuffle is new to both. Writes `degradations.json` and `degradations.png`.
+Degrades pictures at increasing strengths and computes Fréchet distances to other, undegraded pictures of the same data.
+Under `fd-lab` each curve must increase at every step. `referee`, for comparison, was trained without degraded pictures
+and is insensitive to weak noise. Block shuffle is new to both. Writes `degradations.json` and `degradations.png`.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ldmlab.data.images import open_dataset, to_float
-from ldmlab.evaluation.distortions import LADDERS, UNITS, degradation_curves, rises
+from ldmlab.evaluation.distortions import LADDERS, UNITS, degradation_curves, is_increasing
 from ldmlab.perception import feature_net
 
 NETWORKS = ("fd-lab", "referee")
@@ -22,10 +22,10 @@ LABELS = {"fd-lab": "FD-lab", "referee": "FD-referee"}
 
 
 def check(source: str, num: int, seed: int) -> dict[str, Any]:
-    """Curves of every network on `source`, a data set's name or path, `@` and a size; up to `num` pictures a side."""
+    """Curves of every network on `source`, given as NAME_OR_PATH@SIZE, with up to `num` pictures in each set."""
     name, _, size = source.rpartition("@")
     data = open_dataset(name, size=int(size))
-    # Sorted archives hold their classes in order: both sides are drawn from everywhere.
+    # Archives may be sorted by class, so both sets are drawn at random.
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
     n = min(num, len(data) // 2)
     real, reference = (to_float(data.images(order[i * n : (i + 1) * n])) for i in (0, 1))
@@ -37,12 +37,12 @@ def check(source: str, num: int, seed: int) -> dict[str, Any]:
         "n_reference": n,
         "protocol": dict(data.protocol),
         "curves": {net: {k: [round(v, 4) for v in c] for k, c in by_kind.items()} for net, by_kind in curves.items()},
-        "rises": {net: {kind: rises(curve) for kind, curve in by_kind.items()} for net, by_kind in curves.items()},
+        "rises": {net: {k: is_increasing(c) for k, c in by_kind.items()} for net, by_kind in curves.items()},
     }
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """One row a data set, one column a way of spoiling; logarithmic, since blur and noise span three decades."""
+    """Plot the curves, one row per data set and one column per degradation; logarithmic, over three decades."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 2.6 * len(results) + 0.6), layout="constrained")
@@ -52,7 +52,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             for net, marker in zip(NETWORKS, "os", strict=True):
                 ax.plot(result["curves"][net][kind], marker=marker, ms=4, label=LABELS[net])
             ax.set(yscale="log", xlabel=f"{kind}: {UNITS[kind]}")
-            ax.set_xticks(range(len(ladder) + 1), ["as is", *(f"{s:g}" for s in ladder)])
+            ax.set_xticks(range(len(ladder) + 1), ["original", *(f"{s:g}" for s in ladder)])
             ax.grid(alpha=0.3)
         row[0].set_ylabel(f"{result['data']}\nn = {result['n_real']}\n\nFréchet distance")
     axes[0][0].legend()
@@ -60,10 +60,10 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, write, and fail where a curve that must rise does not."""
+    """Compute and write the curves; SystemExit where one under MUST_RISE does not increase."""
     parser = argparse.ArgumentParser(prog="python -m ldmlab.weights.check", description=__doc__.split("\n")[0])
     parser.add_argument("--data", nargs="+", default=["scenes@32"], metavar="NAME_OR_PATH@SIZE")
-    parser.add_argument("--num", type=int, default=2000, help="pictures a side, at most (default: 2000)")
+    parser.add_argument("--num", type=int, default=2000, help="pictures in each set, at most (default: 2000)")
     parser.add_argument("--folder", type=Path, default=Path("results/perception"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
             for kind, curve in by_kind.items():
                 print(f"{result['data']:32} {LABELS[net]:10} {kind:8}", " ".join(f"{v:9.3f}" for v in curve))
     if failed:
-        raise SystemExit("does not rise:\n" + "\n".join(failed))
+        raise SystemExit("does not increase:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Train a feature network of the lab on `scenes`: `python -m ldmlab.weights.train {psim-lab,fd-lab,referee}`.
+"""Train a feature network of ldmlab on `scenes`: `python -m ldmlab.weights.train {psim-lab,fd-lab,referee}`.
 
-Each learns the class of a picture and something of its own besides, from its own pictures and random numbers:
+Each network learns to classify pictures and a task of its own, with its own pictures and seed:
 
-- `psim-lab` labels every pixel, reading all of its stages, so that all say something about their place;
-- `fd-lab` tells which things each quarter shows, and how much a picture was spoiled by blur, noise or JPEG, so that
-  it does not grow blind to that;
-- `referee` tells how a picture was turned and states its fine-scale statistics; it never sees a spoiled picture.
+- `psim-lab` labels every pixel from all of its stages, so that all are informative at each position;
+- `fd-lab` predicts the objects in each quarter, and the strength of blur, noise or JPEG, so that its embedding is
+  sensitive to degradations;
+- `referee` predicts by how many quarter turns a picture was rotated, and its fine-scale statistics; it is trained
+  without degraded pictures.
 
-Nothing else is needed and nothing is downloaded. A run takes about five minutes on one core and overwrites
+Nothing is downloaded. A run takes about five minutes on one core and overwrites
 `<name>.safetensors` and `<name>.json`.
 """
 
@@ -16,6 +17,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +32,14 @@ from ldmlab.data.scenes.scene import CLASSES, LABELS, VERSION, render_scene
 from ldmlab.evaluation.distortions import degrade
 from ldmlab.perception import ARCHITECTURES, WEIGHTS, FeatureNet, file_hash, fold_batchnorm, freeze
 
-SIZES = {32: (16_000, 96), 64: (4_000, 32)}  # pictures to learn from, batch size
+SIZES = {32: (16_000, 96), 64: (4_000, 32)}  # number of training pictures, batch size
 NUM_VAL = 1_000
 MAX_LR = 4e-3
 
 
 class Recipe(NamedTuple):
+    """Seed and number of steps of a training, and a description of the task for the card."""
+
     seed: int
     steps: int
     task: str
@@ -49,13 +53,15 @@ RECIPES = {
 
 
 class Pictures(NamedTuple):
+    """Pictures with their classes and label maps."""
+
     image: Tensor  # (n, 3, s, s) uint8
     label: Tensor  # (n,) int64
     regions: Tensor  # (n, s, s) uint8
 
 
 def render(seed: int, split: str, num: int, size: int) -> Pictures:
-    """Pictures 0 to num - 1 of a split of `scenes`."""
+    """Render pictures 0 to num - 1 of a split of `scenes`."""
     scenes = [render_scene(seed, split, index, size) for index in range(num)]
     return Pictures(
         torch.stack([s.image for s in scenes]),
@@ -68,7 +74,7 @@ Batch = tuple[Tensor, Tensor, Tensor]  # pictures, labels, label maps
 
 
 def batches(data: dict[int, Pictures], steps: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Random batches, mirrored and shifted by up to an eighth at random; every fourth holds the larger pictures."""
+    """Random batches, flipped and shifted by up to an eighth at random; every fourth is of 64 px, the others of 32."""
     for step in range(steps):
         size = 64 if step % 4 == 3 else 32
         pictures, batch = data[size], SIZES[size][1]
@@ -84,44 +90,45 @@ def batches(data: dict[int, Pictures], steps: int, generator: torch.Generator) -
 
 
 class Task(nn.Module, ABC):
-    """Further questions about a picture: what to show, and how wrong the answers are."""
+    """The additional training task of a feature network: its input, targets, loss and accuracy."""
 
     @abstractmethod
     def prepare(self, x: Tensor, regions: Tensor, generator: torch.Generator) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The pictures to show the network, and the right answers."""
+        """The network's input made from pictures `x` (n, 3, h, w) and their label maps, and the targets."""
 
     @abstractmethod
-    def loss(self, net: FeatureNet, maps: list[Tensor], answers: tuple[Tensor, ...]) -> Tensor:
-        """To be minimised together with that of the class."""
+    def loss(self, net: FeatureNet, maps: list[Tensor], targets: tuple[Tensor, ...]) -> Tensor:
+        """The loss of the task, added to that of the class."""
 
     @abstractmethod
-    def skill(self, net: FeatureNet, maps: list[Tensor], answers: tuple[Tensor, ...]) -> Tensor:
-        """Share of right answers, in [0, 1]."""
+    def accuracy(self, net: FeatureNet, maps: list[Tensor], targets: tuple[Tensor, ...]) -> Tensor:
+        """Share of correct predictions, in [0, 1]."""
 
 
 class Regions(Task):
-    """What thing is seen at each pixel, read from all stages at once."""
+    """Task of `psim-lab`: label of every pixel, predicted from all stages at once."""
 
     def __init__(self, net: FeatureNet):
         super().__init__()
-        self.readers = nn.ModuleList(nn.Conv2d(c, len(LABELS), 1) for c in net.widths)
+        self.heads = nn.ModuleList(nn.Conv2d(c, len(LABELS), 1) for c in net.widths)
 
-    def prepare(self, x, regions, generator):
+    def prepare(self, x: Tensor, regions: Tensor, generator: torch.Generator) -> tuple[Tensor, tuple[Tensor, ...]]:
         return x, (regions,)
 
-    def read(self, maps: list[Tensor]) -> Tensor:
-        size = maps[0].shape[2:]
-        return sum(F.interpolate(r(m), size, mode="bilinear") for r, m in zip(self.readers, maps, strict=True))
+    def logits(self, maps: list[Tensor]) -> Tensor:
+        """Logits of the labels (n, labels, h, w), summed over stages."""
+        pairs, size = zip(self.heads, maps, strict=True), maps[0].shape[2:]
+        return reduce(torch.add, (F.interpolate(head(m), size, mode="bilinear") for head, m in pairs))
 
-    def loss(self, net, maps, answers):
-        return F.cross_entropy(self.read(maps), answers[0])
+    def loss(self, net: FeatureNet, maps: list[Tensor], targets: tuple[Tensor, ...]) -> Tensor:
+        return F.cross_entropy(self.logits(maps), targets[0])
 
-    def skill(self, net, maps, answers):
-        return (self.read(maps).argmax(1) == answers[0]).float().mean()
+    def accuracy(self, net: FeatureNet, maps: list[Tensor], targets: tuple[Tensor, ...]) -> Tensor:
+        return (self.logits(maps).argmax(1) == targets[0]).float().mean()
 
 
-class Spoiled(Task):
-    """How much a picture was blurred, made noisy or JPEG, read from the embedding; which things each quarter shows."""
+class Degraded(Task):
+    """Task of `fd-lab`: strength of blur, noise or JPEG, predicted from the embedding; objects in each quarter."""
 
     KINDS = ("blur", "noise", "jpeg")
 
@@ -129,8 +136,8 @@ class Spoiled(Task):
         super().__init__()
         self.amounts, self.things = nn.Linear(net.dim, len(self.KINDS)), nn.Conv2d(net.widths[-1], len(LABELS), 1)
 
-    def prepare(self, x, regions, generator):
-        """Half of a batch is spoiled: each kind twice, in two strengths, 0 to 1 on a logarithmic scale."""
+    def prepare(self, x: Tensor, regions: Tensor, generator: torch.Generator) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Degrade half of the batch: each kind twice, at two random strengths, 0 to 1 on a logarithmic scale."""
         amounts, x, share = torch.zeros(len(x), len(self.KINDS)), x.clone(), len(x) // 12
         for part in range(6):
             i, rows = part % 3, slice(part * share, (part + 1) * share)
@@ -141,25 +148,25 @@ class Spoiled(Task):
         seen = F.one_hot(regions, len(LABELS)).permute(0, 3, 1, 2).float()
         return x, (amounts, (F.adaptive_avg_pool2d(seen, 2) > 0.02).float())
 
-    def loss(self, net, maps, answers):
-        amounts, seen = answers
+    def loss(self, net: FeatureNet, maps: list[Tensor], targets: tuple[Tensor, ...]) -> Tensor:
+        amounts, seen = targets
         things = self.things(F.adaptive_avg_pool2d(maps[-1], 2))
         wrong = F.binary_cross_entropy_with_logits(things, seen)
         return 24 * F.mse_loss(self.amounts(net.pool(maps)), amounts) + 4 * wrong
 
-    def skill(self, net, maps, answers):
+    def accuracy(self, net: FeatureNet, maps: list[Tensor], targets: tuple[Tensor, ...]) -> Tensor:
         things = self.things(F.adaptive_avg_pool2d(maps[-1], 2)) > 0
-        return (things == answers[1].bool()).float().mean()
+        return (things == targets[1].bool()).float().mean()
 
 
-class Turned(Task):
-    """By how many quarter turns a picture was turned; its mean colour and its contrast in three octaves."""
+class Rotated(Task):
+    """Task of `referee`: number of quarter turns; mean colour, and contrast in three octaves."""
 
     def __init__(self, net: FeatureNet):
         super().__init__()
         self.turns, self.statistics = nn.Linear(net.dim, 4), nn.Linear(net.dim, 6)
 
-    def prepare(self, x, regions, generator):
+    def prepare(self, x: Tensor, regions: Tensor, generator: torch.Generator) -> tuple[Tensor, tuple[Tensor, ...]]:
         turns = torch.randint(4, (len(x),), generator=generator)
         x = torch.stack([torch.rot90(picture, k, (1, 2)) for picture, k in zip(x, turns.tolist(), strict=True)])
         octaves, level = [], x
@@ -169,33 +176,33 @@ class Turned(Task):
             level = coarser
         return x, (turns, torch.cat([x.mean((2, 3)), torch.stack(octaves, 1)], 1))
 
-    def loss(self, net, maps, answers):
-        pooled, (turns, statistics) = net.pool(maps), answers
+    def loss(self, net: FeatureNet, maps: list[Tensor], targets: tuple[Tensor, ...]) -> Tensor:
+        pooled, (turns, statistics) = net.pool(maps), targets
         return F.cross_entropy(self.turns(pooled), turns) + 4 * F.mse_loss(self.statistics(pooled), statistics)
 
-    def skill(self, net, maps, answers):
-        return (self.turns(net.pool(maps)).argmax(1) == answers[0]).float().mean()
+    def accuracy(self, net: FeatureNet, maps: list[Tensor], targets: tuple[Tensor, ...]) -> Tensor:
+        return (self.turns(net.pool(maps)).argmax(1) == targets[0]).float().mean()
 
 
-TASKS: dict[str, type[Task]] = {"psim-lab": Regions, "fd-lab": Spoiled, "referee": Turned}
+TASKS: dict[str, type[Task]] = {"psim-lab": Regions, "fd-lab": Degraded, "referee": Rotated}
 
 
 def fit(name: str, data: dict[int, Pictures], steps: int) -> tuple[FeatureNet, nn.Linear, Task]:
-    """Train a network and the readers on top of it."""
+    """Train a network with its classifier and task; returns all three."""
     torch.manual_seed(RECIPES[name].seed)
     generator = torch.Generator().manual_seed(RECIPES[name].seed)
     net = ARCHITECTURES[name]().train()
     classifier, task = nn.Linear(net.widths[-1], len(CLASSES)), TASKS[name](net)
     params = [p for module in (net, classifier, task) for p in module.parameters()]
-    # The schedule sets the rate: up during the first fifth, then down to nothing.
+    # The learning rate rises during the first fifth of the run, then decays to 0.
     optimizer = torch.optim.AdamW(params, lr=MAX_LR, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LR, total_steps=steps, pct_start=0.2)
     start = time.perf_counter()
     for step, (x, label, regions) in enumerate(batches(data, steps, generator), 1):
-        x, answers = task.prepare(x, regions, generator)
+        x, targets = task.prepare(x, regions, generator)
         maps = net.stage_maps(x)
         class_loss = F.cross_entropy(classifier(maps[-1].mean((2, 3))), label)
-        loss = class_loss + task.loss(net, maps, answers)
+        loss = class_loss + task.loss(net, maps, targets)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(params, 1.0)
@@ -208,25 +215,25 @@ def fit(name: str, data: dict[int, Pictures], steps: int) -> tuple[FeatureNet, n
 
 
 @torch.inference_mode()
-def examine(net: FeatureNet, classifier: nn.Module, task: Task, pictures: Pictures) -> dict[str, float]:
-    """Share of right answers on pictures never trained on: `class` (as they are), and the task's own."""
+def validate(net: FeatureNet, classifier: nn.Module, task: Task, pictures: Pictures) -> dict[str, float]:
+    """Accuracy on held-out pictures: `class`, on undegraded pictures, and `own_task`."""
     generator = torch.Generator().manual_seed(0)
     x = to_float(pictures.image)
     classes = torch.cat([classifier(net.stage_maps(part)[-1].mean((2, 3))).argmax(1) for part in x.split(100)])
-    skills = []
+    accuracies = []
     for part, regions in zip(x.split(100), pictures.regions.split(100), strict=True):
-        shown, answers = task.prepare(part, regions.long(), generator)
-        skills.append(task.skill(net, net.stage_maps(shown), answers))
-    own = torch.stack(skills).mean().item()
+        inputs, targets = task.prepare(part, regions.long(), generator)
+        accuracies.append(task.accuracy(net, net.stage_maps(inputs), targets))
+    own = torch.stack(accuracies).mean().item()
     return {"class": round((classes == pictures.label).float().mean().item(), 4), "own_task": round(own, 4)}
 
 
 @torch.inference_mode()
 def standardise(net: FeatureNet, task: Task, pictures: Pictures) -> None:
-    """Give each entry of the embedding mean 0 and deviation 1 over pictures as shown in training.
+    """Set mean and standard deviation of the embedding from the task's inputs, so that its entries are standardised.
 
-    For `fd-lab` these are spoiled ones too: entries that answer to noise and hardly vary without it do not outweigh
-    the rest. A dead entry is not blown up.
+    For `fd-lab` half of these pictures are degraded, so that entries that respond to noise alone do not dominate. The
+    standard deviation has a lower bound, so that constant entries are not amplified.
     """
     generator = torch.Generator().manual_seed(0)
     parts = zip(to_float(pictures.image).split(240), pictures.regions.long().split(240), strict=True)
@@ -237,11 +244,11 @@ def standardise(net: FeatureNet, task: Task, pictures: Pictures) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train one network, examine it, write its files."""
+    """Train one network, validate it, and write its weights and card."""
     parser = argparse.ArgumentParser(prog="python -m ldmlab.weights.train", description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--folder", type=Path, default=WEIGHTS, help="where to write (default: beside this script)")
-    parser.add_argument("--steps", type=int, help="fewer steps, to try the script out")
+    parser.add_argument("--steps", type=int, help="number of steps (default: those of the shipped network)")
     args = parser.parse_args(arguments)
     recipe = RECIPES[args.name]
     steps = args.steps or recipe.steps
@@ -257,7 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
         freeze(module)
     fold_batchnorm(net)
     standardise(net, task, Pictures(*(tensor[:4800] for tensor in data[32])))
-    accuracy = {f"{size}px": examine(net, classifier, task, pictures) for size, pictures in held_out.items()}
+    accuracy = {f"{size}px": validate(net, classifier, task, pictures) for size, pictures in held_out.items()}
 
     path = args.folder / f"{args.name}.safetensors"
     atomic_write(path, save({key: value.contiguous() for key, value in net.state_dict().items()}))

@@ -194,8 +194,8 @@ def test_super_resolution_pipeline(diffusers, tmp_path):
 def trained(tmp_path_factory):
     """A text-to-image model of `scenes`: a plain first stage, and captions of the length that diffusers wants."""
     spec = study_spec(8, tier="smoke", condition="text")
-    first_stage = replace(spec.first_stage, autoencoder=configs.plain(spec.first_stage.autoencoder), num_steps=3,
-                          batch_size=4, val_every=2)
+    autoencoder = configs.exportable_config(spec.first_stage.autoencoder)
+    first_stage = replace(spec.first_stage, autoencoder=autoencoder, num_steps=3, batch_size=4, val_every=2)
     spec = replace(spec, data=replace(spec.data, num_train=64, num_val=12), first_stage=first_stage, diffusion=replace(
         spec.diffusion, condition=replace(spec.diffusion.condition, max_length=77), num_steps=3, batch_size=4,
         milestones=()))

@@ -18,7 +18,7 @@ import pytest
 from ldmlab.atomic import DiskFull
 from ldmlab.checkpoints import download, transfer
 from ldmlab.checkpoints.download import add_fetch, fetch
-from ldmlab.checkpoints.manifest import Copy, Released
+from ldmlab.checkpoints.manifest import Copy, ReleasedFile
 from ldmlab.checkpoints.transfer import FetchError
 
 CONTENT = bytes(range(256)) * 40
@@ -85,9 +85,9 @@ def offer(server, monkeypatch):
 
     def offered(**changes):
         url = f"http://127.0.0.1:{server.server_address[1]}/x"
-        row = replace(Released("x", "x.ckpt", (url,), "a test"), **changes)
-        monkeypatch.setattr(download, "find", lambda name: row)
-        monkeypatch.setattr(download, "released", lambda: {"x": row})
+        row = replace(ReleasedFile("x", "x.ckpt", (url,), "a test"), **changes)
+        monkeypatch.setattr(download, "find_released_file", lambda name: row)
+        monkeypatch.setattr(download, "released_files", lambda: {"x": row})
         return row
 
     offered()
@@ -168,7 +168,7 @@ def test_where_it_cannot_go_on_it_begins_anew(server, offer, tmp_path, monkeypat
     assert fetch("x", tmp_path).read_bytes() == server.content
 
 
-def test_a_wrong_hash_is_thrown_away(server, offer, tmp_path):
+def test_a_download_with_a_wrong_hash_is_deleted(server, offer, tmp_path):
     """Also the download itself: to go on from it would fail for ever; the right file comes on the next call."""
     offer(sha256=DIGEST)
     server.content = CONTENT[::-1]
@@ -218,7 +218,7 @@ def test_errors_say_what_to_do(server, offer, tmp_path):
     server.status = 404
     with pytest.raises(FetchError) as error:
         fetch("x", tmp_path)
-    for part in ("404", "not there any more", row.urls[0], "12.3 MB", str(tmp_path / "x.ckpt")):
+    for part in ("404", "the file has been removed", row.urls[0], "12.3 MB", str(tmp_path / "x.ckpt")):
         assert part in str(error.value)
 
 
@@ -247,7 +247,7 @@ def test_a_full_disk_is_noticed_before(server, offer, tmp_path, monkeypatch):
     real = shutil.disk_usage
     for free, arrived in ((10, 0), (5000, len(server.content))):  # no room for the zip; none for what is inside
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(free, 0, free))
-        with pytest.raises(DiskFull, match="disk full.*Make room"):
+        with pytest.raises(DiskFull, match="disk full.*Free space"):
             fetch("x", tmp_path)
         assert visible(tmp_path) == [] and kept(tmp_path) == arrived
     monkeypatch.setattr(shutil, "disk_usage", real)
@@ -265,7 +265,7 @@ def test_a_disk_that_fills_up_on_the_way(server, offer, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(transfer, "open", Full, raising=False)
-        with pytest.raises(DiskFull, match="what has arrived is kept"):
+        with pytest.raises(DiskFull, match="the partial download is kept"):
             fetch("x", tmp_path)
     assert visible(tmp_path) == [] and kept(tmp_path) == 3000
     assert fetch("x", tmp_path).read_bytes() == CONTENT and server.asked[-1] == "bytes=3000-"
@@ -283,11 +283,11 @@ def test_of_a_zip_only_the_checkpoint_is_kept(server, offer, tmp_path):
 
 @pytest.mark.parametrize("content, message", [
     (zipped(**{"last.ckpt": CONTENT, "__MACOSX/._last.ckpt": b""}), None),
-    (zipped(**{"a/model.ckpt": b"1", "b/model.ckpt": b"2"}), "should hold one model.ckpt; it holds a/model.ckpt, b/"),
+    (zipped(**{"a/model.ckpt": b"1", "b/model.ckpt": b"2"}), "must hold one model.ckpt; it holds a/model.ckpt, b/"),
     (zipped(readme=b""), "it holds readme"),
-    (CONTENT, "no whole zip"),
-    (WHOLE[:-30], "no whole zip"),
-    (WHOLE[:60] + bytes(40) + WHOLE[100:], "no whole zip"),  # the list of contents is right, the contents are not
+    (CONTENT, "not a complete zip"),
+    (WHOLE[:-30], "not a complete zip"),
+    (WHOLE[:60] + bytes(40) + WHOLE[100:], "not a complete zip"),  # the list of contents is right, the contents are not
 ])
 def test_zips_of_another_make(server, offer, tmp_path, content, message):
     """An only checkpoint of another name is taken; what is doubtful, missing or damaged is refused, and not kept."""

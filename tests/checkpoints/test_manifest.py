@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldmlab.checkpoints.download import default_folder
-from ldmlab.checkpoints.manifest import DIFFUSERS, find, released
+from ldmlab.checkpoints.manifest import DIFFUSERS, find_released_file, released_files
 from ldmlab.evaluation.inception import InceptionNet, find_inception
 from ldmlab.evaluation.inception import manifest as inception_manifest
 from ldmlab.perception import lpips_trunk, perceptual_loss
@@ -18,18 +18,19 @@ layout2img-openimages256 semantic_synthesis256 semantic_synthesis512 inpainting_
 
 def test_every_released_model_can_be_fetched():
     """The nine first stages and the thirteen models of the model zoo, each under the name of its preset row."""
-    assert {row.preset for row in released().values() if row.preset} == {*FIRST_STAGES, *MODELS}
-    assert all(find(name).preset == name for name in (*FIRST_STAGES, *MODELS)) and set(DIFFUSERS) <= set(MODELS)
+    assert {row.preset for row in released_files().values() if row.preset} == {*FIRST_STAGES, *MODELS}
+    assert all(find_released_file(name).preset == name for name in (*FIRST_STAGES, *MODELS))
+    assert set(DIFFUSERS) <= set(MODELS)
 
 
 def test_no_two_rows_meet():
     """Two rows that shared a file, or an address, would overwrite or stand in for each other."""
-    rows = released().values()
+    rows = released_files().values()
     assert len({row.file for row in rows}) == len(rows)
     assert len({url for row in rows for url in row.urls}) == sum(len(row.urls) for row in rows)
 
 
-@pytest.mark.parametrize("row", released().values(), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", released_files().values(), ids=lambda row: row.name)
 def test_a_row_is_complete(row):
     """Addresses nobody on the way can change, well-formed hashes with their source, a licence, a plain file name."""
     assert row.urls and all(url.startswith("https://") and " " not in url for url in row.urls)
@@ -43,7 +44,7 @@ def test_a_row_is_complete(row):
 def test_networks_of_metrics_go_where_they_are_looked_for(monkeypatch, tmp_path):
     """VGG16 where LPIPS looks and Inception where FID looks, with the hash that gives FID its name."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    vgg, inception = find("vgg16"), find("inception")
+    vgg, inception = find_released_file("vgg16"), find_released_file("inception")
     assert default_folder(vgg) / vgg.file == lpips_trunk()
     (tmp_path / "checkpoints").mkdir()
     (default_folder(inception) / inception.file).touch()
@@ -58,11 +59,11 @@ def test_the_command_that_an_error_names_exists(monkeypatch, tmp_path, wanted):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(FileNotFoundError, match="python -m ldmlab.checkpoints fetch") as error:
         wanted()
-    row = find(re.search(r"fetch (\w+)", str(error.value))[1])
+    row = find_released_file(re.search(r"fetch (\w+)", str(error.value))[1])
     assert row.hub and row.file in str(error.value) and f"{row.size / 1e6:.1f} MB" in str(error.value)
 
 
 def test_an_unknown_name_lists_the_known():
     """A typing error costs one look at the message."""
-    with pytest.raises(ValueError, match="no released file 'kl-f9'; there are kl-f4, kl-f8"):
-        find("kl-f9")
+    with pytest.raises(ValueError, match="no released file 'kl-f9'; accepted are kl-f4, kl-f8"):
+        find_released_file("kl-f9")

@@ -13,7 +13,7 @@ import torch
 from ldmlab.checkpoints.compvis import IGNORED
 from ldmlab.checkpoints.learning_rate import Cycle, LearningRate
 from ldmlab.checkpoints.opening import open_weights
-from ldmlab.checkpoints.released import FIRST_STAGES, LDMS, ROWS, released, scaled_down
+from ldmlab.checkpoints.released import FIRST_STAGES, LDMS, ROWS, released_row, scaled_down
 from ldmlab.checkpoints.released_model import build, from_compvis_state, load_compvis, save_compvis
 from ldmlab.checkpoints.state import averaged_keys, fit, reason_ignored, schedule_tables
 from ldmlab.diffusion.unet.width_matching import count_params
@@ -34,7 +34,7 @@ def layout(state):
 @pytest.mark.parametrize("name", RECORDED)
 def test_exported_keys_are_those_of_the_released_file(name):
     """Every key, shape and dtype of a released file comes out of our model, and no other; so do the parameters."""
-    model, recorded = build(released(name), "meta"), RECORDED[name]
+    model, recorded = build(released_row(name), "meta"), RECORDED[name]
     exported = layout(model.to_compvis_state())
     assert hashlib.sha256(json.dumps(exported).encode()).hexdigest() == recorded["sha256"]
     assert len(exported) + recorded["num_left_out"] == recorded["num_keys"]
@@ -50,7 +50,7 @@ def test_exported_keys_are_those_of_the_released_file(name):
 def test_whole_key_lists(name):
     """Each entry of a released file belongs to a module, to its average, or to the table of what is ignored and why."""
     listed = json.loads(Path(REFERENCE, "keys", f"{name}.json").read_text())
-    row = released(name)
+    row = released_row(name)
     found = fit({key: tuple(shape) for key, shape, _ in listed}, row)
     assert found.fits, found.differences()
     exported = layout(build(row, "meta").to_compvis_state())
@@ -61,12 +61,12 @@ def test_whole_key_lists(name):
 
 def test_names_of_both_worlds():
     """A row is found by CompVis's name and by the paper's; a wrong name is answered with the right ones."""
-    assert released("KL-f8 c4") is released("kl-f8") is released("autoencoder_kl_32x32x4")
-    assert released("txt2img-1p4B") is LDMS["txt2img-1p4B-eval"]
-    names = [name.lower() for row in ROWS.values() for name in (row.name, row.paper, *row.also)]
+    assert released_row("KL-f8 c4") is released_row("kl-f8") is released_row("autoencoder_kl_32x32x4")
+    assert released_row("txt2img-1p4B") is LDMS["txt2img-1p4B-eval"]
+    names = [name.lower() for row in ROWS.values() for name in (row.name, row.paper, *row.other_names)]
     assert len(set(names)) == len(names) and len(FIRST_STAGES) == 9 and len(LDMS) == 13
-    with pytest.raises(ValueError, match="no released model 'kl-f2'; there are kl-f4, .*inpainting_big"):
-        released("kl-f2")
+    with pytest.raises(ValueError, match="no released model 'kl-f2'; accepted are kl-f4, .*inpainting_big"):
+        released_row("kl-f2")
 
 
 def test_channels_of_each_part_fit_together():
@@ -108,7 +108,7 @@ def trained(model):
                                   "inpainting_big"])
 def test_a_state_dict_is_given_back_as_it_was(name):
     """Taken in and given back, a file's entries are the same to the bit, whichever weights the model took from it."""
-    model = filled(released(name))
+    model = filled(released_row(name))
     state = trained(model)
     for ema in (True, False):
         read = from_compvis_state(state, model.row, ema=ema)
@@ -125,7 +125,7 @@ def test_a_state_dict_is_given_back_as_it_was(name):
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
 def test_a_file_is_written_back_as_it_was(tmp_path, suffix):
     """The same through files, where entries share memory: the inpainting model has its first stage twice."""
-    model = filled(released("inpainting_big"))
+    model = filled(released_row("inpainting_big"))
     state = trained(model)
     torch.save({"state_dict": state, "global_step": 5, "epoch": 1}, tmp_path / "model.ckpt")
     again = tmp_path / f"again.{suffix}"
@@ -136,7 +136,7 @@ def test_a_file_is_written_back_as_it_was(tmp_path, suffix):
 
 def test_a_loaded_model_computes_what_was_saved(tmp_path):
     """The same pictures of a class come out of a model before and after: no weight or buffer is left empty."""
-    model = filled(released("cin256-v2"))
+    model = filled(released_row("cin256-v2"))
     save_compvis(model, tmp_path / "model.safetensors")
     read = load_compvis(tmp_path / "model.safetensors", model.row)
     z_t, t, y = torch.randn(2, 3, 8, 8), torch.tensor([3, 900]), torch.tensor([1, -1])
@@ -151,7 +151,7 @@ def test_a_loaded_model_computes_what_was_saved(tmp_path):
 
 def test_settings_in_a_file_win(tmp_path):
     """A file that was trained on with another schedule or scale is sampled with these, as the released code does."""
-    model = filled(released("lsun_churches256"))
+    model = filled(released_row("lsun_churches256"))
     state = trained(model)
     assert from_compvis_state(state, model.row).scale_factor == pytest.approx(0.22765929)
     assert torch.equal(from_compvis_state(state, model.row).schedule.beta, model.row.schedule.beta)
@@ -172,7 +172,7 @@ def test_tables_of_the_schedule_are_recomputed_to_the_bit():
 
 def test_half_precision_files_are_read_in_float32(tmp_path):
     """Pruned files of others hold float16; the modules compute in float32 with these values, and none is lost."""
-    model = filled(released("vq-f8-n256"))
+    model = filled(released_row("vq-f8-n256"))
     half = {key: value.half() if value.is_floating_point() else value
             for key, value in model.to_compvis_state().items()}
     read = from_compvis_state(half, model.row)
@@ -183,7 +183,7 @@ def test_half_precision_files_are_read_in_float32(tmp_path):
 
 def test_a_first_stage_without_its_discriminator():
     """Files that others pruned have no losses: the model comes without a discriminator, not with one of its own."""
-    model = filled(released("kl-f4"))
+    model = filled(released_row("kl-f4"))
     state = {key: value for key, value in model.to_compvis_state().items() if not key.startswith("loss.")}
     assert fit({key: tuple(value.shape) for key, value in state.items()}, model.row).fits
     read = from_compvis_state(state, model.row)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmlab.data.annotations.annotation import Annotation, Box, seen_square
-from ldmlab.data.decode import square
+from ldmlab.data.annotations.annotation import Annotation, Box, center_crop_box
+from ldmlab.data.decode import center_crop
 from ldmlab.data.images import open_dataset
 from ldmlab.data.scenes.scene import LABELS, render_scene
 
@@ -60,7 +60,7 @@ def by_width(*places) -> dict[float, Annotation]:
 def test_boxes_follow_the_crop():
     """Seen boxes are cut to the square, and what lies outside of it is no longer there."""
     boxes = (Box("a", 0, 0.0, 0.2, 0.5, 0.6), Box("b", 1, 0.0, 0.0, 0.25, 1.0), Box("c", 2, 0.3, 0.0, 0.7, 1.0))
-    seen = Annotation(3, "", boxes, (0.25, 0.0, 0.5, 1.0)).seen()
+    seen = Annotation(3, "", boxes, (0.25, 0.0, 0.5, 1.0)).visible_boxes()
     assert seen == (Box("a", 0, 0.0, 0.2, 0.5, 0.6), Box("c", 2, 0.09999999999999998, 0.0, 0.8999999999999999, 1.0))
 
 
@@ -71,7 +71,7 @@ def test_the_mirror_image_has_mirrored_boxes_and_words():
     mirrored = given.mirrored()
     assert mirrored.caption == "Right of it, not leftover, the leftmost." and mirrored.more_captions == ("to the left",)
     assert mirrored.boxes == (Box("a", 0, 0.625, 0.25, 0.875, 0.5),) and mirrored.crop == (0.125, 0.0, 0.75, 1.0)
-    (seen,), (other,) = given.seen(), mirrored.seen()
+    (seen,), (other,) = given.visible_boxes(), mirrored.visible_boxes()
     assert (other.x0, other.x1) == pytest.approx((1 - seen.x1, 1 - seen.x0))
     assert mirrored.mirrored() == given
 
@@ -81,8 +81,8 @@ def test_the_seen_square_is_what_decoding_leaves(width, height, size):
     """A picture whose colours are its coordinates shows, in its decoded corners, where the square lies."""
     x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
     coordinates = np.stack([x, y, 0 * x], -1)
-    decoded = square(Image.fromarray((255 * coordinates).round().astype(np.uint8)), size) / 255
-    x0, y0, across, down = seen_square(width, height, size)
+    decoded = center_crop(Image.fromarray((255 * coordinates).round().astype(np.uint8)), size) / 255
+    x0, y0, across, down = center_crop_box(width, height, size)
     middle = decoded[:2, size // 4 : -(size // 4), size // 4 : -(size // 4)].mean((1, 2))
     assert middle == pytest.approx((x0 + across / 2, y0 + down / 2), abs=0.01)
     assert np.ptp(decoded[0]) == pytest.approx(across * (1 - 1 / size), abs=0.06)
@@ -92,11 +92,11 @@ def test_the_seen_square_is_what_decoding_leaves(width, height, size):
 def test_scenes_know_their_captions_and_boxes():
     """Annotations are those of the scenes, in order; all of the picture is seen."""
     data = open_dataset("scenes", size=32, num=3, seed=5, split="validation")
-    told = []
-    annotations = data.annotations(progress=lambda done, num: told.append((done, num)))
+    calls = []
+    annotations = data.annotations(progress=lambda done, num: calls.append((done, num)))
     scenes = [render_scene(5, "validation", i, 32) for i in range(3)]
     assert [(a.label, a.caption, a.boxes) for a in annotations] == [(s.label, s.caption, s.boxes) for s in scenes]
-    assert all(a.seen() == a.boxes for a in annotations) and data.box_names == LABELS and told[-1] == (3, 3)
+    assert all(a.visible_boxes() == a.boxes for a in annotations) and data.box_names == LABELS and calls[-1] == (3, 3)
 
 
 def test_scenes_are_annotated_once(tmp_path, monkeypatch):
@@ -116,7 +116,7 @@ def test_scenes_are_annotated_once(tmp_path, monkeypatch):
 
 
 def test_annotations_where_nothing_can_be_kept(tmp_path):
-    """A folder that cannot be written is told, and costs no more than the time of rendering."""
+    """A folder that cannot be written gives a warning, and costs no more than the time of rendering."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.warns(UserWarning, match="annotations are not cached"):
         assert len(open_dataset("scenes", size=32, num=2).annotations(cache_dir=tmp_path / "file")) == 2
@@ -159,7 +159,7 @@ def test_coco(tmp_path):
     assert a.boxes == (Box("bicycle", 1, 0.0, 0.25, 0.5, 0.75), Box("traffic light", 0, 0.375, 0.0, 0.625, 1.0),
                        Box("banner", 2, 0.0, 0.5, 1.0, 1.0))
     assert b.boxes == (Box("traffic light", 0, 0.25, 0.25, 0.75, 1.0),)
-    assert a.seen()[0] == Box("bicycle", 1, 0.0, 0.25, 0.5, 0.75) and a.label == -1
+    assert a.visible_boxes()[0] == Box("bicycle", 1, 0.0, 0.25, 0.5, 0.75) and a.label == -1
     data = open_dataset(tmp_path / "c.tar", size=16)
     assert data.box_names == ("traffic light", "bicycle", "banner")
     assert pickle.loads(pickle.dumps(data)).annotations() == data.annotations()
@@ -175,7 +175,7 @@ def test_coco_without_some_of_its_files(tmp_path):
     assert a.caption == "A bicycle on the left." and a.boxes == ()
 
 
-def test_what_coco_says_in_vain_is_told(tmp_path):
+def test_unusable_coco_entries_are_counted_in_a_warning(tmp_path):
     """Boxes without size, and of pictures and categories that are not listed, are left out and counted."""
     rows = [
         {"image_id": 7, "category_id": 2, "bbox": [0, 10, 40, 0]},
@@ -192,7 +192,7 @@ def test_what_coco_says_in_vain_is_told(tmp_path):
 
 
 def test_coco_files_that_do_not_fit(tmp_path):
-    """A damaged file is named; pictures that have other names than the files list are told."""
+    """A damaged file is named; pictures that have other names than the files list give a warning."""
     members = coco_members() | {"coco/annotations/stuff_val2017.json": b'{"images": []'}
     with pytest.raises(ValueError, match=r"stuff_val2017.json is not in COCO's format"):
         open_dataset(write_tar(tmp_path / "a.tar", members), size=16).annotations()

@@ -3,7 +3,7 @@
 import pytest
 
 from ldmlab.data.annotations.annotation import Annotation
-from ldmlab.data.scenes.captions import ANSWERS, claims
+from ldmlab.data.scenes.captions import ATTRIBUTES, parse_caption
 from ldmlab.data.scenes.places import HOURS
 from ldmlab.data.scenes.scene import render_scene
 
@@ -54,15 +54,15 @@ def rebuilt(said: dict[str, str]) -> str:
 def test_nothing_is_lost(captions):
     """From what is read off a caption of the world the caption can be written again, word for word."""
     for caption in captions:
-        said = claims(caption)
-        assert all(answer in ANSWERS[kind] for kind, answer in said.items())
+        said = parse_caption(caption)
+        assert all(answer in ATTRIBUTES[kind] for kind, answer in said.items())
         assert rebuilt(said) == caption
 
 
 def test_every_answer_occurs(captions):
     """Between them the world's captions give every answer but a few colours."""
-    for kind, answers in ANSWERS.items():
-        missing = set(answers) - {claims(caption).get(kind) for caption in captions}
+    for kind, answers in ATTRIBUTES.items():
+        missing = set(answers) - {parse_caption(caption).get(kind) for caption in captions}
         assert missing <= ({"white", "grey", "brown"} if kind.endswith("colour") else set()), kind
 
 
@@ -99,14 +99,14 @@ def test_what_people_type_is_understood_as_far_as_it_goes(text, said):
     """Found is what is there in the words of this world, and nothing else is claimed."""
     if isinstance(said, str):
         said = dict(pair.split(" ", 1) for pair in said.split(", "))
-    assert claims(text) == said
+    assert parse_caption(text) == said
 
 
 def test_the_caption_of_a_mirrored_picture_claims_the_same_but_for_the_sides(captions):
     """Annotations swap left and right; nothing else that is stated may change by it."""
     swap = {"left": "right", "right": "left"}
     for caption in captions:
-        said = claims(caption)
+        said = parse_caption(caption)
         if "relation" in said:
             said["relation"] = swap.get(said["relation"], said["relation"])
-        assert claims(Annotation(0, caption, ()).mirrored().caption) == said
+        assert parse_caption(Annotation(0, caption, ()).mirrored().caption) == said

@@ -1,4 +1,4 @@
-"""One door to all pictures: every kind of source and of picture comes out the same, and what is broken is told."""
+"""Every kind of source and of picture file gives the same pixels, and damaged files are reported."""
 
 import io
 import json
@@ -213,7 +213,8 @@ def test_a_quick_decoder_reads_every_mode_as_pil_does(mode, decoder):
 def test_a_draft_is_a_reduced_scale(monkeypatch):
     """Of a large JPEG only an eighth a side is decoded; a side never falls below the size that is asked for."""
     raw, loaded = jpeg(picture(0, 520, 264)), []
-    monkeypatch.setattr("ldmlab.data.decode.square", lambda x, size: loaded.append(x.size) or np.zeros((3, size, size)))
+    monkeypatch.setattr("ldmlab.data.decode.center_crop",
+                        lambda x, size: loaded.append(x.size) or np.zeros((3, size, size)))
     for size, decoder in ((32, "pil"), (32, "pil-draft"), (40, "pil-draft"), (200, "pil-draft")):
         decode(raw, size, decoder)
     assert loaded == [(520, 264), (65, 33), (130, 66), (520, 264)]
@@ -259,11 +260,11 @@ def test_fingerprints_of_known_data_stay(tmp_path):
     assert open_dataset(tmp_path, size=32).fingerprint.startswith("8a08b37c9587974246209d91452729e7")
 
 
-@pytest.mark.parametrize("name, decoder, told", [("folder", "opencv", "accepted: pil, pil-draft, torch"),
+@pytest.mark.parametrize("name, decoder, message", [("folder", "opencv", "accepted: pil, pil-draft, torch"),
                                                  ("scenes", "torch", "folders and tar files")])
-def test_other_decoders_are_refused(name, decoder, told, folder):
+def test_other_decoders_are_refused(name, decoder, message, folder):
     """An unknown one, and one for data that has no files to decode."""
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         open_dataset(folder if name == "folder" else name, size=32, decoder=decoder)
 
 
@@ -289,7 +290,7 @@ def test_a_crop_between_the_passes_changes_no_bit(sides):
     np.testing.assert_array_equal(decode(encoded(image), size), expected)
 
 
-def test_files_broken_side_by_side_are_told(tmp_path, monkeypatch):
+def test_files_broken_side_by_side_are_reported(tmp_path, monkeypatch):
     """Of a set too large to be kept, a batch whose first unreadable files are met by several threads still warns."""
     broken_folder(tmp_path, 30, 3)
     monkeypatch.setattr("ldmlab.data.pixels.KEEP_BYTES", 0)
@@ -309,7 +310,7 @@ def test_files_broken_side_by_side_are_told(tmp_path, monkeypatch):
         data.images([0, 1])
     for _ in range(4):
         data.images([0, 1])
-    assert len({told.split()[0] for told in data.skipped}) == len(data.skipped), "a file counts once, however often met"
+    assert len({entry.split()[0] for entry in data.skipped}) == len(data.skipped), "a file counts once"
 
 
 def broken_folder(root, good: int, bad: int):
@@ -374,8 +375,8 @@ def test_other_wrong_requests(tmp_path):
     """A folder without pictures, a file that is no tar, a torn tar, and impossible numbers are refused plainly."""
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "torn.tar").write_bytes(b"x" * 2000)
-    for given, told in ((tmp_path / "notes.txt", "a file but no .tar"), (tmp_path / "torn.tar", "no uncompressed tar")):
-        with pytest.raises(ValueError, match=told):
+    for given, message in ((tmp_path / "notes.txt", "a file but no .tar"), (tmp_path / "torn.tar", "uncompressed")):
+        with pytest.raises(ValueError, match=message):
             open_dataset(given, size=16)
     (tmp_path / "torn.tar").unlink()
     with pytest.raises(ValueError, match="folder without a picture"):
@@ -449,7 +450,7 @@ def test_cache_on_disk(source, folder, tmp_path):
         open_dataset(name, size=32, num=12).in_memory(max_bytes=100)
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path):
+def test_a_cache_that_cannot_be_written_gives_a_warning(tmp_path):
     """Where the disk refuses, the pictures stay in memory and the run goes on."""
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="not cached"):

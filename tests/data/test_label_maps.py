@@ -1,4 +1,4 @@
-"""Label maps go with their pictures: the same order, resize and crop; what is missing or wrong is told beforehand."""
+"""Label maps have the order, resize and crop of their pictures; missing and wrong ones are errors."""
 
 import pickle
 
@@ -136,8 +136,9 @@ def test_maps_are_cached_beside_the_pictures(source, tmp_path):
     expected = open_dataset(name, **opened).maps(range(6))
     data = open_dataset(name, **opened).in_memory(cache_dir=cache)
     assert not list(cache.glob("*-maps.npy"))
-    told = []
-    assert torch.equal(data.maps(range(6), lambda done, num: told.append((done, num))), expected) and told[-1] == (6, 6)
+    calls = []
+    assert torch.equal(data.maps(range(6), lambda done, num: calls.append((done, num))), expected)
+    assert calls[-1] == (6, 6)
     (stored,) = cache.glob("*-maps.npy")
     written = stored.stat().st_mtime_ns
     again = open_dataset(name, **opened).in_memory(cache_dir=cache)
@@ -149,7 +150,7 @@ def test_maps_are_cached_beside_the_pictures(source, tmp_path):
     assert torch.equal(repaired.maps(range(6)), expected)
 
 
-def test_a_map_cache_that_cannot_be_written_is_told(tmp_path):
+def test_a_map_cache_that_cannot_be_written_gives_a_warning(tmp_path):
     """Where the disk refuses, the maps stay in memory."""
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="not cached"):

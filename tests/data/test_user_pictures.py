@@ -40,11 +40,11 @@ def test_what_is_no_picture_is_refused(tmp_path):
     """With its name and the reason."""
     (tmp_path / "notes.png").write_text("hello")
     (tmp_path / "torn.png").write_bytes(encoded(picture(0, 64, 64))[:3000])
-    reasons = {"notes.png": "is no picture", "torn.png": "is damaged", "x.png": "cannot be read: No such"}
+    reasons = {"notes.png": "is not a picture", "torn.png": "is damaged", "x.png": "cannot be read: No such"}
     for name, reason in reasons.items():
         with pytest.raises(ValueError, match=f"{name} {reason}"):
             open_picture(tmp_path / name)
-    with pytest.raises(ValueError, match="the upload is no picture"):
+    with pytest.raises(ValueError, match="the upload is not a picture"):
         decode_bytes(b"hello")
 
 
@@ -105,7 +105,7 @@ def test_pairs_of_a_folder_a_tar_and_a_picture(tmp_path):
 
 def test_pairs_that_are_none(tmp_path):
     """Nothing there, nothing in it, and a mask whose picture is missing."""
-    with pytest.raises(ValueError, match="is not there; give a picture, a folder"):
+    with pytest.raises(ValueError, match="does not exist; give a picture, a folder"):
         find_pairs(tmp_path / "x.png")
     with pytest.raises(ValueError, match="holds no picture"):
         find_pairs(tmp_path)
@@ -140,5 +140,5 @@ def test_what_cannot_be_padded_or_cropped():
     with pytest.raises(ValueError, match=r"15 x 40 is smaller than the model's stride: sides are 16 or more"):
         pad_to_multiple(torch.zeros(1, 3, 15, 40), 16)
     _, padding = pad_to_multiple(torch.zeros(1, 3, 20, 40), 16)
-    with pytest.raises(ValueError, match="cannot crop 20 x 40: padded were 32 x 48"):
+    with pytest.raises(ValueError, match="cannot crop 20 x 40: the padded size is 32 x 48"):
         padding.crop(torch.zeros(1, 3, 20, 40))

@@ -58,8 +58,8 @@ def test_a_fresh_classifier_knows_nothing():
     ({"pool": "attention", "side": None}, "side divisible by 2, got .*side=None"),
     ({"pool": "attention", "side": 5}, "side divisible by 2, got .*side=5"),
     ({"config": replace(CONFIG, num_head_channels=None, num_heads=2)}, "needs num_head_channels"),
-    ({"config": replace(CONFIG, context_dim=4)}, "given no condition, got .*context_dim=4"),
-    ({"config": replace(CONFIG, num_classes=4)}, "given no condition, got .*num_classes=4"),
+    ({"config": replace(CONFIG, context_dim=4)}, "takes no condition, got .*context_dim=4"),
+    ({"config": replace(CONFIG, num_classes=4)}, "takes no condition, got .*num_classes=4"),
 ])
 def test_what_cannot_be_built_is_refused(options, message):
     """The message says what was given and what is accepted."""

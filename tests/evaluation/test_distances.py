@@ -202,7 +202,7 @@ def test_scores_refuse_what_cannot_be_compared():
     lab, other, loss = (moments_of([x], feature_net(name)) for name in ("fd-lab", "referee", "psim-lab"))
     with pytest.raises(ValueError, match="different networks"):
         frechet_score(lab, other)
-    with pytest.raises(ValueError, match="gives no scores"):
+    with pytest.raises(ValueError, match="is not a network for scores"):
         frechet_score(loss, loss)
     with pytest.raises(ValueError, match="not a number"):
         Score(float("nan"), "FD-lab", "1", 2, 2)

@@ -5,7 +5,7 @@ import torch
 
 from ldmlab.data.images import to_float
 from ldmlab.data.scenes.scene import render_scene
-from ldmlab.evaluation.distortions import LADDERS, degradation_curves, degrade, rises
+from ldmlab.evaluation.distortions import LADDERS, degradation_curves, degrade, is_increasing
 from ldmlab.perception import feature_net
 
 
@@ -25,7 +25,7 @@ def test_distances_grow_with_degradation(scenes, name, mildest):
     ladders = {kind: ladder[mildest:] for kind, ladder in LADDERS.items()}
     curves = degradation_curves(*scenes, feature_net(name), ladders)
     for kind, curve in curves.items():
-        assert rises(curve), (kind, curve)
+        assert is_increasing(curve), (kind, curve)
 
 
 @pytest.mark.parametrize("kind", sorted(LADDERS))
@@ -53,4 +53,4 @@ def test_shuffle_keeps_the_pixels(scenes):
 
 def test_rises_is_strict():
     """A plateau is no growth."""
-    assert rises([0.0, 1.0, 2.0]) and not rises([0.0, 1.0, 1.0])
+    assert is_increasing([0.0, 1.0, 2.0]) and not is_increasing([0.0, 1.0, 1.0])

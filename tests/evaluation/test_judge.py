@@ -8,9 +8,9 @@ import torch
 
 from ldmlab.data.annotations.annotation import Box
 from ldmlab.data.images import to_float
-from ldmlab.data.scenes.captions import ANSWERS, claims
+from ldmlab.data.scenes.captions import ATTRIBUTES, parse_caption
 from ldmlab.data.scenes.scene import CLASSES, LABELS, render_scene
-from ldmlab.evaluation.judge import Seen, box_iou, caption_fulfilment, class_accuracy, layout_scores, load_judge
+from ldmlab.evaluation.judge import Predictions, box_iou, caption_fulfilment, class_accuracy, layout_scores, load_judge
 from ldmlab.perception import WEIGHTS
 
 CARD = json.loads((WEIGHTS / "judge.json").read_text())
@@ -31,18 +31,18 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def seen(judge, scenes):
-    return judge.look(to_float(torch.stack([s.image for s in scenes])))
+    return judge.predict(to_float(torch.stack([s.image for s in scenes])))
 
 
 def labels(scenes):
     return torch.tensor([s.label for s in scenes])
 
 
-def hand_made(regions: torch.Tensor) -> Seen:
+def hand_made(regions: torch.Tensor) -> Predictions:
     """Label maps without a network behind them; no kind has an answer."""
     n = len(regions)
-    nothing = {kind: torch.eye(len(a) + 1)[-1].expand(n, -1) for kind, a in ANSWERS.items()}
-    return Seen(nothing, regions, "by hand", {})
+    nothing = {kind: torch.eye(len(a) + 1)[-1].expand(n, -1) for kind, a in ATTRIBUTES.items()}
+    return Predictions(nothing, regions, "by hand", {})
 
 
 def test_the_card_is_true(seen, scenes):
@@ -86,7 +86,7 @@ def test_larger_pictures_get_the_same_answers(judge, seen, scenes):
     """A scene rendered at 64 px is judged as at 32 px, on nearly all pictures; only labels of edges move."""
     few = 60
     large = torch.stack([render_scene(CARD["seed"] + 1, "validation", i, 64).image for i in range(few)])
-    again = judge.look(to_float(large))
+    again = judge.predict(to_float(large))
     assert again.regions.shape == (few, 32, 32)
     for kind, least in {"class": 0.95, "colour": 0.9, "place": 0.95, "companion": 0.85, "relation": 0.75}.items():
         same = again.answers[kind].argmax(1) == seen.answers[kind][:few].argmax(1)
@@ -97,20 +97,20 @@ def test_larger_pictures_get_the_same_answers(judge, seen, scenes):
 def test_answers_do_not_depend_on_company_or_precision(judge, scenes):
     """Alone, in a batch, or inside autocast: the same; and no gradients are kept."""
     x = to_float(torch.stack([s.image for s in scenes[:4]]))
-    whole, parts = judge.look(x), judge.look(x, batch_size=3)
+    whole, parts = judge.predict(x), judge.predict(x, batch_size=3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = judge.look(x)
-    for kind in ANSWERS:
+        inside = judge.predict(x)
+    for kind in ATTRIBUTES:
         torch.testing.assert_close(whole.answers[kind], parts.answers[kind], atol=1e-4, rtol=0)
         torch.testing.assert_close(whole.answers[kind], inside.answers[kind], atol=1e-4, rtol=0)
     assert not any(p.requires_grad for p in judge.parameters())
 
 
 def test_says_reads_like_claims(seen, scenes):
-    """What the judge states of a picture has the words of a caption's claims, and mostly is them."""
-    said, true = seen.says(0), [claims(s.caption) for s in scenes]
-    assert all(answer in ANSWERS[kind] for kind, answer in said.items())
-    agreed = [seen.says(i).get(kind) == true[i].get(kind) for i in range(50) for kind in ANSWERS]
+    """What the judge states of a picture has the values that `parse_caption` gives, and mostly the same ones."""
+    said, true = seen.attributes(0), [parse_caption(s.caption) for s in scenes]
+    assert all(answer in ATTRIBUTES[kind] for kind, answer in said.items())
+    agreed = [seen.attributes(i).get(kind) == true[i].get(kind) for i in range(50) for kind in ATTRIBUTES]
     assert sum(agreed) / len(agreed) > 0.85
 
 
@@ -119,7 +119,7 @@ def test_scores_count_what_is_stated_alone():
     by_hand = hand_made(torch.zeros(2, 32, 32, dtype=torch.int64))
     answers = {kind: p.clone() for kind, p in by_hand.answers.items()}
     answers["class"][0] = torch.eye(len(CLASSES) + 1)[CLASSES.index("car")]
-    answers["colour"][0] = torch.eye(len(ANSWERS["colour"]) + 1)[ANSWERS["colour"].index("red")]
+    answers["colour"][0] = torch.eye(len(ATTRIBUTES["colour"]) + 1)[ATTRIBUTES["colour"].index("red")]
     scores = caption_fulfilment(replace(by_hand, answers=answers), ["a red car", "a boat"])
     assert {name: (s.value, s.n_fake) for name, s in scores.items()} == {
         "class": (0.5, 2),
@@ -163,7 +163,7 @@ def test_a_perfect_map_overlaps_its_boxes(scenes):
 def test_pictures_are_checked(judge, x, error, message):
     """Wrong type, shape and range are refused with what was given."""
     with pytest.raises(error, match=message):
-        judge.look(x)
+        judge.predict(x)
 
 
 def test_conditions_are_checked():

@@ -230,9 +230,9 @@ def test_a_flat_picture_costs_next_to_nothing():
 
 
 def test_wrong_files_and_settings_are_refused(scenes):
-    with pytest.raises(ValueError, match="no JPEG"):
+    with pytest.raises(ValueError, match="not a JPEG"):
         jpeg_scan(b"RIFF....")
-    with pytest.raises(ValueError, match="no lossy WebP"):
+    with pytest.raises(ValueError, match="not a lossy WebP"):
         webp_payload(saved(scenes[0], "WEBP", lossless=True))
     with pytest.raises(ValueError, match="one of jpeg, webp"):
         file_codec(scenes, "png", 5)

@@ -122,7 +122,7 @@ def test_data_without_success_to_judge_says_so():
 def test_layouts_are_judged_as_they_are_seen():
     """Boxes of a cropped picture are judged in the crop."""
     box = Box("car", 9, 0.25, 0.0, 0.5, 1.0)
-    (seen,) = Annotation(0, "", (box,), (0.25, 0.0, 0.5, 1.0)).seen()
+    (seen,) = Annotation(0, "", (box,), (0.25, 0.0, 0.5, 1.0)).visible_boxes()
     assert (seen.x0, seen.x1) == (0.0, 0.5)
 
 

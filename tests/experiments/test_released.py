@@ -9,7 +9,7 @@ from PIL import Image
 from ldmlab.checkpoints import released_sampling
 from ldmlab.checkpoints.diffusers_format import configs
 from ldmlab.checkpoints.diffusers_format.folders import read_pipeline
-from ldmlab.checkpoints.released import FIRST_STAGES, LDMS, ROWS, released, scaled_down
+from ldmlab.checkpoints.released import FIRST_STAGES, LDMS, ROWS, released_row, scaled_down
 from ldmlab.checkpoints.released_model import build
 from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
 from ldmlab.experiments.released.run import ReleasedRun, drawn
@@ -156,7 +156,7 @@ def test_every_kind_of_condition_is_wrapped_and_sampled(name, lab_root):
 
 def test_the_released_rescaler_reads_label_maps():
     """LabelMap makes one of its own; the released weights must take its place."""
-    model = build(scaled_down(released("semantic_synthesis256")))
+    model = build(scaled_down(released_row("semantic_synthesis256")))
     wrapped = released_sampling.latent_diffusion(model, 32)
     assert wrapped.conditioner.rescaler is model.conditioner
     assert wrapped.latent_shape(torch.zeros(1, 32, 32, dtype=torch.long)) == (3, 8, 8)
@@ -164,17 +164,17 @@ def test_the_released_rescaler_reads_label_maps():
 
 def test_the_scale_factor_reaches_the_decoder():
     """z_0 of txt2img is divided by 0.18215 before it is decoded; of VQ models nothing is done."""
-    model = build(scaled_down(released("txt2img-1p4B-eval")))
+    model = build(scaled_down(released_row("txt2img-1p4B-eval")))
     stats = released_sampling.latent_diffusion(model, 64, SCENES_VOCABULARY).stats
     torch.testing.assert_close(stats.unscale(torch.full((1, 4, 1, 1), 0.18215)), torch.ones(1, 4, 1, 1))
 
 
 def test_a_model_without_no_class_refuses_guidance(lab_root):
     """cin256 has 1000 tokens for 1000 classes: its last one is no "nothing", and the run says so before any work."""
-    with pytest.raises(ValueError, match="always told its class in training .* guidance_scale = 1.5"):
+    with pytest.raises(ValueError, match="always trained with its class .* guidance_scale = 1.5"):
         run(model="cin256", guidance_scale=1.5)
     assert not (lab_root / "results").exists()
-    model = released_sampling.latent_diffusion(build(scaled_down(released("cin256"))), 32)
+    model = released_sampling.latent_diffusion(build(scaled_down(released_row("cin256"))), 32)
     with pytest.raises(ValueError, match="nothing to guide away from"):
         model.eps_model(torch.tensor([1]), 1.5)
     with pytest.raises(ValueError, match="nothing to guide away from"):
@@ -194,7 +194,7 @@ def test_models_without_a_condition_refuse_guidance(lab_root):
 def test_captions_want_berts_vocabulary(monkeypatch):
     """Word pieces of another vocabulary are other words to the transformer; none is made up."""
     monkeypatch.setattr(released_sampling, "find_bert", lambda: None)
-    model = build(scaled_down(released("txt2img-1p4B-eval")))
+    model = build(scaled_down(released_row("txt2img-1p4B-eval")))
     with pytest.raises(FileNotFoundError, match="vocab.txt of bert-base-uncased .* LDMLAB_BERT"):
         released_sampling.latent_diffusion(model, 64)
 
@@ -214,7 +214,7 @@ def test_a_file_that_was_fetched_is_found(lab_root, tmp_path, monkeypatch):
     """Under any name of the manifest that gives the model: inpainting_big has two."""
     monkeypatch.setenv("LDMLAB_CHECKPOINTS", str(tmp_path))
     (tmp_path / "inpainting_big-last.ckpt").touch()
-    assert released_sampling.find_file("inpainting_big") == tmp_path / "inpainting_big-last.ckpt"
+    assert released_sampling.find_checkpoint("inpainting_big") == tmp_path / "inpainting_big-last.ckpt"
 
 
 # --- The whole way ----------------------------------------------------------------------------------------------------

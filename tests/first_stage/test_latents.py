@@ -87,7 +87,7 @@ def test_interrupted_encoding_continues_and_is_not_done_twice(first_stage, image
             raise KeyboardInterrupt
         return real(self, x)
 
-    monkeypatch.setattr("ldmlab.first_stage.latents.NOTE_EVERY_S", 0)
+    monkeypatch.setattr("ldmlab.first_stage.latents.SAVE_EVERY_S", 0)
     monkeypatch.setattr(type(first_stage), "moments", counted)
     with pytest.raises(KeyboardInterrupt):
         encode_dataset(first_stage, images, tmp_path, batch_size=8)

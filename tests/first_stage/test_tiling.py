@@ -151,5 +151,5 @@ def test_pictures_that_do_not_fit_are_refused():
         tiled.encode(picture(66, 64))
     with pytest.raises(ValueError, match=r"\[-1, 1\]"):
         tiled.encode(picture(64, 64) * 3)
-    with pytest.raises(ValueError, match="latents are"):
+    with pytest.raises(ValueError, match="latents must be"):
         tiled.decode(torch.zeros(1, 4, 64, 64))

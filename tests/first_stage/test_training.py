@@ -69,13 +69,12 @@ def test_learning_rate_warms_up_holds_and_decays():
     """The rate is a function of our own step count: warm-up to lr, then from decay_from on down to final_lr of it."""
     module = small_module(num_steps=100, warmup_steps=10, decay_from=0.5, final_lr=0.01)
 
-    class Optimizer:
-        param_groups = [{}]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
 
     def rate(step):
         module.step = step
-        module._set_lr(Optimizer, 1.0)
-        return Optimizer.param_groups[0]["lr"]
+        module._set_lr(optimizer, 1.0)
+        return optimizer.param_groups[0]["lr"]
 
     assert [rate(0), rate(9), rate(50)] == pytest.approx([0.1, 1.0, 1.0])
     assert rate(75) == pytest.approx(0.505) and rate(100) == pytest.approx(0.01)

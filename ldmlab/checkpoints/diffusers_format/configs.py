@@ -1,7 +1,7 @@
-"""What diffusers writes beside weights, config.json, <-> our configurations, in both directions.
+"""diffusers' config.json <-> our configurations, in both directions.
 
-What one side cannot express is a ValueError that names the field. Choices of training (dropout in a first stage, the
-codebook's commitment) are not kept: diffusers does not have them.
+Settings that the other side cannot express raise a ValueError that names the field. Settings of training (dropout in a
+first stage, the codebook's commitment) are lost, since diffusers does not have them.
 """
 
 import math
@@ -17,7 +17,7 @@ from ldmlab.first_stage.networks import AutoencoderConfig
 
 Json = dict[str, Any]
 
-# Fields with one value that is ours, which is also diffusers' default: written out, and held to it on the way in.
+# Fields of which ldmlab supports one value, diffusers' default: written as such, and checked when read.
 _FIRST_STAGE = {"act_fn": "silu"}
 _KL = {"use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None, "latents_mean": None,
        "latents_std": None}
@@ -28,7 +28,7 @@ _UNET = {"center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0,
 _UNCONDITIONAL = {"mid_block_type": "UNetMidBlock2D", "add_attention": True}
 _CONDITIONAL = {"mid_block_type": "UNetMidBlock2DCrossAttn", "use_linear_projection": False,
                 "dual_cross_attention": False, "only_cross_attention": False}
-# Of no effect where the fields above are what they are.
+# Fields without effect, given those above.
 _IDLE = {"resnet_out_scale_factor": 1.0, "conv_in_kernel": 3, "conv_out_kernel": 3, "attention_type": "default",
          "addition_embed_type_num_heads": 64}
 _TEXT = {"activation_function": "gelu"}
@@ -39,19 +39,19 @@ _SELF, _CROSS = ("AttnDownBlock2D", "AttnUpBlock2D"), ("CrossAttnDownBlock2D", "
 
 
 class Fields:
-    """A foreign configuration that is being translated: each field is taken once, and at the end none may be left."""
+    """Reader of a foreign configuration: each field is taken once, and `done` raises for those left over."""
 
     def __init__(self, values: Json, source: str):
         self.values, self.source = {k: v for k, v in values.items() if not k.startswith("_")}, source
 
     def take(self, name: str, *default: Any) -> Any:
-        """The value of a field, or the default; ValueError without either."""
+        """Remove and return the value of a field, or the default; ValueError without either."""
         if name not in self.values and not default:
             raise ValueError(f"{self.source} lacks {name!r}")
         return self.values.pop(name, *default)
 
     def one(self, name: str, *default: Any) -> Any:
-        """As `take`, for a field that may be one value or a list of equal ones."""
+        """As `take`, for a field that is one value or a list of equal ones."""
         value = self.take(name, *default)
         if not isinstance(value, list | tuple):
             return value
@@ -60,14 +60,14 @@ class Fields:
         return value[0]
 
     def only(self, accepted: Json) -> "Fields":
-        """Take fields that can have one value."""
+        """Take fields of which only one value is accepted."""
         for name, value in accepted.items():
             if (got := self.take(name, value)) != value:
                 self.refuse(name, got, repr(value))
         return self
 
     def levels(self, plain: tuple[str, str], attending: tuple[str, str]) -> tuple[bool, ...]:
-        """Which levels attend, by the names of their blocks on the way down; the way up must mirror it."""
+        """Which levels have attention, by the names of the blocks down; those up must mirror them."""
         down, up = self.take("down_block_types"), self.take("up_block_types")
         attends = tuple(name == attending[0] for name in down)
         for name, types, side in (("down_block_types", down, 0), ("up_block_types", up[::-1], 1)):
@@ -77,13 +77,14 @@ class Fields:
         return attends
 
     def done(self, *without_effect: str) -> None:
-        """ValueError for what nobody took, unless it is off."""
+        """Raise ValueError for fields that were not taken, unless they are None, False or in `without_effect`."""
         for name, value in self.values.items():
             if name not in without_effect and value is not None and value is not False:
                 self.refuse(name, value, "no such field")
 
     def refuse(self, name: str, got: Any, accepted: str) -> None:
-        raise ValueError(f"{self.source} has {name} = {got!r}, which models here cannot be: accepted is {accepted}")
+        """Raise ValueError for the value of a field."""
+        raise ValueError(f"{self.source} has {name} = {got!r}, which ldmlab does not support: accepted is {accepted}")
 
 
 def _cannot(field: str, why: str) -> ValueError:
@@ -91,19 +92,19 @@ def _cannot(field: str, why: str) -> ValueError:
 
 
 # --- First stages ----------------------------------------------------------------------------------------------------
-def plain(config: AutoencoderConfig) -> AutoencoderConfig:
-    """A first stage of the same f, widths and attention that diffusers can build: no patches, no linear shortcut."""
+def exportable_config(config: AutoencoderConfig) -> AutoencoderConfig:
+    """A first stage of the same f, widths and attention, without the patches and shortcut that diffusers lacks."""
     finest = (1,) * int(math.log2(config.patch))
     return replace(config, patch=1, linear_shortcut=False, ch_mult=(*finest, *config.ch_mult))
 
 
 def autoencoder_to_theirs(config: AutoencoderConfig, scale_factor: float) -> Json:
-    """The configuration of an AutoencoderKL or a VQModel."""
+    """The configuration of an AutoencoderKL or a VQModel; ValueError for what diffusers cannot express."""
     if config.reg == "none":
         raise _cannot("f = 1", "pixels need no first stage")
     if config.patch > 1 or config.linear_shortcut:
         field = f"patch = {config.patch}" if config.patch > 1 else "linear_shortcut = True"
-        raise _cannot(field, "`ldmlab.study.runs.export.exportable_run` trains a model that it can build")
+        raise _cannot(field, "`ldmlab.study.runs.export.exportable_run` trains a model that diffusers can build")
     if config.ch_mult[0] != 1:
         raise _cannot(f"ch_mult = {config.ch_mult}", "its first entry must be 1")
     sides = [config.resolution // 2**i for i in range(len(config.ch_mult))]
@@ -124,10 +125,10 @@ def autoencoder_to_theirs(config: AutoencoderConfig, scale_factor: float) -> Jso
 
 
 def autoencoder_to_ours(theirs: Json, source: str) -> tuple[AutoencoderConfig, float]:
-    """The configuration of a first stage, and the scale factor that stands with it.
+    """The configuration of a first stage, and its scale factor.
 
-    Deviation from diffusers: where a VQModel states no `scaling_factor`, it is 1 and not 0.18215. The released VQ
-    models were converted before there was such a field, and have no scale (diffusers' issue 6725).
+    Deviation from diffusers: without `scaling_factor` in a VQModel it is 1 and not 0.18215. The released VQ models were
+    converted before that field existed, and are not scaled (diffusers' issue 6725).
     """
     vq, fields = theirs["_class_name"] == "VQModel", Fields(theirs, source)
     fields.only(_FIRST_STAGE | (_VQ if vq else _KL))
@@ -136,7 +137,7 @@ def autoencoder_to_ours(theirs: Json, source: str) -> tuple[AutoencoderConfig, f
     if any(width % widths[0] for width in widths):
         fields.refuse("block_out_channels", widths, "multiples of the first")
     if not isinstance(side, int) or side % f:
-        fields.refuse("sample_size", side, f"a whole number that f = {f} divides")
+        fields.refuse("sample_size", side, f"an integer divisible by f = {f}")
     in_channels, z_channels = fields.take("in_channels"), fields.take("latent_channels")
     quantizer = {}
     if vq:
@@ -155,7 +156,7 @@ def autoencoder_to_ours(theirs: Json, source: str) -> tuple[AutoencoderConfig, f
 
 # --- Denoisers -------------------------------------------------------------------------------------------------------
 def denoiser_to_theirs(config: DenoiserConfig, sample_size: int) -> Json:
-    """The configuration of a UNet2DModel, or of a UNet2DConditionModel where there is a context."""
+    """The configuration of a UNet2DModel, or of a UNet2DConditionModel for a denoiser with cross-attention."""
     attends, cross = [config.attends(level) for level in range(len(config.widths))], config.context_dim is not None
     down, up = _RESAMPLING if config.resblock_updown else _PLAIN
     attend_down, attend_up = _CROSS if cross else _SELF
@@ -173,35 +174,36 @@ def denoiser_to_theirs(config: DenoiserConfig, sample_size: int) -> Json:
                 "attn_norm_num_groups": config.norm_groups, "downsample_type": resample, "upsample_type": resample}
     if config.resblock_updown:
         raise _cannot("resblock_updown = True", "not together with a context_dim")
-    # Despite its name this is the number of heads (diffusers' issue 2011).
+    # Despite its name, `attention_head_dim` is the number of heads (diffusers' issue 2011).
     heads = config.num_heads or [max(1, config.heads(width)) for width in config.widths]
     return {"_class_name": "UNet2DConditionModel", **theirs, **_CONDITIONAL, "attention_head_dim": heads,
             "cross_attention_dim": config.context_dim, "transformer_layers_per_block": config.transformer_depth}
 
 
 def _head_dim(config: DenoiserConfig) -> int | None:
-    """Channels a head, one number for all of a UNet2DModel; None is one head."""
+    """Channels per head, the same at all levels of a UNet2DModel; None stands for one head."""
     if config.num_head_channels or config.num_heads == 1:
         return config.num_head_channels
     widths = {width for level, width in enumerate(config.widths) if config.attends(level)} | {config.widths[-1]}
-    if len(widths) > 1:
-        raise _cannot(f"num_heads = {config.num_heads}", f"without a context it needs num_head_channels, the same at "
-                                                         f"all levels that attend, which are {sorted(widths)} wide")
+    if len(widths) > 1 or config.num_heads is None:
+        why = (f"without cross-attention it needs num_head_channels, equal at all levels with attention, of "
+               f"widths {sorted(widths)}")
+        raise _cannot(f"num_heads = {config.num_heads}", why)
     return widths.pop() // config.num_heads
 
 
 def denoiser_to_ours(theirs: Json, source: str) -> tuple[DenoiserConfig, int]:
-    """The configuration of a denoiser, and the side of its latents."""
+    """The configuration of a denoiser, and the side of its latents; ValueError for what ldmlab does not support."""
     cross, fields = theirs["_class_name"] == "UNet2DConditionModel", Fields(theirs, source)
     fields.only(_UNET | _IDLE | (_CONDITIONAL if cross else _UNCONDITIONAL))
     widths, groups, side = (fields.take(name) for name in ("block_out_channels", "norm_num_groups", "sample_size"))
     if not isinstance(side, int):
-        fields.refuse("sample_size", side, "a whole number")
+        fields.refuse("sample_size", side, "an integer")
     resample, resblock_updown = fields.take("downsample_type", "conv"), False
     if not cross:
         resblock_updown = resample == "resnet"
         fields.only({"upsample_type": resample})
-        if fields.values.get("attn_norm_num_groups") is not None:  # None means the same, or none, which the file shows
+        if fields.values.get("attn_norm_num_groups") is not None:  # None means the same number, or no norm
             fields.only({"attn_norm_num_groups": groups})
     attends = fields.levels(_RESAMPLING if resblock_updown else _PLAIN, _CROSS if cross else _SELF)
     shift = fields.take("resnet_time_scale_shift", "default")
@@ -219,7 +221,7 @@ def denoiser_to_ours(theirs: Json, source: str) -> tuple[DenoiserConfig, int]:
 
 
 def _heads(fields: Fields, widths: list[int], attends: tuple[bool, ...], cross: bool) -> dict[str, int]:
-    """Heads as ours are given: their number, or the channels of each."""
+    """Arguments of our configuration: the number of heads, or the channels per head."""
     value = fields.take("attention_head_dim")
     if not cross:
         return {"num_heads": 1} if value is None else {"num_head_channels": value}
@@ -231,14 +233,14 @@ def _heads(fields: Fields, widths: list[int], attends: tuple[bool, ...], cross: 
     if len({heads for _, heads in used}) == 1:
         return {"num_heads": used[0][1]}
     if len({width // heads for width, heads in used}) > 1:
-        fields.refuse("attention_head_dim", value, "as many heads at all levels, or as many channels a head")
+        fields.refuse("attention_head_dim", value, "the same number of heads, or of channels per head, at all levels")
     return {"num_head_channels": used[0][0] // used[0][1]}
 
 
 # --- Text transformers -----------------------------------------------------------------------------------------------
 def text_to_theirs(transformer: TokenTransformer) -> Json:
     """The configuration of an LDMBert."""
-    attention = transformer.layers[0].inner
+    attention: Any = transformer.layers[0].inner
     return {
         "architectures": ["LDMBertModel"], "model_type": "ldmbert", "vocab_size": transformer.vocab_size,
         "max_position_embeddings": transformer.max_length, "d_model": transformer.dim,
@@ -263,9 +265,9 @@ _BETAS = {"scaled_linear": scaled_linear, "linear": linear}
 
 
 def schedule_to_theirs(schedule: Schedule) -> Json:
-    """A DDIMScheduler that takes the steps of `samplers.ddim` wherever their number divides T and is less.
+    """A DDIMScheduler with the steps of `samplers.ddim` where their number divides T and is smaller.
 
-    It begins at t = 1, as released, and ends at alpha_bar_0.
+    It starts at t = 1, as released, and ends at alpha_bar_0.
     """
     start, end = (float(f"{beta:.9g}") for beta in (schedule.beta[0], schedule.beta[-1]))
     beta = schedule.beta.double().cpu()
@@ -278,12 +280,12 @@ def schedule_to_theirs(schedule: Schedule) -> Json:
 
 
 def schedule_to_ours(theirs: Json, source: str) -> Schedule:
-    """beta_t of any scheduler; which steps it takes is not kept: samplers here take their own."""
+    """beta_t of any scheduler; its choice of steps is dropped, since samplers here have their own."""
     fields = Fields(theirs, source)
     clips = theirs.get("_class_name") in ("DDIMScheduler", "DDPMScheduler")
     fields.only({"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "thresholding": False})
     if clips and fields.take("clip_sample", True):
-        fields.refuse("clip_sample", True, "False, for latents have no range")
+        fields.refuse("clip_sample", True, "False, since latents have no fixed range")
     T, betas = fields.take("num_train_timesteps"), fields.take("trained_betas", None)
     if betas is not None:
         return Schedule.from_beta(torch.tensor(betas, dtype=torch.float64))

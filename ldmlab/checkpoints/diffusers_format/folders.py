@@ -1,16 +1,16 @@
-"""Models in diffusers' folders, written and read without diffusers itself: config.json beside safetensors.
+"""Write and read models in diffusers' format (folders of config.json and safetensors), without diffusers.
 
-`write_pipeline(run.diffusion.model, folder)` makes a folder that `DiffusionPipeline.from_pretrained` runs,
-`read_pipeline` a model of what such a folder holds. Three pipelines of diffusers sample latent diffusion models:
-without a condition, by text, and of low-resolution pictures. Of other models, `write_parts` writes what diffusers has a
-class for, to be put together by hand: a class-conditional denoiser takes `encoder_hidden_states` (b, 1, d), the token
-of the class, whose table is not among the parts.
+`write_pipeline(run.diffusion.model, folder)` writes a folder for `DiffusionPipeline.from_pretrained`; `read_pipeline`
+loads the model in one. diffusers has three pipelines for latent diffusion models: unconditional, text-to-image, and
+super-resolution. Of other models, `write_parts` writes the parts that diffusers has classes for, to be combined by
+hand: a class-conditional denoiser takes `encoder_hidden_states` (b, 1, d), the token of the class, whose embedding
+table is not among the parts.
 
 First stages of the tiers below `paper` have patches and a shortcut that diffusers lacks. `exportable_run` of
-`ldmlab.study.runs.export` trains a model that it can run: its first stage is `configs.plain` of the
-tier's own and, for text, f = 8 and `max_length` = 77, which are built in there.
+`ldmlab.study.runs.export` trains a model that diffusers can run: its first stage is `configs.exportable_config` of the
+tier's, and text models have f = 8 and `max_length` = 77, which are built into the pipeline.
 
-Reading runs no code of a folder: weights come from safetensors, else from a .bin, opened as by `opening`.
+Reading runs no code in a folder: weights come from safetensors, else from a .bin, opened as by `opening`.
 """
 
 import json
@@ -30,35 +30,43 @@ from ldmlab.checkpoints.diffusers_format.keys import load_theirs, to_theirs
 from ldmlab.checkpoints.opening import open_weights
 from ldmlab.diffusion.conditioning.captions import MAX_LENGTH, CaptionTokenizer, write_vocabulary
 from ldmlab.diffusion.conditioning.spatial import LowResolution
-from ldmlab.diffusion.conditioning.tokens import TextEmbedder
+from ldmlab.diffusion.conditioning.tokens import LayoutEmbedder, TextEmbedder
 from ldmlab.diffusion.conditioning.transformer import TokenTransformer
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.unet.unet import UNet
-from ldmlab.first_stage.autoencoder import AutoencoderKL, AutoencoderVQ, IdentityAutoencoder, build_autoencoder
+from ldmlab.first_stage.autoencoder import (
+    AutoencoderKL,
+    AutoencoderVQ,
+    FirstStage,
+    IdentityAutoencoder,
+    build_autoencoder,
+)
 from ldmlab.first_stage.latents import LatentStats
 
-LAYOUT = "0.30.0"  # the version of diffusers whose fields are written; newer ones fill in what they added since
+LAYOUT = "0.30.0"  # version of diffusers whose fields are written; newer ones add defaults for later fields
 FIRST_STAGES, UNETS = ("AutoencoderKL", "VQModel"), ("UNet2DModel", "UNet2DConditionModel")
 TEXT = "LDMBertModel"
 PIPELINES = ("LDMPipeline", "LDMTextToImagePipeline", "LDMSuperResolutionPipeline")
 
 
 class Part(NamedTuple):
-    """A part that was read: the module, with a first stage's scale factor or the side of a denoiser's latents."""
+    """A part that was read: the module, with the scale factor of a first stage or the latents' side of a denoiser."""
 
-    module: AutoencoderKL | AutoencoderVQ | UNet | TokenTransformer
+    module: FirstStage | UNet | TokenTransformer
     scale_factor: float | None = None
     sample_size: int | None = None
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
 def pipeline_name(model: LatentDiffusion) -> str:
-    """The pipeline of diffusers that samples this model; ValueError, saying why, if none does."""
-    f, tau = model.first_stage.f, model.conditioner
-    match tau and tau.kind:
-        case None:
-            return "LDMPipeline"
+    """The pipeline of diffusers for this model; ValueError, with the reason, if there is none."""
+    first_stage: Any = model.first_stage
+    tau: Any = model.conditioner
+    f = first_stage.f
+    if tau is None:
+        return "LDMPipeline"
+    match tau.kind:
         case "text":
             if (f, tau.tokenizer.max_length) != (8, MAX_LENGTH):
                 raise ValueError(f"LDMTextToImagePipeline has f = 8 and captions of {MAX_LENGTH} word pieces built in; "
@@ -75,14 +83,14 @@ def pipeline_name(model: LatentDiffusion) -> str:
 
 
 def write_pipeline(model: LatentDiffusion, folder: Path | str) -> str:
-    """Write a whole model for `DiffusionPipeline.from_pretrained(folder)`; returns the pipeline's name.
+    """Write a model for `DiffusionPipeline.from_pretrained(folder)`; returns the name of the pipeline.
 
-    The scheduler takes our DDIM's steps wherever their number divides T. ValueError, before anything is written, for
-    what diffusers cannot express.
+    The scheduler takes the steps of our DDIM where their number divides T. Raises ValueError, before anything is
+    written, for what diffusers cannot express.
     """
     name = pipeline_name(model)
     parts = write_parts(model, folder)
-    if name == "LDMTextToImagePipeline":
+    if isinstance(model.conditioner, TextEmbedder):
         _write_tokenizer(model.conditioner.tokenizer, Path(folder) / "tokenizer")
         parts |= {"tokenizer": ("transformers", "BertTokenizer")}
     _write_json(Path(folder) / "model_index.json", {"_class_name": name, "_diffusers_version": LAYOUT, **parts})
@@ -90,15 +98,16 @@ def write_pipeline(model: LatentDiffusion, folder: Path | str) -> str:
 
 
 def write_parts(model: LatentDiffusion, folder: Path | str) -> dict[str, tuple[str, str]]:
-    """Write first stage, denoiser, scheduler and a text transformer, each to a folder: name -> (library, class).
+    """Write first stage, denoiser, scheduler and text transformer, each to a folder: name -> (library, class).
 
-    ValueError, before anything is written, for what diffusers cannot express.
+    Raises ValueError, before anything is written, for what diffusers cannot express.
     """
     scale_factor = _scale_factor(model.stats)
-    modules = {"vqvae": model.first_stage, "unet": model.denoiser}
-    if hasattr(model.conditioner, "transformer"):
+    modules: dict[str, nn.Module] = {"vqvae": model.first_stage, "unet": model.denoiser}
+    if isinstance(model.conditioner, TextEmbedder | LayoutEmbedder):
         modules["bert"] = model.conditioner.transformer
-    sample_size = model.size // model.first_stage.f
+    first_stage: Any = model.first_stage
+    sample_size = model.size // first_stage.f
     described = {name: describe(module, scale_factor=scale_factor, sample_size=sample_size)
                  for name, module in modules.items()}
     scheduler = configs.schedule_to_theirs(model.schedule)
@@ -113,15 +122,15 @@ def write_parts(model: LatentDiffusion, folder: Path | str) -> dict[str, tuple[s
 def write_part(
     module: nn.Module, folder: Path | str, *, scale_factor: float | int = 1.0, sample_size: int = 32
 ) -> None:
-    """Write a first stage, denoiser or text transformer as diffusers' class of it reads it.
+    """Write a first stage, denoiser or text transformer for the class of diffusers that corresponds to it.
 
-    With a first stage stands the `scale_factor` that multiplies z, with a denoiser the latents' side, `sample_size`.
+    The config of a first stage has the `scale_factor` of z, that of a denoiser the side of its latents, `sample_size`.
     """
     _write(module, describe(module, scale_factor=scale_factor, sample_size=sample_size), Path(folder))
 
 
 def describe(module: nn.Module, *, scale_factor: float | int = 1.0, sample_size: int = 32) -> configs.Json:
-    """The config.json of a module; ValueError for what diffusers cannot express."""
+    """The config.json of a module; ValueError for what diffusers cannot express, TypeError for other modules."""
     match module:
         case UNet():
             return configs.denoiser_to_theirs(module.config, sample_size)
@@ -151,34 +160,35 @@ def _write_tokenizer(tokenizer: CaptionTokenizer, folder: Path) -> None:
 
 def _scale_factor(stats: LatentStats) -> float:
     if len(stats.scale_factor) > 1:
-        raise ValueError(f"diffusers scales all channels of z alike, and this model has a scale for each "
+        raise ValueError(f"diffusers has one scale for all channels of z, and this model has one per channel "
                          f"(scale_mode = {stats.mode!r})")
     return stats.scale_factor[0]
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
 def read_pipeline(folder: Path | str, device: torch.device | str = "cpu") -> LatentDiffusion:
-    """The model of a pipeline's folder, of one of `PIPELINES`, in eval mode; samplers here take their own steps.
+    """Load the model in a folder of one of `PIPELINES`, in eval mode; samplers here choose their own steps.
 
-    ValueError or FileNotFoundError, naming the file, for what is missing, damaged, of another class, or unknown here.
+    Raises ValueError or FileNotFoundError, naming the file, for parts that are missing, damaged or not supported.
     """
     folder, device = Path(folder), torch.device(device)
     name = _read_json(folder / "model_index.json", PIPELINES)["_class_name"]
-    first_stage, scale, _ = read_part(folder / "vqvae", FIRST_STAGES)
-    denoiser, _, side = read_part(folder / "unet", UNETS)
-    conditioner = None
+    parts: tuple[Any, Any] = read_part(folder / "vqvae", FIRST_STAGES), read_part(folder / "unet", UNETS)
+    (first_stage, scale, _), (denoiser, _, side) = parts
+    conditioner: TextEmbedder | LowResolution | None = None
+    context = None
     if name == "LDMTextToImagePipeline":
-        transformer = read_part(folder / "bert", (TEXT,)).module
+        transformer: Any = read_part(folder / "bert", (TEXT,)).module
         conditioner = TextEmbedder(_read_tokenizer(folder / "tokenizer", transformer.max_length), transformer)
+        context = transformer.dim
     elif name == "LDMSuperResolutionPipeline":
         conditioner = LowResolution(first_stage.f, first_stage.f)
-        scale = 1.0  # whatever the file says: this pipeline never scales
-    z, told = first_stage.z_channels, conditioner.channels if name == "LDMSuperResolutionPipeline" else 0
-    context = conditioner.transformer.dim if name == "LDMTextToImagePipeline" else None
+        scale = 1.0  # also where the file has another: this pipeline does not scale
+    z, extra = first_stage.z_channels, conditioner.channels if isinstance(conditioner, LowResolution) else 0
     given = (denoiser.config.in_channels, denoiser.config.out_channels, denoiser.config.context_dim)
-    if given != (z + told, z, context):
-        raise ValueError(f"{folder}: for {name} over this first stage, the denoiser has (in_channels, out_channels, "
-                         f"context) = {(z + told, z, context)}; unet/ has {given}")
+    if given != (z + extra, z, context):
+        raise ValueError(f"{folder}: for {name} with this first stage, the denoiser must have (in_channels, "
+                         f"out_channels, context_dim) = {(z + extra, z, context)}; unet/ has {given}")
     stats = LatentStats("none" if scale == 1 else "first_batch", (0.0,), (1 / scale,), (0.0,), 0)
     model = LatentDiffusion(first_stage, stats, denoiser, read_schedule(folder / "scheduler").to(device), conditioner,
                             side * first_stage.f, device)
@@ -188,7 +198,7 @@ def read_pipeline(folder: Path | str, device: torch.device | str = "cpu") -> Lat
 
 
 def read_part(folder: Path | str, accepted: Sequence[str] = (*FIRST_STAGES, *UNETS, TEXT)) -> Part:
-    """A first stage, denoiser or text transformer from its folder; errors as by `read_pipeline`."""
+    """Read a first stage, denoiser or text transformer from its folder; raises as `read_pipeline`."""
     path = Path(folder) / "config.json"
     config = _read_json(path, accepted)
     try:
@@ -196,14 +206,14 @@ def read_part(folder: Path | str, accepted: Sequence[str] = (*FIRST_STAGES, *UNE
     except (TypeError, AttributeError, ArithmeticError, ValueError) as error:
         if str(path) in str(error):
             raise
-        raise ValueError(f"{path} describes no model that can be built: {error}") from error
+        raise ValueError(f"{path} does not describe a model that can be built: {error}") from error
     tensors, source = _read_weights(Path(folder), config["_class_name"] == TEXT)
     load_theirs(part.module, tensors, source)
     return part
 
 
 def read_schedule(folder: Path | str) -> Schedule:
-    """beta_t of a scheduler's folder."""
+    """Read beta_t from a scheduler's folder."""
     path = Path(folder) / "scheduler_config.json"
     return configs.schedule_to_ours(_read_json(path), str(path))
 
@@ -213,16 +223,16 @@ def _build(config: configs.Json, source: str) -> Part:
         ours, scale_factor = configs.autoencoder_to_ours(config, source)
         return Part(build_autoencoder(ours), scale_factor=scale_factor)
     if config["_class_name"] in UNETS:
-        ours, sample_size = configs.denoiser_to_ours(config, source)
-        return Part(UNet(ours), sample_size=sample_size)
+        unet, sample_size = configs.denoiser_to_ours(config, source)
+        return Part(UNet(unet), sample_size=sample_size)
     return Part(TokenTransformer(**configs.text_to_ours(config, source)))
 
 
 def _read_json(path: Path, accepted: Sequence[str] = ()) -> dict[str, Any]:
-    """A JSON file that names its class, under `_class_name` whatever the library calls it."""
+    """Read a JSON file; the result has its class as `_class_name`, whatever the library's name of the field is."""
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{path} is missing, so this is no folder in diffusers' layout; it has: {there}")
+        raise FileNotFoundError(f"{path} is missing, so this is not a folder in diffusers' format; it has: {there}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -236,14 +246,14 @@ def _read_json(path: Path, accepted: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _read_tokenizer(folder: Path, max_length: int) -> CaptionTokenizer:
-    """A tokenizer from its vocab.txt, or from the tokenizer.json that newer transformers write instead."""
+    """Read a tokenizer from vocab.txt, or from the tokenizer.json of newer versions of transformers."""
     if (folder / "vocab.txt").is_file():
         return CaptionTokenizer(folder, max_length)
     path = folder / "tokenizer.json"
     model = _read_json(path).get("model")
     pieces = model.get("vocab") if isinstance(model, dict) and model.get("type") == "WordPiece" else None
     if not isinstance(pieces, dict) or sorted(pieces.values()) != list(range(len(pieces))):
-        raise ValueError(f"{path} holds no vocabulary of word pieces as BERT has one")
+        raise ValueError(f"{path} does not hold a WordPiece vocabulary")
     with tempfile.TemporaryDirectory() as copy:
         write_vocabulary(pieces, copy)
         if (settings := folder / "tokenizer_config.json").is_file():
@@ -252,7 +262,7 @@ def _read_tokenizer(folder: Path, max_length: int) -> CaptionTokenizer:
 
 
 def _read_weights(folder: Path, of_transformers: bool) -> tuple[dict[str, Tensor], str]:
-    """Tensors by name, from safetensors if there, else from the older pickle, and the file they came from."""
+    """Read tensors by name from safetensors, else from the older .bin; returns them and the name of the file."""
     stem, older = ("model", "pytorch_model") if of_transformers else ("diffusion_pytorch_model",) * 2
     path = next((p for p in (folder / f"{stem}.safetensors", folder / f"{older}.bin") if p.is_file()), None)
     if path is None:

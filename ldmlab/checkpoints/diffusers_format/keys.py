@@ -1,7 +1,7 @@
-"""Weights in diffusers' names and shapes <-> ours: tables of rename rules, read both ways, and what differs in shape.
+"""Weights in diffusers' names and shapes <-> ours: rename rules for both directions, and changes of shape.
 
-Where a block stands is counted differently there (by level, here by stage), so tables depend on the model. Attention
-has matrices for our 1x1 convolutions, and q, k, v of the denoiser's self-attention in three pieces.
+diffusers numbers blocks by level, ldmlab by stage, so the rules depend on the model. Its attention has matrices in
+place of our 1x1 convolutions, and separate q, k, v in the denoiser's self-attention.
 """
 
 import re
@@ -20,16 +20,16 @@ from ldmlab.diffusion.unet.unet import UNet
 from ldmlab.first_stage.autoencoder import AutoencoderKL, AutoencoderVQ
 from ldmlab.first_stage.networks import AutoencoderConfig
 
-# Attention as diffusers wrote it before its version 0.12, which is how the released models lie on the hub.
+# Names of attention before version 0.12 of diffusers, which the released models on the hub have.
 OLD_NAMES: tuple[Rule, ...] = (
     Rule("query", "to_q"), Rule("key", "to_k"), Rule("value", "to_v"), Rule("proj_attn", "to_out.0"),
 )
-_UNUSED = re.compile(r"to_logits\..*")  # LDMBert's logits over words, which no pipeline asks for
+_UNUSED = re.compile(r"to_logits\..*")  # LDMBert's logits over words, which no pipeline uses
 _MATRICES = re.compile(r"\.(q|k|v|out|qkv|proj_out)\.weight$")
 
 
 def autoencoder_rules(config: AutoencoderConfig) -> tuple[Rule, ...]:
-    """The table of a first stage; the decoder's levels are counted from the coarsest there."""
+    """Rules of a first stage; diffusers numbers the decoder's levels from the coarsest."""
     last = len(config.ch_mult) - 1
     decoder = [
         Rule(f"decoder.up_blocks.{last - i}.{theirs}", f"decoder.levels.{i}.{ours}") for i in range(last + 1)
@@ -59,7 +59,7 @@ _ENDS: tuple[Rule, ...] = (
     Rule("time_embedding.linear_1", "time_embed.0"),
     Rule("time_embedding.linear_2", "time_embed.2"),
     Rule("class_embedding", "label_embed"),
-    Rule("conv_in", "down.0.0"),  # before blocks of ours get a conv_in, and after they lost it on the way back
+    Rule("conv_in", "down.0.0"),  # before blocks of ours get a conv_in, or after they lose it in reverse
     Rule("conv_norm_out", "head_norm"),
     Rule("conv_out", "head_conv"),
 )
@@ -76,7 +76,7 @@ _TRANSFORMER = UNET_RULES[UNET_RULES.index(Rule("transformer_blocks.{i}", "block
 
 
 def unet_rules(config: DenoiserConfig) -> tuple[Rule, ...]:
-    """The table of a denoiser: first what its ends and blocks are called inside, then where each stands."""
+    """Rules of a denoiser: first the names inside of its ends and blocks, then the position of each block."""
     last, n = len(config.widths) - 1, config.num_res_blocks
     places = [("mid_block.resnets.0", "middle.0"), ("mid_block.attentions.0", "middle.1"),
               ("mid_block.resnets.1", "middle.2")]
@@ -97,7 +97,7 @@ def unet_rules(config: DenoiserConfig) -> tuple[Rule, ...]:
 
 
 def text_rules(num_layers: int) -> tuple[Rule, ...]:
-    """The table of LDMBert, whose layer is two of ours: attention, then the MLP."""
+    """Rules of LDMBert, of which each layer is two of ours: attention, then the MLP."""
     layers = [
         Rule(f"model.layers.{i}.{theirs}", f"layers.{2 * i + mlp}.{ours}") for i in range(num_layers)
         for theirs, mlp, ours in (("self_attn_layer_norm", 0, "norm"), ("self_attn", 0, "inner"),
@@ -126,9 +126,9 @@ def _rules(module: nn.Module) -> tuple[Rule, ...]:
 
 
 def to_theirs(module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a first stage, denoiser or text transformer under diffusers' names; values untouched.
+    """The weights of a first stage, denoiser or text transformer under diffusers' names; TypeError for other modules.
 
-    A text transformer gains logits over words, zero: LDMBert has them and never uses them.
+    A text transformer gets zero weights for the logits over words, which LDMBert has but does not use.
     """
     rules = _rules(module)
     state = {key: value for key, value in module.state_dict().items() if key not in OURS_ONLY}
@@ -144,7 +144,7 @@ def to_theirs(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_theirs(module: nn.Module, theirs: Mapping[str, Tensor], source: str) -> None:
-    """Fill a module with weights under diffusers' names, older ones too; ValueError, naming `source`, for a misfit."""
+    """Load weights under diffusers' names, new or old, into a module; ValueError, naming `source`, for a misfit."""
     own = {key: value for key, value in module.state_dict().items() if key not in OURS_ONLY}
     wanted = {key: value for key, value in theirs.items() if not _UNUSED.fullmatch(key)}
     state = to_right(to_right(wanted, OLD_NAMES), _rules(module))
@@ -159,18 +159,18 @@ def load_theirs(module: nn.Module, theirs: Mapping[str, Tensor], source: str) ->
     found = [f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
              for kind, keys in problems.items() if keys]
     if found:
-        raise ValueError(f"{source} is no file of the model that its configuration describes: {'; '.join(found)}, "
-                         f"in our names")
+        raise ValueError(f"{source} does not fit the model of its configuration: {'; '.join(found)} "
+                         f"(in ldmlab's names)")
     module.load_state_dict(state)
 
 
 def _keeps_shapes(module: nn.Module) -> bool:
-    """Whether attention has the same shapes in both: so it is in transformers."""
+    """Whether attention has the same shapes in both libraries, as in transformer blocks."""
     return isinstance(module, TokenTransformer) or (isinstance(module, UNet) and module.config.context_dim is not None)
 
 
 def _split(state: Mapping[str, Tensor], config: DenoiserConfig) -> dict[str, Tensor]:
-    """q, k, v of a self-attention, side by side in each head here, as three tensors."""
+    """Split the q, k, v of self-attention, which ldmlab stores concatenated by head, into three tensors."""
     split = {}
     for key, value in state.items():
         if ".qkv." not in key:
@@ -182,7 +182,7 @@ def _split(state: Mapping[str, Tensor], config: DenoiserConfig) -> dict[str, Ten
 
 
 def _fuse(state: Mapping[str, Tensor], own: Mapping[str, Tensor], config: DenoiserConfig) -> dict[str, Tensor]:
-    """The way back from `_split`, for those that fit a self-attention of ours; the others stay as they are."""
+    """Inverse of `_split`, for tensors that fit self-attention of ours; others are not changed."""
     fused = dict(state)
     for key, like in own.items():
         names = [key.replace(".qkv.", f".to_{name}.") for name in "qkv"]

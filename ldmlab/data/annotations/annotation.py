@@ -1,4 +1,4 @@
-"""Annotations: what is known of a picture besides its pixels, that is class, captions, and boxes of what it shows."""
+"""Annotations of pictures: class, captions, bounding boxes and crop."""
 
 import json
 import re
@@ -8,17 +8,17 @@ from pathlib import Path
 
 from ldmlab.atomic import atomic_write
 
-Crop = tuple[float, float, float, float]
+Crop = tuple[float, float, float, float]  # x0, y0, width, height in fractions of the whole picture
 WHOLE: Crop = (0.0, 0.0, 1.0, 1.0)
 _SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "LEFT": "RIGHT", "RIGHT": "LEFT"}
 
 
 @dataclass(frozen=True)
 class Box:
-    """Where a thing is seen: the tight bound of its visible pixels in fractions of the picture, far ends outside."""
+    """Bounding box of an object's visible pixels, in fractions of the picture; (x1, y1) is exclusive."""
 
     name: str
-    label: int  # index into the data set's box_names; for scenes, LABELS
+    label: int  # index into the data set's `box_names`; for scenes, LABELS
     x0: float
     y0: float
     x1: float
@@ -27,11 +27,11 @@ class Box:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What is known of one picture: its class, what it shows in words, and where it shows it.
+    """Class, captions and boxes of one picture.
 
-    `label` is the class, -1 without one; `caption` is "" where there is none, and `more_captions` holds the others
-    where there are several, as in COCO. `boxes` lie in fractions of the whole, uncropped picture, and `crop` is the
-    square of it that is seen: x0, y0, width, height, also in fractions of the whole.
+    `label` is the class, -1 without one; `caption` is "" without one, and `more_captions` holds the others where there
+    are several, as in COCO. `boxes` are in fractions of the whole, uncropped picture; so is `crop`, the square of it
+    that the data set returns.
     """
 
     label: int
@@ -40,8 +40,8 @@ class Annotation:
     crop: Crop = WHOLE
     more_captions: tuple[str, ...] = ()
 
-    def seen(self) -> tuple[Box, ...]:
-        """The boxes in fractions of the crop, cut to it; boxes of which nothing is seen are dropped."""
+    def visible_boxes(self) -> tuple[Box, ...]:
+        """The boxes clipped to the crop, in fractions of the crop; boxes outside of it are dropped."""
         x, y, width, height = self.crop
         boxes = []
         for box in self.boxes:
@@ -52,9 +52,9 @@ class Annotation:
         return tuple(boxes)
 
     def mirrored(self) -> "Annotation":
-        """The annotation of the picture's mirror image: boxes, crop, and "left" and "right" in the captions.
+        """The annotation of the horizontally flipped picture: boxes, crop, and "left" and "right" in the captions.
 
-        Words are exchanged wherever they stand, so "turns right" and "left the room" change too.
+        The words are exchanged wherever they occur, also in "turns right" and "left the room".
         """
         x, y, width, height = self.crop
         return replace(
@@ -71,22 +71,22 @@ def _mirrored_words(text: str) -> str:
     return re.sub(rf"\b({sides})(?=(?:most|wards?)?\b)", lambda match: _SIDES[match[1]], text)
 
 
-def seen_square(width: int, height: int, size: int) -> Crop:
-    """The part of a picture of `width` x `height` pixels that is left of it as a square of `size` pixels.
+def center_crop_box(width: int, height: int, size: int) -> Crop:
+    """The part of a picture of `width` x `height` pixels that `decode.center_crop` keeps.
 
-    It follows the arithmetic of `decode.square`: resized sides are whole pixels, and so is the offset.
+    Resized sides and offsets are whole pixels, as there.
     """
     scale = size / min(width, height)
     width, height = (max(size, round(side * scale)) for side in (width, height))
     return ((width - size) // 2 / width, (height - size) // 2 / height, size / width, size / height)
 
 
-Known = tuple[list[Annotation], tuple[str, ...]]  # one annotation a picture, and what the boxes' labels index
+AnnotationTable = tuple[list[Annotation], tuple[str, ...]]  # one annotation per picture; names of the box labels
 
 
-def write_known(path: Path, fingerprint: str, known: Known) -> None:
-    """Keep annotations as JSON, of the pictures with this fingerprint."""
-    annotations, box_names = known
+def write_annotations(path: Path, fingerprint: str, table: AnnotationTable) -> None:
+    """Write the annotations of the data set with this fingerprint to a JSON file."""
+    annotations, box_names = table
     rows = [
         [a.label, a.caption, [[b.label, b.x0, b.y0, b.x1, b.y1] for b in a.boxes], a.crop, a.more_captions]
         for a in annotations
@@ -95,8 +95,8 @@ def write_known(path: Path, fingerprint: str, known: Known) -> None:
     atomic_write(path, json.dumps(content, separators=(",", ":")).encode())
 
 
-def read_known(path: Path, fingerprint: str) -> Known | None:
-    """What `write_known` has kept; None where there is nothing, something else, or half of it."""
+def read_annotations(path: Path, fingerprint: str) -> AnnotationTable | None:
+    """Read what `write_annotations` wrote; None for a file that is missing, damaged, or of another fingerprint."""
     try:
         content = json.loads(path.read_bytes())
         if content["fingerprint"] != fingerprint:
@@ -111,16 +111,16 @@ def read_known(path: Path, fingerprint: str) -> Known | None:
     return annotations, names
 
 
-def keep_known(path: Path, fingerprint: str, make: Callable[[], Known]) -> Known:
-    """What is kept under `path`, else what `make` finds, kept from then on; OSError where it cannot be written."""
+def cached_annotations(path: Path, fingerprint: str, make: Callable[[], AnnotationTable]) -> AnnotationTable:
+    """Read annotations from `path`; if absent, compute them with `make` and write them. OSError if not writable."""
     from filelock import FileLock
 
-    if known := read_known(path, fingerprint):
-        return known
+    if table := read_annotations(path, fingerprint):
+        return table
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # runs that start together render once
-        known = read_known(path, fingerprint)
-        if known is None:
-            known = make()
-            write_known(path, fingerprint, known)
-    return known
+    with FileLock(f"{path}.lock"):  # runs that start together render only once
+        table = read_annotations(path, fingerprint)
+        if table is None:
+            table = make()
+            write_annotations(path, fingerprint, table)
+    return table

@@ -1,4 +1,4 @@
-"""Annotations of each kind of source: rendered scenes, files beside pictures, torchvision's sets."""
+"""Annotations from files beside the pictures (text, JSON, COCO), and those of torchvision's sets."""
 
 import json
 import os
@@ -13,33 +13,28 @@ from typing import Any
 import numpy as np
 from PIL import ContainerIO, Image
 
-from ldmlab.data.annotations.annotation import WHOLE, Annotation, Known, seen_square
+from ldmlab.data.annotations.annotation import WHOLE, Annotation, AnnotationTable, center_crop_box
 from ldmlab.data.annotations.coco import COCO_FILE, Coco
+from ldmlab.progress import Progress, report_progress
 
-Progress = Callable[[int, int], object]  # told how many of how many are done
-Place = tuple[str, int, int]  # where a picture's bytes lie: file, offset, length
-
-
-def report_progress(progress: Progress | None, done: int, num: int) -> None:
-    """Call `progress` at every 128th picture and at the last one."""
-    if progress is not None and (done % 128 == 0 or done == num):
-        progress(done, num)
+Place = tuple[str, int, int]  # of a picture's bytes: file, offset, length
 
 
 def annotate_torchvision(
     pictures: Any, indices: np.ndarray, size: int, numbers: np.ndarray, progress: Progress | None = None
-) -> Known:
-    """The square that is seen, and nothing else: of torchvision's sets only the classes are read."""
+) -> AnnotationTable:
+    """Annotations with the crop alone: of torchvision's sets only the classes are read."""
     annotations = []
     for done, i in enumerate(indices[numbers].tolist(), 1):
-        annotations.append(Annotation(-1, "", (), seen_square(*pictures[i][0].size, size)))
+        width, height = pictures[i][0].size
+        annotations.append(Annotation(-1, "", (), center_crop_box(width, height, size)))
         report_progress(progress, done, len(numbers))
     return annotations, ()
 
 
 @dataclass
-class _Beside:
-    """Files found beside pictures: each picture's full name by where it lies, text and COCO files by name."""
+class _Companions:
+    """Files found beside pictures: full names of pictures by file and offset; text and COCO files by name."""
 
     names: dict[tuple[str, int], str] = field(default_factory=dict)
     texts: dict[str, bytes] = field(default_factory=dict)
@@ -52,35 +47,35 @@ def _read_part(path: str, offset: int, length: int) -> bytes:
         return file.read(length)
 
 
-def _beside_in_tar(path: str, beside: _Beside) -> None:
+def _find_in_tar(path: str, found: _Companions) -> None:
     with tarfile.open(path, "r:") as archive:
         for member in archive:
             name = f"{path}/{member.name.removeprefix('./')}"
             if not member.isreg() or member.issparse():
                 continue
             if COCO_FILE.fullmatch(name):
-                beside.coco.append((name, partial(_read_part, path, member.offset_data, member.size)))
+                found.coco.append((name, partial(_read_part, path, member.offset_data, member.size)))
             elif name.endswith((".txt", ".json")):
-                beside.texts[name] = archive.extractfile(member).read()
+                found.texts[name] = _read_part(path, member.offset_data, member.size)
             else:
-                beside.names[path, member.offset_data] = name
-            archive.members = []  # tarfile would keep every header
+                found.names[path, member.offset_data] = name
+            archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
 
 
-def _beside_in_folder(path: str, places: Sequence[Place], beside: _Beside) -> None:
+def _find_in_folder(path: str, places: Sequence[Place], found: _Companions) -> None:
     for file in sorted(f for pattern in ("", "*/") for f in Path(path).glob(f"{pattern}annotations/*.json")):
         if COCO_FILE.fullmatch(file.as_posix()):
-            beside.coco.append((file.as_posix(), file.read_bytes))
+            found.coco.append((file.as_posix(), file.read_bytes))
     for picture, offset, _ in places:
-        beside.names[picture, offset] = picture
+        found.names[picture, offset] = picture
         stem = picture.rsplit(".", 1)[0]
         for text in (f"{stem}.txt", f"{stem}.json"):
             if os.path.isfile(text):
-                beside.texts[text] = Path(text).read_bytes()
+                found.texts[text] = Path(text).read_bytes()
 
 
 def captions_beside(name: str, texts: dict[str, bytes]) -> list[str]:
-    """The captions of a picture in the .txt beside it, one a line, or in the "caption" or "text" of the .json."""
+    """Captions of a picture from the .txt beside it, one per line, or from "caption" or "text" of the .json."""
     stem = name.rsplit(".", 1)[0]
     if (text := texts.get(f"{stem}.txt")) is not None:
         lines: object = text.decode("utf-8-sig", "replace").splitlines()
@@ -95,7 +90,7 @@ def captions_beside(name: str, texts: dict[str, bytes]) -> list[str]:
 
 
 def picture_size(path: str, offset: int, length: int) -> tuple[int, int]:
-    """Width and height of a picture, upright, from its header alone."""
+    """Width and height of a picture from its header, after its EXIF orientation."""
     with open(path, "rb") as file, Image.open(ContainerIO.ContainerIO(file, offset, length)) as image:
         width, height = image.size
         sideways = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 turn by a quarter
@@ -108,29 +103,29 @@ def annotate_files(
     size: int,
     numbers: np.ndarray,
     progress: Progress | None = None,
-) -> Known:
-    """Annotations of the pictures with these numbers, and the names of the boxes, from the files beside them.
+) -> AnnotationTable:
+    """Annotations of the pictures with these indices, and the names of box labels, from the files beside them.
 
-    COCO's files are `annotations/instances*.json`, `stuff*.json` and `captions*.json`, any that are there, at the top
-    or one folder below; a picture belongs to the `file_name` that its path ends in. The first caption in a file's
-    order is the caption; text beside the picture comes before COCO's. What in COCO's files cannot be used is told in
-    one warning. Of a picture whose header cannot be read, nothing is known.
+    COCO's files are `annotations/instances*.json`, `stuff*.json` and `captions*.json` where they exist, at the top or
+    one folder below; a picture belongs to the `file_name` that its path ends in. A text file beside a picture takes
+    precedence over COCO's captions; the first caption in a file's order is `caption`. One warning counts the entries
+    of COCO's files that cannot be used. A picture whose header cannot be read has an empty annotation.
     """
-    beside = _Beside()
+    found = _Companions()
     for root in folders_or_tars:
         if os.path.isdir(root):
-            _beside_in_folder(root, places, beside)
+            _find_in_folder(root, places, found)
         else:
-            _beside_in_tar(root, beside)
-    coco = Coco.read(beside.coco)
-    names = [beside.names[places[number][:2]] for number in numbers.tolist()]
-    keys = [coco.key(name) for name in names]
-    _tell_what_is_left_out(coco, any(keys), ", ".join(folders_or_tars))
+            _find_in_tar(root, found)
+    coco = Coco.read(found.coco)
+    names = [found.names[places[number][:2]] for number in numbers.tolist()]
+    keys = [coco.key(name) or "" for name in names]
+    _warn_about_unused(coco, any(keys), ", ".join(folders_or_tars))
     annotations = []
     for done, (number, name, key) in enumerate(zip(numbers.tolist(), names, keys, strict=True), 1):
-        captions = captions_beside(name, beside.texts) or coco.captions.get(key, [])
+        captions = captions_beside(name, found.texts) or coco.captions.get(key, [])
         try:
-            crop = seen_square(*picture_size(*places[number]), size)
+            crop = center_crop_box(*picture_size(*places[number]), size)
             boxes = tuple(coco.boxes.get(key, ()))
             annotations.append(Annotation(-1, captions[0] if captions else "", boxes, crop, tuple(captions[1:])))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -139,7 +134,7 @@ def annotate_files(
     return annotations, coco.names
 
 
-def _tell_what_is_left_out(coco: Coco, any_picture: bool, where: str) -> None:
+def _warn_about_unused(coco: Coco, any_picture: bool, where: str) -> None:
     if coco.left_out:
         counts = ", ".join(f"{count} {why}" for why, count in sorted(coco.left_out.items()))
         warnings.warn(f"annotations of {where} are left out: {counts}", stacklevel=3)

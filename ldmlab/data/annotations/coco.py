@@ -1,4 +1,4 @@
-"""COCO's format of annotations: captions, and boxes of things and stuff, in JSON files [COCO; COCO-Stuff]."""
+"""Annotations in COCO's format: captions, and boxes of things and stuff, from JSON files [COCO; COCO-Stuff]."""
 
 import json
 import os
@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from ldmlab.data.annotations.annotation import Box
 
 COCO_FILE = re.compile(r"(?:.*/)?annotations/(instances|stuff|captions)(?:_[^/]*)?\.json")
-_DROPPED = "other"  # the stuff class that the released layouts leave out
+_DROPPED = "other"  # a stuff class that the released layout models do not use
 
 
 @dataclass
 class Coco:
-    """What COCO's files say, by the pictures' file names.
+    """Boxes and captions of COCO's files, by the pictures' file names.
 
     Labels of boxes index `names`: the categories in the order of their ids as strings ("1", "10", "100", ...), things
-    and stuff together and without "other", as released; that makes 171. Boxes stand in the files' order, things first.
-    Crowds are boxes like others, as released. Left out and counted in `left_out` are boxes without size or outside of
-    their picture, and what belongs to a picture or category that its file does not list.
+    and stuff together and without "other", as released; 171 in all. Boxes are in the files' order, things first;
+    crowds count as boxes, as released. Boxes without area or outside of their picture, and entries of a picture or
+    category that its file does not list, are left out and counted in `left_out`.
     """
 
     names: tuple[str, ...] = ()
@@ -31,32 +31,34 @@ class Coco:
 
     @classmethod
     def read(cls, files: Iterable[tuple[str, Callable[[], bytes]]]) -> "Coco":
-        """Read files given as name and a function that reads them, one after the other, since they can be large.
+        """Read files, each a name and a function that reads it, one after the other, since they can be large.
 
-        ValueError, naming the file, if one is not in the format.
+        Raises ValueError, naming the file, for one that is not in COCO's format.
         """
-        coco, categories, found = cls(), {}, []
+        coco, categories = cls(), dict[str, str]()
+        found: list[tuple[str, str, tuple[float, float, float, float]]] = []
         order = ("instances", "stuff", "captions")
-        for name, content in sorted(files, key=lambda f: (order.index(COCO_FILE.fullmatch(f[0])[1]), f[0])):
-            kind = COCO_FILE.fullmatch(name)[1]
+        kinds = [(order.index(match[1]), name, read) for name, read in files if (match := COCO_FILE.fullmatch(name))]
+        for number, name, read in sorted(kinds, key=lambda entry: entry[:2]):
+            kind = order[number]
             try:
-                said = json.loads(content())
-                pictures = {p["id"]: p for p in said["images"]}
+                content = json.loads(read())
+                pictures = {p["id"]: p for p in content["images"]}
                 coco.listed.update(p["file_name"] for p in pictures.values())
                 if kind == "captions":
-                    coco._read_captions(said["annotations"], pictures)
+                    coco._read_captions(content["annotations"], pictures)
                 else:
-                    listed = {c["id"]: c["name"] for c in said["categories"]}
-                    found += coco._read_boxes(said["annotations"], pictures, listed)
+                    listed = {c["id"]: c["name"] for c in content["categories"]}
+                    found += coco._read_boxes(content["annotations"], pictures, listed)
                     kept = {i: c for i, c in listed.items() if kind != "stuff" or c != _DROPPED}
                     categories.update({str(i): c for i, c in kept.items() if str(i) not in categories})
             except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
                 raise ValueError(f"{name} is not in COCO's format: {type(error).__name__}: {error}") from error
-        number = {i: k for k, i in enumerate(sorted(categories))}
+        index = {i: k for k, i in enumerate(sorted(categories))}
         coco.names = tuple(categories[i] for i in sorted(categories))
         for picture, category, ends in found:
-            if category in number:
-                coco.boxes[picture].append(Box(categories[category], number[category], *ends))
+            if category in index:
+                coco.boxes[picture].append(Box(categories[category], index[category], *ends))
         return coco
 
     def _read_captions(self, rows: list[dict], pictures: dict) -> None:
@@ -88,7 +90,7 @@ class Coco:
             yield picture["file_name"], str(row["category_id"]), (x0, y0, x1, y1)
 
     def key(self, path: str) -> str | None:
-        """The file name under which a picture is listed: the longest end of its path that is; None if none is."""
+        """The listed file name of a picture: the longest suffix of its path that is listed; None if there is none."""
         parts = path.replace(os.sep, "/").split("/")
         ends = ("/".join(parts[k:]) for k in range(len(parts)))
         return next((end for end in ends if end in self.listed), None)

@@ -1,4 +1,4 @@
-"""Label maps: which label each pixel of a picture has, from a file beside the picture or rendered with it."""
+"""Label maps: the label of each pixel of a picture, from a file beside the picture or rendered with it."""
 
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ldmlab.data.annotations.annotation_files import Progress, picture_size
-from ldmlab.data.cache import Kept, keep_array, kept_facts
-from ldmlab.data.decode import square_map
+from ldmlab.data.annotations.annotation_files import picture_size
+from ldmlab.data.cache import CachedArray, cached_array, cached_metadata
+from ldmlab.data.decode import center_crop_map
 from ldmlab.data.file_lists import Entry
+from ldmlab.progress import Progress, report_progress
 
 UNLABELLED = 255  # the usual mark of pixels without a label
 _DAMAGED = (OSError, SyntaxError, EOFError, Image.DecompressionBombError)  # what PIL raises, besides ValueError
@@ -22,9 +23,9 @@ _DAMAGED = (OSError, SyntaxError, EOFError, Image.DecompressionBombError)  # wha
 
 @dataclass(frozen=True)
 class MapSource:
-    """Label maps in the order of the pictures: `read(i)` gives that of number i, (size, size) uint8, as it is stored.
+    """Label maps in the order of the pictures: `read(i)` returns the stored labels of map i, (size, size) uint8.
 
-    `find_names` tells what the labels are called; for files, it reads and checks every map.
+    `find_names` returns the names of the labels; for files, it reads and checks every map.
     """
 
     read: Callable[[int], np.ndarray]
@@ -32,9 +33,9 @@ class MapSource:
 
 
 def map_labels(raw: bytes, name: str) -> np.ndarray:
-    """The labels in the bytes of a map file, (h, w) uint8: grey levels or palette indices, as they are stored.
+    """Decode the bytes of a map file to labels (h, w) uint8: its grey levels or palette indices.
 
-    ValueError for what is no picture, has several channels, or labels above 255.
+    Raises ValueError for what is not a picture, has several channels, or labels above 255.
     """
     try:
         with Image.open(io.BytesIO(raw)) as picture:
@@ -52,8 +53,8 @@ def map_labels(raw: bytes, name: str) -> np.ndarray:
 
 
 def read_map(entries: Sequence[Entry], size: int, i: int) -> np.ndarray:
-    """The label map of entry i, resized and cropped as its picture is: (size, size) uint8; ValueError without one."""
-    return square_map(_labels_of(entries[i]), size)
+    """The label map of entry i, resized and cropped as its picture: (size, size) uint8; ValueError if it has none."""
+    return center_crop_map(_labels_of(entries[i]), size)
 
 
 def _labels_of(entry: Entry) -> np.ndarray:
@@ -67,10 +68,10 @@ def _labels_of(entry: Entry) -> np.ndarray:
 
 
 def find_map_names(entries: Sequence[Entry], progress: Progress | None = None) -> tuple[str, ...]:
-    """The names of the labels in all maps: "label 0" to that of the highest; each map is read once, in full size.
+    """Names of the labels in the maps of all splits: "label 0" to the highest one, then "unlabelled" for UNLABELLED.
 
-    UNLABELLED, where it occurs, is named "unlabelled" and comes after the highest. All splits are looked at, so they
-    agree. ValueError names the pictures that have no map, or one of another size, and maps that are none.
+    Each map is read once, in full size. Raises ValueError, naming the files, for pictures without a map or with one of
+    another size, and for maps that `map_labels` refuses.
     """
     without = [e.name for e in entries if e.map is None]
     if without:
@@ -82,21 +83,20 @@ def find_map_names(entries: Sequence[Entry], progress: Progress | None = None) -
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         for done, found in enumerate(pool.map(_count, entries), 1):
             counts += found
-            if progress is not None and (done % 128 == 0 or done == len(entries)):
-                progress(done, len(entries))
+            report_progress(progress, done, len(entries))
     labels = np.flatnonzero(counts[:UNLABELLED])
     names = tuple(f"label {i}" for i in range(int(labels.max(initial=-1)) + 1))
     return (*names, "unlabelled") if counts[UNLABELLED] else names
 
 
 def _count(entry: Entry) -> np.ndarray:
-    """How many pixels of a map have each label; its size is checked against the picture's header."""
+    """Number of pixels of each label in a map, whose size is checked against the picture's header."""
     assert entry.map is not None
     labels = _labels_of(entry)
     try:
         width, height = picture_size(entry.path, entry.offset, entry.length)
     except (*_DAMAGED, ValueError):
-        width = height = 0  # unreadable pictures are left out of the set, so their maps are too
+        width = height = 0  # unreadable pictures are left out of the set, and their maps with them
     if width and labels.shape != (height, width):
         raise ValueError(
             f"label map {entry.map.name} is {labels.shape[0]} x {labels.shape[1]}, its picture {entry.name} "
@@ -110,43 +110,42 @@ def _listed(names: list[str]) -> str:
 
 
 class Maps:
-    """The label maps of one set: their names are found once; they are read one at a time, or kept whole."""
+    """The label maps of one data set: read one at a time, or all at once and kept; names are found once."""
 
     def __init__(self, source: MapSource, size: int) -> None:
         self.source, self.size = source, size
         self._names: tuple[str, ...] | None = None
-        self._kept: np.ndarray | None = None  # (n, s, s) uint8, in memory or mapped from the cache
+        self._all: np.ndarray | None = None  # (n, s, s) uint8, in memory or mapped from the cache
 
     def names(self, stem: Path | None, fingerprint: str, progress: Progress | None = None) -> tuple[str, ...]:
-        """What the labels are called; from the cache, if maps are kept under `stem`."""
+        """Names of the labels; from the cache if there is one under `stem`."""
         if self._names is None:
-            known = kept_facts(stem, fingerprint) if stem else None
-            self._names = tuple(known["names"]) if known else self.source.find_names(progress)
+            cached = cached_metadata(stem, fingerprint) if stem else None
+            self._names = tuple(cached["names"]) if cached else self.source.find_names(progress)
         return self._names
 
     def read(self, numbers: Iterable[int], progress: Progress | None = None) -> np.ndarray:
-        """The maps of the pictures with these numbers in the source, (n, size, size) uint8, indices into `names`."""
+        """The maps of the pictures with these indices in the source, (n, size, size) uint8; values index `names`."""
         assert self._names is not None, "names come first"
         numbers = list(numbers)
         out = np.empty((len(numbers), self.size, self.size), np.uint8)
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
             for done, values in enumerate(pool.map(self.source.read, numbers), 1):
                 out[done - 1] = values
-                if progress is not None and (done % 128 == 0 or done == len(numbers)):
-                    progress(done, len(numbers))
+                report_progress(progress, done, len(numbers))
         if self._names[-1:] == ("unlabelled",):
             out[out == UNLABELLED] = len(self._names) - 1
         return out
 
-    def keep(
+    def load_all(
         self, numbers: np.ndarray, stem: Path | None, fingerprint: str, progress: Progress | None = None
     ) -> np.ndarray:
-        """All maps of the set, read once: into memory, or into a file under `stem`; OSError if it is not writable."""
-        if self._kept is None:
+        """Read all maps once, into memory or into a file `stem`.npy; OSError if it is not writable."""
+        if self._all is None:
             make = partial(self._make, numbers, progress)
-            kept = keep_array(stem, fingerprint, (self.size, self.size), make) if stem else make()
-            self._kept = kept[0]
-        return self._kept
+            cached = cached_array(stem, fingerprint, (self.size, self.size), make) if stem else make()
+            self._all = cached[0]
+        return self._all
 
-    def _make(self, numbers: np.ndarray, progress: Progress | None) -> Kept:
+    def _make(self, numbers: np.ndarray, progress: Progress | None) -> CachedArray:
         return self.read(numbers.tolist(), progress), {"names": self._names}

@@ -1,7 +1,7 @@
-"""The painter's tools of the embedded world: repeatable randomness, antialiased shapes, patterned fills, 1/f texture.
+"""Drawing primitives of `scenes`: reproducible random numbers, antialiased shapes, patterns, 1/f textures.
 
 Positions are fractions of the picture, x to the right and y down, so that a scene is the same at every size. Every edge
-is widened to one pixel and every texture averaged over one, so a smaller picture is the larger one, from farther away.
+is one pixel wide and every texture averaged over one, so a smaller picture is the larger one downsampled.
 """
 
 import hashlib
@@ -37,14 +37,14 @@ class Stream:
         return self.uniform() < p
 
     def choice(self, options: Sequence) -> Any:
-        """One of the options, each as likely."""
+        """One of the options, drawn uniformly."""
         return options[int(self.uniform() * len(options))]
 
     def take(self, count: int) -> np.ndarray:
-        """The next numbers as a float32 array; IndexError when the stream is spent."""
+        """The next `count` numbers as a float32 array; IndexError where the stream has no more."""
         self._next += count
         if self._next > len(self._values):
-            raise IndexError(f"a scene's stream has {len(self._values)} numbers, {self._next} were asked for")
+            raise IndexError(f"a scene's stream has {len(self._values)} numbers, {self._next} were requested")
         return self._floats[self._next - count : self._next]
 
 
@@ -54,18 +54,18 @@ def rgb(r: Number, g: Number, b: Number) -> np.ndarray:
 
 
 def mix(a: Field, b: Field, t: Field) -> Field:
-    """a where t is 0, b where it is 1."""
+    """Linear interpolation: `a` where `t` is 0, `b` where it is 1."""
     return a + (b - a) * t
 
 
 def step(value: Field, low: Number, high: Number) -> Field:
-    """0 below low, 1 above high, a smooth cubic between."""
+    """Smooth step: 0 below `low`, 1 above `high`, a cubic between."""
     t = np.clip((value - low) * (1 / (high - low)), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b of (h, k) and (k, w), in blocks too small for BLAS to wake its threads: which can cost 10x."""
+    """Matrix product (h, k) @ (k, w) in blocks below the size at which BLAS starts threads, which can cost 10x."""
     work, columns = 1 << 18, 128
     rows = max(1, work // (len(b) * min(columns, b.shape[1])))
     out = np.empty((len(a), b.shape[1]), np.float32)
@@ -76,7 +76,7 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class Canvas:
-    """A square picture in the making: colours, the number of the thing seen at each pixel, and two 1/f textures."""
+    """A square canvas: colours, the number of the object at each pixel, and two 1/f textures."""
 
     def __init__(self, size: int) -> None:
         centres = (np.arange(size, dtype=np.float32) + 0.5) / size
@@ -90,7 +90,7 @@ class Canvas:
         self.drift = self.grain  # smoother, for edges
 
     def noise(self, stream: Stream, *slopes: Number, stretch: Number = 1.0, lowest: Number = 1.5) -> np.ndarray:
-        """Random 1/f fields, one a slope, mean 0 and standard deviation 1 before the pixels average them: (n, h, w).
+        """Random 1/f fields, one per slope, mean 0 and standard deviation 1 before the pixels average them: (n, h, w).
 
         At slope 0 the amplitude falls as 1/f in two dimensions, i.e. every octave carries the same variance; a slope
         s weakens each octave by 2**-s against the one below. The fields share their phases, so one is a smoother view
@@ -101,8 +101,8 @@ class Canvas:
         num = int((freq < 0.5 * self.size).sum())
         fx, fy = freq[:num] * np.cos(angle[:num]) / stretch, freq[:num] * np.sin(angle[:num])
         seen = np.sinc(fx * self.px) * np.sinc(fy * self.px)  # averaging over a pixel
-        weights = [2 ** (-slope * _OCTAVE) for slope in slopes]
-        weights = np.stack([w[:num] * seen * math.sqrt(2 / float((w * w).sum())) for w in weights])  # (n, k)
+        octaves = [2 ** (-slope * _OCTAVE) for slope in slopes]
+        weights = np.stack([w[:num] * seen * math.sqrt(2 / float((w * w).sum())) for w in octaves])  # (n, k)
         ax, ay = TAU * fx[:, None] * self.x + phase[:num, None], TAU * self.y * fy  # (k, w), (h, k)
         along_x = np.concatenate([np.cos(ax), -np.sin(ax)]) * np.concatenate([weights, weights], 1)[..., None]
         along_y = np.concatenate([np.cos(ay), np.sin(ay)], 1, dtype=np.float32)
@@ -116,13 +116,13 @@ class Canvas:
         return (waves * amplitude).sum(0, keepdims=True) * (1.2 / math.sqrt(float((amplitude**2).sum())))
 
     def specks(self, x: np.ndarray, y: np.ndarray, radius: Number, strength: Field) -> np.ndarray:
-        """Soft round dots, added up: (h, w); a dot smaller than a pixel gets fainter, not wider."""
+        """Sum of soft round dots (h, w); a dot smaller than a pixel gets fainter, not wider."""
         var = radius**2 + self.px**2 / 12
         across = np.exp((self.x - x[:, None]) ** 2 * (-0.5 / var)) * strength * np.float32(radius**2 / var)
         return product(np.exp((self.y - y[None, :]) ** 2 * (-0.5 / var)), across.astype(np.float32))
 
     def paint(self, cover: Field, colour: Field, number: int | None = None) -> None:
-        """Lay a colour over the whole picture, `cover` (0 to 1) thick; a number claims pixels it half covers."""
+        """Blend a colour over the whole canvas with opacity `cover` (0 to 1); sets `number` where it is above 1/2."""
         self.rgb += (colour - self.rgb) * cover
         if number is not None:
             self.ids[np.broadcast_to(cover > 0.5, self.ids.shape)] = number
@@ -130,12 +130,12 @@ class Canvas:
     def frame(
         self, number: int, cx: Number, cy: Number, scale: Number, angle: Number = 0.0, flip: bool = False
     ) -> "Frame":
-        """The window around a thing at (cx, cy), with its own coordinates: (-1, -1) to (1, 1) is the thing's square."""
+        """The window around an object at (cx, cy); in its coordinates the object's square is (-1, -1) to (1, 1)."""
         return Frame(self, number, cx, cy, scale, angle, flip)
 
 
 class Frame:
-    """A thing's window on the canvas: coordinates `u`, `v` in the thing's own units, and shapes in them.
+    """An object's window on the canvas: coordinates `u`, `v` in the object's units, and shapes in them.
 
     A shape is a signed distance, negative inside, in the thing's units.
     """
@@ -200,7 +200,7 @@ class Frame:
         return np.clip(half - d + 0.5, 0, 1) - np.clip(-half - d + 0.5, 0, 1)
 
     def paint(self, cover: Field, colour: Field, claim: bool = True) -> None:
-        """Lay a colour over the window; a claim makes pixels more than half covered the thing's own."""
+        """Blend a colour over the window; `claim` assigns pixels more than half covered to the object."""
         self.rgb += (colour - self.rgb) * cover
         if claim:
             self.ids[np.broadcast_to(cover > 0.5, self.ids.shape)] = self.number
@@ -211,7 +211,7 @@ class Frame:
         return bands(coordinate, period, self.px * slope, share)
 
     def checks(self, period: Number, u: Field | None = None, v: Field | None = None) -> Field:
-        """A chessboard; the period is two fields long."""
+        """A chessboard; a period is two squares long."""
         a, b = self.stripes(self.u if u is None else u, period), self.stripes(self.v if v is None else v, period)
         return a + b - 2 * a * b
 
@@ -240,7 +240,7 @@ class Frame:
 
 
 def bands(coordinate: Field, period: Field, px: Field, share: Number = 0.5) -> Field:
-    """Bands of a coordinate, antialiased over `px` of it; where a period nears two pixels they melt into their mean."""
+    """Bands of a coordinate, antialiased over `px` of it; where a period nears two pixels they fade to their mean."""
     phase = np.abs((coordinate / period) % 1 - 0.5)  # 0 in the middle of a band, 0.5 between bands
     sharp = np.clip((0.5 * share - phase) * (period / px) + 0.5, 0, 1)
     return share + (sharp - share) * np.clip(period / px * 0.5 - 0.6, 0, 1)

@@ -1,22 +1,22 @@
-"""What a caption of `scenes` states, kind by kind."""
+"""Parse captions of `scenes` into the attributes that they state."""
 
 import re
 
 from ldmlab.data.scenes.places import HOURS, PLACES
 from ldmlab.data.scenes.props import COMPANIONS
 from ldmlab.data.scenes.scene import CLASSES
-from ldmlab.data.scenes.styles import _COLOURS_OF, BRIGHT, COLOURS, PATTERNS
+from ldmlab.data.scenes.styles import BRIGHT, COLOURS, COLOURS_OF, PATTERNS
 
 _IN_SKY = ("sun", "moon", "cloud")
 _BESIDE = tuple(name for name in COMPANIONS if name not in _IN_SKY)
-# One may ask for a white car, though the world paints things white only beside another colour.
-_PAINTS = tuple(c for c in COLOURS if c in {"white", *BRIGHT, *(c for row in _COLOURS_OF.values() for c in row)})
+# A prompt may name a white car, though in `scenes` white occurs only as the second colour of a pattern.
+_PAINTS = tuple(c for c in COLOURS if c in {"white", *BRIGHT, *(c for row in COLOURS_OF.values() for c in row)})
 _SECONDS = tuple(c for c in COLOURS if c in {"white", *BRIGHT})
 _DRAWN = tuple(p for p in PATTERNS if p != "plain")
 _RELATIONS = ("below", "beside", "in front", "behind", "left", "right")
 
-# Kinds of statement, each with all that captions state of it. "second" is the other colour of a pattern.
-ANSWERS: dict[str, tuple[str, ...]] = {
+# Attributes and their possible values in captions. "second" is the other colour of a pattern.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "class": CLASSES,
     "colour": _PAINTS,
     "second": _SECONDS,
@@ -32,7 +32,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
 }
 
 _RELATION_WORDS = {relation.split()[-1]: relation for relation in _RELATIONS}
-# An hour is told by its last words: "blue sky" is day, "night" is night.
+# The last words of its phrase identify an hour: "blue sky" is day, "night" is night.
 _HOUR_WORDS = {
     (" ".join(words[-2:]) if (words := hour.words.split())[-1] == "sky" else words[-1]): name
     for name, hour in HOURS.items()
@@ -43,16 +43,15 @@ def _words(caption: str) -> list[str]:
     return re.findall(r"\w+", caption.lower())
 
 
-def claims(caption: str) -> dict[str, str]:
-    """What a caption states, by the kinds of ANSWERS; what it does not state has no entry.
+def parse_caption(caption: str) -> dict[str, str]:
+    """The attributes that a caption states, by the keys of ATTRIBUTES; others have no entry.
 
-    From any caption of `scenes` nothing is lost. Of other text the words that this world knows are understood, in the
-    order of its captions (patterns and colours stand before their thing, a relation after the companion), and the
-    first of each kind counts: "red car in the snow" states a class, a colour and a place. Unknown words are passed
-    over.
+    Captions of `scenes` are parsed without loss. In other text, words of their vocabulary are recognised in the same
+    order (patterns and colours before their object, a relation after the companion); the first value of an attribute
+    counts and unknown words are skipped. "red car in the snow" states a class, a colour and a place.
     """
     found: dict[str, str] = {}
-    colours: list[str] = []  # said of the next thing
+    colours: list[str] = []  # of the next object
     pattern, last, previous = "", "", ""
     for word in _words(caption):
         thing = ""
@@ -87,7 +86,7 @@ def claims(caption: str) -> dict[str, str]:
 
 
 def _describe(found: dict[str, str], whose: str, colours: list[str], pattern: str) -> None:
-    said = {"pattern": pattern, **dict(zip(("colour", "second"), colours, strict=False))}
-    for kind, answer in said.items():
-        if answer in ANSWERS[whose + kind]:
+    stated = {"pattern": pattern, **dict(zip(("colour", "second"), colours, strict=False))}
+    for kind, answer in stated.items():
+        if answer in ATTRIBUTES[whose + kind]:
             found.setdefault(whose + kind, answer)

@@ -1,6 +1,6 @@
-"""The twelve main things of the scenes, which are its classes.
+"""The twelve main objects of the scenes, which are its classes.
 
-Each drawing is a function of a frame (the thing's own coordinates, about -1 to 1, y down), a style and the stream.
+Each is drawn by a function of a frame (the object's coordinates, about -1 to 1, y down), a style and the stream.
 """
 
 import math

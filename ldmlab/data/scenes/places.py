@@ -1,6 +1,6 @@
-"""Where the scenes happen: skies at five hours, meadow, desert, snow, sea, the sea bed, a room.
+"""Settings of the scenes: skies at five hours, meadow, desert, snow, sea, the sea bed, a room.
 
-Each place paints the whole canvas, claims its pixels with the numbers of STUFF, and says where things can stand.
+Each place paints the whole canvas, labels its pixels by STUFF, and returns where objects can stand.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ SKY, HILL, GRASS, SAND, SNOW, WATER, WALL, FLOOR = range(len(STUFF))
 
 @dataclass(frozen=True)
 class Hour:
-    """The light of an hour: sky colours from zenith to horizon, the clouds, and the tint on everything at the end."""
+    """The light of an hour: sky colours from zenith to horizon, the clouds, and the tint of the whole picture."""
 
     zenith: np.ndarray
     horizon: np.ndarray
@@ -45,7 +45,7 @@ HOURS: dict[str, Hour] = {
 
 @dataclass(frozen=True)
 class Place:
-    """What the layout needs to know of a painted place."""
+    """Properties of a painted place on which the composition depends."""
 
     horizon: float  # the height at which the ground begins
     words: str  # "on a meadow"
@@ -70,12 +70,12 @@ def paint_sky(c: Canvas, r: Stream, horizon: float) -> str:
 
 
 def paint_ridge(c: Canvas, line: Field, colour: Field, number: int) -> None:
-    """Everything below a profile line."""
+    """Paint everything below a profile line."""
     c.paint(np.clip((c.y - line) / c.px + 0.5, 0, 1), colour, number)
 
 
 def paint_hills(c: Canvas, r: Stream, horizon: float, colour: np.ndarray, haze: np.ndarray) -> None:
-    """One or two ranges in the haze behind the ground."""
+    """Paint one or two hazy ranges behind the ground."""
     for k in range(r.choice((1, 2))):
         line = (
             horizon
@@ -88,7 +88,7 @@ def paint_hills(c: Canvas, r: Stream, horizon: float, colour: np.ndarray, haze: 
 
 
 def paint_blades(c: Canvas, r: Stream, number: int, base: np.ndarray) -> None:
-    """Thin blades of grass along the lower edge."""
+    """Paint thin blades of grass along the lower edge."""
     top = int(0.78 * c.size)
     x, y = c.x[None], c.y[None, top:]  # (1, 1, w), (1, h, 1)
     root, lean, tall = (r.take(14)[:, None, None] for _ in range(3))

@@ -1,4 +1,4 @@
-"""The small things that stand around the main one, drawn as in `things`."""
+"""Small objects beside the main one, drawn as in `objects`."""
 
 from collections.abc import Callable
 

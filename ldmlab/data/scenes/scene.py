@@ -1,7 +1,7 @@
-"""The embedded world `scenes`: procedural pictures with class, caption, boxes and label map, all of one piece.
+"""The embedded data set `scenes`: procedural pictures with class, caption, boxes and label map.
 
-A scene is a pure function of (seed, split, index) and is the same scene at every size. The split is part of the key of
-its random stream, so splits are disjoint by construction.
+A scene is a pure function of (seed, split, index) and shows the same at every size. The split is part of the key of its
+random stream, so splits are disjoint by construction.
 """
 
 from collections.abc import Iterable
@@ -18,15 +18,15 @@ from ldmlab.data.scenes.canvas import Canvas, Stream, mix, rgb
 from ldmlab.data.scenes.objects import CLASSES as DRAWINGS
 from ldmlab.data.scenes.places import HOURS, PLACES, STUFF, Place
 from ldmlab.data.scenes.props import COMPANIONS
-from ldmlab.data.scenes.styles import _COLOURS_OF, BRIGHT, PATTERNS, Style, style
+from ldmlab.data.scenes.styles import BRIGHT, COLOURS_OF, PATTERNS, Style, style
 
-VERSION = 2  # of the world: any change that moves a pixel takes the next number
+VERSION = 2  # incremented by any change of a pixel
 SIZES = (32, 512)
 CLASSES: tuple[str, ...] = tuple(DRAWINGS)
 LABELS: tuple[str, ...] = (*STUFF, *CLASSES, *COMPANIONS)
 NUM_SCENES = {"train": 50_000, "validation": 5_000, "test": 5_000}
 
-_FIRST_THING = 100  # numbers on the canvas: stuff by its label, things from here on in the order of painting
+_FIRST_THING = 100  # canvas numbers of objects start here, in painting order; those below are labels of STUFF
 _LAND = ("meadow", "desert", "snow")
 _PLACES_OF = {
     "balloon": (*_LAND, "sea"),
@@ -43,7 +43,7 @@ _PLACES_OF = {
     "tree": _LAND,
 }
 _FLYING = ("balloon", "butterfly", "fish", "rocket")
-_SAID_OF_PATTERN = {
+_PATTERN_WORDS = {
     "plain": "",
     "striped": "striped ",
     "banded": "banded ",
@@ -57,9 +57,9 @@ _BESIDE = {"sea": ("ball", "crate", "rock"), "room": ("ball", "crate"), "under w
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture with everything that is known about it.
+    """A rendered picture with its annotations.
 
-    `label` indexes CLASSES, `segmentation` and the boxes' labels index LABELS; the main thing's box comes first.
+    `label` indexes CLASSES; `segmentation` and the boxes' labels index LABELS. The main object's box comes first.
     """
 
     image: UInt8[Tensor, "3 h w"]
@@ -86,7 +86,7 @@ def _key(seed: int, split: str, index: int) -> str:
 
 
 def scene_label(seed: int, split: str, index: int) -> int:
-    """The class of a scene without rendering it: the first choice of its stream."""
+    """The class of a scene, without rendering it: the first number of its stream decides it."""
     return int(Stream(_key(seed, split, index), 1).uniform() * len(CLASSES))
 
 
@@ -95,7 +95,7 @@ def _article(words: str) -> str:
 
 
 def _phrase(thing: _Thing) -> str:
-    """ "a striped red and white balloon": what the drawing really shows."""
+    """Noun phrase of an object as it is drawn: "a striped red and white balloon"."""
     if thing.name in ("sun", "moon"):
         return f"the {thing.name}"
     if thing.name == "cloud":
@@ -104,13 +104,13 @@ def _phrase(thing: _Thing) -> str:
     if thing.name == "lighthouse":
         return _article(f"banded {thing.style.colour} and white lighthouse")
     if thing.name == "house":
-        return _article(f"house with a {_SAID_OF_PATTERN[pattern]}{thing.style.colour} roof")
+        return _article(f"house with a {_PATTERN_WORDS[pattern]}{thing.style.colour} roof")
     second = f" and {thing.style.second}" if pattern != "plain" else ""
-    return _article(f"{_SAID_OF_PATTERN[pattern]}{thing.style.colour}{second} {thing.name}")
+    return _article(f"{_PATTERN_WORDS[pattern]}{thing.style.colour}{second} {thing.name}")
 
 
 def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
-    """Paint the place, choose the things: (things from back to front, index of the main one, caption, place)."""
+    """Paint the place and choose the objects: (objects back to front, index of the main one, caption, place)."""
     name = r.choice(CLASSES)
     place_name = r.choice(_PLACES_OF[name])
     canvas.grain, canvas.drift = canvas.noise(r, 0.15, 0.8)
@@ -118,7 +118,7 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
     light = r.choice((-1.0, 1.0)) * r.uniform(0.3, 0.9)
 
     def dress(thing: str) -> Style:
-        return style(r, light, _COLOURS_OF.get(thing, BRIGHT), PATTERNS)
+        return style(r, light, COLOURS_OF.get(thing, BRIGHT), PATTERNS)
 
     flying = name in _FLYING
     scale = r.uniform(0.29, 0.40)
@@ -135,8 +135,8 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
 
     behind: list[_Thing] = []
     front: list[_Thing] = []
-    said: list[str] = []
-    if place.hour is not None and r.chance(0.55):  # something in the sky, on the side that the main thing leaves free
+    extras: list[str] = []
+    if place.hour is not None and r.chance(0.55):  # an object in the sky, on the side opposite to the main one
         kind = (
             "moon"
             if place.hour == "night"
@@ -151,7 +151,7 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
         at = 0.5 + side * r.uniform(0.30, 0.38)
         dress_sky = Style("white", "white", "plain", glow, glow, light)
         behind.append(_Thing(kind, dress_sky, at, r.uniform(0.11, 0.17), size, 0.0, r.chance(0.5), 0.0))
-        said.append(f"{_phrase(behind[-1])} in the sky")
+        extras.append(f"{_phrase(behind[-1])} in the sky")
     if r.chance(0.75):
         kind = r.choice(_BESIDE.get(place_name, ("ball", "bush", "crate", "rock", "post")))
         size = r.uniform(0.09, 0.14)
@@ -169,7 +169,7 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
             relation = "behind the"
         else:
             relation = "to the left of the" if side < 0 else "to the right of the"
-        said.append(f"{_phrase(companion)} {relation} {name}")
+        extras.append(f"{_phrase(companion)} {relation} {name}")
     hour = HOURS[place.hour].words if place.hour else ""
     where = place.words
     if flying:
@@ -182,8 +182,8 @@ def _compose(r: Stream, canvas: Canvas) -> tuple[list[_Thing], int, str, Place]:
     elif name == "lighthouse" and place_name == "sea":
         where = "by the sea"
     caption = " ".join(part for part in (_phrase(main), where, hour) if part)
-    if said:
-        caption += ", with " + " and ".join(said)
+    if extras:
+        caption += ", with " + " and ".join(extras)
     return [*behind, main, *front], len(behind), caption[0].upper() + caption[1:] + ".", place
 
 
@@ -215,7 +215,10 @@ def _render(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, i
 
 
 def render_scene(seed: int, split: str, index: int, size: int) -> Scene:
-    """The scene with this index, `size` pixels square (32 to 512); ValueError for an unknown split or size."""
+    """Render a scene with its annotations at `size` x `size` pixels (32 to 512).
+
+    Raises ValueError for an unknown split, a size out of range, or a negative index.
+    """
     image, label, caption, things, main, ids = _render(seed, split, index, size)
     names = np.arange(256)
     boxes = []
@@ -231,7 +234,7 @@ def render_scene(seed: int, split: str, index: int, size: int) -> Scene:
 
 
 def render_images(seed: int, split: str, indices: Iterable[int], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pictures (n, 3, size, size) uint8 and labels (n,) int64 alone; the same bytes as one by one."""
+    """Render pictures (n, 3, size, size) uint8 and labels (n,) int64, without annotations; pixels as `render_scene`."""
     rendered = [_render(seed, split, int(i), size)[:2] for i in indices]
     if not rendered:
         return np.zeros((0, 3, size, size), np.uint8), np.zeros(0, np.int64)

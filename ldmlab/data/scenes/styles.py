@@ -1,4 +1,4 @@
-"""How things are painted: named colours, patterns, and the light on a surface."""
+"""Appearance of objects: named colours, patterns, and shading."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ INK, CREAM, WOOD, METAL = rgb(0.10, 0.09, 0.11), rgb(0.97, 0.94, 0.86), rgb(0.46
 
 @dataclass(frozen=True)
 class Style:
-    """How a thing is painted: its named colour, a second one, the pattern they make, and where the light comes from."""
+    """Appearance of an object: its named colour, a second one, their pattern, and the direction of the light."""
 
     colour: str
     second: str
@@ -52,7 +52,7 @@ def style(
 
 
 def fill(f: Frame, s: Style, period: Number, u: Field | None = None, v: Field | None = None) -> Field:
-    """The style's pattern as a colour field; the period is in the thing's units."""
+    """The style's pattern as a colour field; `period` is in the object's units."""
     u, v = f.u if u is None else u, f.v if v is None else v
     if s.pattern == "plain":
         return s.main
@@ -70,12 +70,12 @@ def fill(f: Frame, s: Style, period: Number, u: Field | None = None, v: Field | 
 
 
 def shade(f: Frame, s: Style, depth: Number = 0.3) -> Field:
-    """Soft light from one side and above, with the picture's grain on it."""
+    """Shading by soft light from one side and above, with the picture's grain."""
     return 1 + depth * (s.light * f.u - 0.6 * f.v) + (0.35 * depth) * f.grain
 
 
 def ball_shade(f: Frame, s: Style, cx: Number, cy: Number, r: Number) -> Field:
-    """The light on a ball: bright towards the light, dark around the far edge, with a highlight."""
+    """Shading of a ball: brighter towards the light, darker at the far edge, with a highlight."""
     du, dv = (f.u - cx) * (1 / r), (f.v - cy) * (1 / r)
     lit = 0.45 * s.light * du - 0.45 * dv
     far = np.minimum(du * du + dv * dv, 1.0)
@@ -83,7 +83,7 @@ def ball_shade(f: Frame, s: Style, cx: Number, cy: Number, r: Number) -> Field:
     return 0.95 + 0.45 * lit - 0.22 * far + 0.45 * shine + 0.06 * f.grain
 
 
-_COLOURS_OF = {
+COLOURS_OF = {
     "tree": ("green", "green", "green", "orange", "red", "yellow", "pink"),
     "bush": ("green", "green", "orange", "purple"),
     "rock": ("grey", "brown"),

@@ -1,9 +1,10 @@
-"""Boxes as tokens: the layouts that a model is conditioned on [LDM v2, App. D.3, E.2.1]."""
+"""Layouts, which are boxes of objects, as tokens [LDM v2, App. D.3, E.2.1]."""
 
 import difflib
 import math
 from collections.abc import Sequence
 from enum import IntFlag
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -12,11 +13,11 @@ from torch import Tensor
 from ldmlab.data.annotations.annotation import WHOLE, Box, Crop
 
 Rect = tuple[float, float, float, float]  # x0, y0, width, height
-ROUNDING = 0.01  # data sets' boxes end up to about a pixel outside of their picture
+ROUNDING = 0.01  # in data sets, boxes exceed their picture by up to about a pixel
 
 
 class BoxFlag(IntFlag):
-    """What is said of an object besides its class, as in OpenImages; the values are those of the released tokens."""
+    """Attributes of an object besides its class, as in OpenImages; the values are those of the released tokens."""
 
     GROUP = 1
     OCCLUDED = 2
@@ -27,13 +28,16 @@ class BoxFlag(IntFlag):
 class BoxTokenizer:
     """Boxes <-> tokens (c, l, b): class, corner top left, corner bottom right [LDM v2, App. E.2.1; Tab. 17].
 
-    A corner is one of `side` x `side` places, counted by rows, where `side` is the whole part of sqrt(num_tokens). The
-    last token, `padding`, fills up to `max_objects` boxes; with `encode_crop` two corners of the crop follow. Classes
-    are tokens 0 to num_classes - 1; what is said of an object, where used, adds num_classes times its BoxFlag:
-    `use_group` admits GROUP, `use_additional` the others.
+    A corner is one of `side` x `side` positions, counted by rows, where `side` is the integer part of sqrt(num_tokens).
+    The last token, `padding`, fills up to `max_objects` boxes; with `encode_crop` the crop's two corners follow.
+    Classes are tokens 0 to num_classes - 1; attributes add num_classes times their BoxFlag: GROUP with `use_group`, the
+    others with `use_additional`. ValueError if the classes do not fit below the padding.
 
-    Deviation: [LDM v2] writes (l, b, c); the released code has the class first. ValueError where the classes do not
-    fit below the padding.
+    Deviation: [LDM v2] writes (l, b, c); the released code has the class first.
+
+    >>> tokenizer = BoxTokenizer(num_classes=3, num_tokens=17, max_objects=2, encode_crop=False)
+    >>> tokenizer.encode([Box("cube", 1, 0.0, 0.0, 1.0, 1.0)])  # class, corners, padding
+    tensor([ 1,  0, 15, 16, 16, 16])
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class BoxTokenizer:
 
     @property
     def null(self) -> Int[Tensor, " length"]:
-        """No layout: padding alone, without a crop; what classifier-free guidance compares with."""
+        """The null condition of classifier-free guidance: padding alone, without a crop."""
         return torch.full((self.length,), self.padding)
 
     def encode(
@@ -77,23 +81,24 @@ class BoxTokenizer:
         order: Sequence[int] | None = None,
         flags: Sequence[int] | None = None,
     ) -> Int[Tensor, " length"]:
-        """The tokens of boxes in fractions of the whole picture, of which `crop` (x0, y0, width, height) is seen.
+        """The tokens of boxes in fractions of the whole picture, of which `crop` (x0, y0, width, height) is visible.
 
-        As released: of more than `max_objects` the first are taken; then `order`, a permutation of these, shuffles
-        them; then those that do not meet the crop are dropped. With `encode_crop` boxes stay those of the whole
-        picture, otherwise they become fractions of the crop; there a box that begins before the crop is moved into it
-        at its full width. `flip` mirrors boxes and crop. `flags` are BoxFlags, one a box.
+        As released: of more than `max_objects` boxes the first are taken; then they are permuted by `order`; then those
+        that do not intersect the crop are dropped. With `encode_crop` boxes remain fractions of the whole picture,
+        otherwise they become fractions of the crop; then a box that begins before the crop is moved into it at its full
+        width. `flip` mirrors boxes and crop. `flags` are BoxFlags, one a box. ValueError for an unknown class, boxes or
+        crop outside of the picture, flags of another number, and an `order` that is no permutation.
         """
         self._check(boxes, crop, flags)
-        said = [0] * len(boxes) if flags is None else flags
+        given = [0] * len(boxes) if flags is None else flags
         rows = [(b.label, int(f) & self.flags, (b.x0, b.y0, b.x1 - b.x0, b.y1 - b.y0))
-                for b, f in zip(boxes, said, strict=True)][: self.max_objects]
+                for b, f in zip(boxes, given, strict=True)][: self.max_objects]
         order = range(len(rows)) if order is None else order
         if sorted(order) != list(range(len(rows))):
             raise ValueError(f"order must be a permutation of 0 to {len(rows) - 1}, got {list(order)}")
         tokens = []
         for label, flag, rect in (rows[i] for i in order):
-            if _meet(rect, crop):
+            if _intersect(rect, crop):
                 rect = _within(rect, WHOLE if self.encode_crop else crop, flip)
                 tokens += [label + self.num_classes * flag, *self._corners(rect)]
         tokens += [self.padding] * (3 * self.max_objects - len(tokens))
@@ -102,9 +107,9 @@ class BoxTokenizer:
         return torch.tensor(tokens)
 
     def decode(self, tokens: Int[Tensor, " length"]) -> list[tuple[int, tuple[float, float, float, float]]]:
-        """(class token, (x0, y0, x1, y1)) of each box, at the places' precision of 1 / (side - 1); padding is left out.
+        """(class token, (x0, y0, x1, y1)) of each box, to a precision of 1 / (side - 1); padding is left out.
 
-        Class tokens are labels, plus num_classes times the flags where these are used.
+        Class tokens are labels, plus num_classes times the flags if these are used.
         """
         rows = self._checked(tokens)[: 3 * self.max_objects].view(-1, 3).tolist()
         return [(c, (*self._place(first), *self._place(last))) for c, first, last in rows if c != self.padding]
@@ -149,15 +154,15 @@ class BoxTokenizer:
         return x / (self.side - 1), y / (self.side - 1)
 
 
-def _meet(a: Rect, b: Rect) -> bool:
-    """Whether two rectangles share an area."""
+def _intersect(a: Rect, b: Rect) -> bool:
+    """Whether the intersection of two rectangles has an area."""
     across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     return across > 0 and down > 0
 
 
 def _within(rect: Rect, crop: Crop, flip: bool) -> Rect:
-    """A rectangle in fractions of the crop, mirrored if asked."""
+    """A rectangle in fractions of the crop, mirrored with `flip`."""
     x, y = (min(max((rect[i] - crop[i]) / crop[i + 2], 0.0), 1.0) for i in (0, 1))
     width, height = min(rect[2] / crop[2], 1 - x), min(rect[3] / crop[3], 1 - y)
     return _mirrored((x, y, width, height)) if flip else (x, y, width, height)
@@ -170,14 +175,16 @@ def _mirrored(rect: Rect) -> Rect:
 def check_boxes(
     boxes: Sequence[Box | Sequence[str | float | int]], names: Sequence[str], max_objects: int = 30
 ) -> tuple[tuple[Box, ...], list[str]]:
-    """Boxes that a person wrote, as `Box` or (name, x0, y0, x1, y1) in fractions, made fit; and what was changed.
+    """A user's boxes, `Box` or (name, x0, y0, x1, y1) in fractions, corrected; and a note on each correction.
 
     Boxes partly outside are cut to the picture; of more than `max_objects` the largest are kept, in their order.
-    ValueError names a box that is wholly outside or without size, and for an unknown name the nearest that are known.
+    ValueError for a box that is entirely outside or has no size, and for an unknown name, with the nearest known ones.
     """
-    fit, told = [], []
+    fit: list[Box] = []
+    notes: list[str] = []
     for given in boxes:
-        name, *ends = (given.name, given.x0, given.y0, given.x1, given.y1) if isinstance(given, Box) else given
+        row: Sequence[Any] = (given.name, given.x0, given.y0, given.x1, given.y1) if isinstance(given, Box) else given
+        name, *ends = row
         if len(ends) != 4:
             raise ValueError(f"a box is (name, x0, y0, x1, y1), got {given!r}")
         text = f"box {name!r} ({', '.join(f'{end:g}' for end in ends)})"
@@ -192,10 +199,10 @@ def check_boxes(
         if not (cut[0] < cut[2] and cut[1] < cut[3]):
             raise ValueError(f"{text} lies outside of the picture, which goes from 0 to 1 across and down")
         if cut != list(ends):
-            told.append(f"{text} is cut to the picture: ({', '.join(f'{end:g}' for end in cut)})")
+            notes.append(f"{text} is cut to the picture: ({', '.join(f'{end:g}' for end in cut)})")
         fit.append(Box(name, list(names).index(name), *cut))
     if len(fit) > max_objects:
-        told.append(f"{len(fit)} boxes, more than {max_objects}: the largest {max_objects} are kept")
+        notes.append(f"{len(fit)} boxes, more than {max_objects}: the largest {max_objects} are kept")
         by_size = sorted(range(len(fit)), key=lambda i: -(fit[i].x1 - fit[i].x0) * (fit[i].y1 - fit[i].y0))
         fit = [fit[i] for i in sorted(by_size[:max_objects])]
-    return tuple(fit), told
+    return tuple(fit), notes

@@ -1,7 +1,7 @@
 """Captions as word pieces, by BERT's WordPiece [LDM v2, Sec. 4.3.1, App. E.2.1].
 
-Three vocabularies: of the captions of `scenes`, shipped; of `bert-base-uncased`, where its files are at hand; of a data
-set's own captions, trained on the spot. Nothing is downloaded.
+There are three vocabularies: that of the captions of `scenes`, shipped with the package; that of `bert-base-uncased`,
+if its files are on this machine; and one trained on a data set's own captions. Nothing is downloaded.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from torch import Tensor
 from ldmlab.atomic import atomic_write
 
 if TYPE_CHECKING:
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # missing in transformers' stubs
 
 MAX_LENGTH = 77  # as released
 SCENES_VOCABULARY = Path(__file__).parents[2] / "weights" / "scenes-wordpiece"
@@ -26,11 +26,11 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class CaptionTokenizer:
-    """Captions -> (n, `max_length`) ids: [CLS], word pieces, [SEP], and [PAD] to the end; longer ones are cut off.
+    """Captions -> (n, `max_length`) ids: [CLS], word pieces, [SEP], and [PAD] to the end; longer ones are truncated.
 
-    `folder` holds a BERT vocabulary (vocab.txt). `known` are captions that the model is trained on: ValueError if any
-    word of theirs became [UNK], for then the vocabulary is another language's or was not read. In a `closed`
-    vocabulary, made of the training captions, a word that falls into pieces was never trained on, and `notes` says so.
+    `folder` contains a BERT vocabulary (vocab.txt). `known` are captions of the training data: ValueError if a word of
+    them is [UNK], as the vocabulary is then of another language. In a `closed` vocabulary, made of the training
+    captions, a word that is split into pieces was not in the training data, and `notes` reports it.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class CaptionTokenizer:
         return len(self._bert)
 
     def __call__(self, captions: Sequence[str]) -> Int[Tensor, "n length"]:
-        """Ids of the captions; an empty one is start, end and padding."""
+        """Ids of the captions; an empty one is [CLS], [SEP] and padding."""
         return self._bert(list(captions), truncation=True, max_length=self.max_length, padding="max_length",
                           return_tensors="pt")["input_ids"]
 
     def pieces(self, caption: str) -> list[str]:
-        """The word pieces of a caption, all of them, without what opens, closes and fills up."""
+        """All word pieces of a caption, without special tokens and not truncated."""
         return self._bert.tokenize(caption)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the vocabulary to folder/vocab.txt, from which `CaptionTokenizer(folder)` is the same; the folder."""
+        """Write the vocabulary to folder/vocab.txt, for `CaptionTokenizer(folder)`; returns the folder."""
         return write_vocabulary(self._bert.get_vocab(), folder)
 
     def unknown(self, captions: Iterable[str]) -> list[str]:
@@ -66,7 +66,7 @@ class CaptionTokenizer:
         return [word for word in words if self._bert.unk_token in self.pieces(word)]
 
     def notes(self, caption: str) -> list[str]:
-        """What a user should know before this caption is drawn: it is empty, cut off, or has words never trained on."""
+        """Warnings about a caption: it is empty, is truncated, or has words that were not in the training data."""
         words, found = re.findall(r"[^\W_]+", caption.lower()), []
         if not words:
             return ["the caption is empty: the picture is drawn without a condition"]
@@ -86,26 +86,27 @@ class CaptionTokenizer:
 
 
 def write_vocabulary(pieces: Mapping[str, int], folder: str | Path) -> Path:
-    """Write word pieces to folder/vocab.txt as BERT has them, one a line in the order of their ids; the folder."""
-    lines = "".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.get))
+    """Write word pieces to folder/vocab.txt as BERT does, one a line in the order of their ids; returns the folder."""
+    lines = "".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.__getitem__))
     return atomic_write(Path(folder) / "vocab.txt", lines.encode()).parent
 
 
 def train_vocabulary(captions: Sequence[str], folder: str | Path) -> Path:
-    """Learn a WordPiece vocabulary in which every word of the captions is whole, and write folder/vocab.txt."""
+    """Train a WordPiece vocabulary in which every word of the captions is one piece; writes folder/vocab.txt."""
     from tokenizers import BertWordPieceTokenizer
 
     tokenizer = BertWordPieceTokenizer(lowercase=True)
-    # Merging goes on until all words are whole: what is left over are letters, for words that are not among them.
+    # Merging continues until every word is one piece; single letters remain for other words.
     tokenizer.train_from_iterator(captions, vocab_size=30_522, min_frequency=1, show_progress=False,
                                   special_tokens=list(SPECIAL))
     return write_vocabulary(tokenizer.get_vocab(), folder)
 
 
 def find_vocabulary(data: str, captions: Sequence[str], cache: Path) -> tuple[Path, bool]:
-    """(folder, whether it is closed) of the vocabulary for a data set: of `scenes`, BERT's if at hand, or its own.
+    """(folder, whether it is closed) of the vocabulary for a data set: that of `scenes`, BERT's if found, or its own.
 
-    BERT's is looked for in the folder that LDMLAB_BERT names, then in transformers' cache.
+    BERT's is searched for in the folder that LDMLAB_BERT names, then in the cache of transformers. A vocabulary of the
+    data set's own is trained on `captions` and written below `cache`.
     """
     if data == "scenes":
         return SCENES_VOCABULARY, True
@@ -114,7 +115,7 @@ def find_vocabulary(data: str, captions: Sequence[str], cache: Path) -> tuple[Pa
     key = hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
     folder = cache / f"vocabulary-{key}"
     if not (folder / "vocab.txt").exists():
-        print(f"the files of {BERT} are not at hand (LDMLAB_BERT may name a folder with its vocab.txt); "
+        print(f"the files of {BERT} were not found (LDMLAB_BERT may name a folder with its vocab.txt); "
               f"a vocabulary is trained on the {len(captions)} captions instead", flush=True)
         train_vocabulary(captions, folder)
     return folder, True
@@ -134,8 +135,11 @@ def find_bert() -> Path | None:
 
 
 def _load(folder: Path) -> "BertTokenizerFast":
-    """BERT's tokenizer over all of a vocabulary: handed the file, some versions keep the special tokens alone."""
-    from transformers import BertTokenizerFast
+    """BERT's tokenizer with the vocabulary of a folder; from the file alone, some versions read only special tokens.
+
+    FileNotFoundError without a vocab.txt, ValueError for one that is not BERT's or is not read whole.
+    """
+    from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # missing in transformers' stubs; slow
 
     path = folder / "vocab.txt"
     if not path.is_file():

@@ -1,15 +1,12 @@
-"""Conditions that are aligned with the picture and enter by channels: what a model sees beside z_t [LDM v2, Sec. 3.3].
+"""Conditions aligned with the picture, concatenated to the channels of z_t [LDM v2, Sec. 3.3].
 
-<<<<<<< HEAD
-A kind of condition is one class here and one row of `study.config.conditions.KINDS`. Each says what it
-=======
-A kind of condition is one class here and one row of `study.config.conditions.KINDS`, as in `tokens`. Each says what it
->>>>>>> h/presets
-takes of a training batch, and brings that to the size of the latent, where it is concatenated to z_t.
+A kind of condition is one class here, as for token conditions in `tokens`, and one row of
+`study.config.conditions.KINDS`. The class makes the condition from a training batch and resizes it to the latent.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -26,14 +23,36 @@ MASK_BANK_PIXELS = 1 << 25  # masks drawn before training: as many as have this 
 MASK_BANK = 1536
 
 
-class SpatialConditioner(nn.Module, ABC):
-    """What is known of the picture, place by place -> `channels` beside those of z_t.
+@runtime_checkable
+class BatchDataset(Protocol):
+    """A data set that is read in batches."""
 
-    There is nothing here that says "nothing": the paper guides no model of this kind, so none is dropped in training.
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class LatentDataset(BatchDataset, Protocol):
+    """Cached latents and those of the mirror images, such as `first_stage.latents.Latents`."""
+
+    @property
+    def first_stage(self) -> str:
+        """Hash of the first stage's weights."""
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether a batch needs no picture to be decoded."""
+
+
+class SpatialConditioner(nn.Module, ABC):
+    """A condition with spatial structure -> (b, `channels`, h, w), concatenated to z_t.
+
+    It has no null condition and is never dropped in training: the paper guides no model of this kind.
     """
 
     kind: str
-    enters = "channels"
+    injected_as = "channels"  # concatenated to z_t
 
     def __init__(self, f: int, channels: int):
         super().__init__()
@@ -43,7 +62,7 @@ class SpatialConditioner(nn.Module, ABC):
     def condition(
         self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None
     ) -> Shaped[Tensor, "b ..."]:
-        """y of a batch of pictures `image` (b, 3, H, W) uint8; what is random in it comes from `generator`."""
+        """y of a batch of pictures `image` (b, 3, H, W) uint8; random parts are drawn from `generator`."""
 
     @abstractmethod
     def picture_size(self, y: Shaped[Tensor, "b ..."]) -> tuple[int, int]:
@@ -54,20 +73,22 @@ class SpatialConditioner(nn.Module, ABC):
         """The condition at the size of the latent, (b, channels, H/f, W/f)."""
 
     def check(self, y: Shaped[Tensor, "b ..."]) -> None:
-        """ValueError for conditions that this cannot encode; called once a batch of samples, not in training."""
+        """ValueError for conditions that cannot be encoded; called once for a batch of samples, not in training."""
         h, w = self.picture_size(y)
         if h % self.f or w % self.f or min(h, w) < self.f:
             raise ValueError(f"pictures have sides that are multiples of f = {self.f}, got {h} x {w}; pad them first")
 
     def forward(self, y: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b d h w"]:
+        """The same as `encode`."""
         return self.encode(y)
 
 
 class LowResolution(SpatialConditioner):
-    """The picture, smaller by `factor`: super-resolution [LDM v2, Sec. 4.4]. y is (b, 3, H/factor, W/factor), [-1, 1].
+    """Super-resolution: the picture smaller by `factor` [LDM v2, Sec. 4.4]. y is (b, 3, H/factor, W/factor), [-1, 1].
 
-    In the paper `factor` is f, and y has the latent's size as it is. Where y is larger, squares of its pixels become
-    channels, so nothing is lost; where it is smaller, it is enlarged, bicubically as in pixel-space models [SR3].
+    In the paper `factor` is f, so y has the latent's size. A larger y is rearranged by pixel unshuffling, without loss;
+    a smaller one is enlarged bicubically, as in pixel-space models [SR3]. ValueError for an unknown factor or
+    degradation.
     """
 
     kind = "low_resolution"
@@ -81,18 +102,20 @@ class LowResolution(SpatialConditioner):
 
     @staticmethod
     def num_channels(f: int, factor: int) -> int:
-        """3, or more where y is larger than the latent."""
+        """The channels of the condition: 3, or 3 (f / factor)^2 where y is larger than the latent."""
         return 3 * max(1, f // factor) ** 2
 
-    def condition(self, batch, generator=None) -> Float[Tensor, "b 3 h2 w2"]:
-        """The pictures, spoiled by `degradation`."""
+    def condition(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 3 h2 w2"]:
+        """The pictures, degraded by `degradation` and smaller by `factor`, in [-1, 1]."""
         seed = int(torch.randint(2**31, (), generator=generator))
         return to_float(degrade(batch["image"], self.factor, self.degradation, seed))
 
-    def picture_size(self, y) -> tuple[int, int]:
+    def picture_size(self, y: Shaped[Tensor, "b ..."]) -> tuple[int, int]:
         return y.shape[2] * self.factor, y.shape[3] * self.factor
 
-    def check(self, y) -> None:
+    def check(self, y: Shaped[Tensor, "b ..."]) -> None:
         if y.ndim != 4 or y.shape[1] != 3:
             raise ValueError(f"low-resolution pictures are (b, 3, h, w), got {tuple(y.shape)}")
         super().check(y)
@@ -104,10 +127,10 @@ class LowResolution(SpatialConditioner):
 
 
 class MaskedPicture(SpatialConditioner):
-    """The picture with a hole, and where the hole is: inpainting [LDM v2, Sec. 4.5]. y is (b, 4, H, W), the mask last.
+    """Inpainting: the picture, and a mask that is 1 in its hole [LDM v2, Sec. 4.5]. y is (b, 4, H, W), the mask last.
 
-    `encode_picture` is the first stage's, pictures -> scaled latents of `latent_channels`; it learns nothing here.
-    Training masks are of all kinds of `data.masks` in equal shares, drawn once and then taken at random.
+    `encode_picture` is the first stage's, pictures -> scaled latents of `latent_channels`; it is not trained. Training
+    masks are of all kinds of `data.masks` in equal shares; a bank of them is drawn once and sampled from.
     """
 
     kind = "mask"
@@ -117,8 +140,10 @@ class MaskedPicture(SpatialConditioner):
         self.encode_picture = encode_picture
         self._bank: Tensor | None = None
 
-    def condition(self, batch, generator=None) -> Float[Tensor, "b 4 H W"]:
-        """The pictures with a random mask each."""
+    def condition(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 4 H W"]:
+        """The pictures in [-1, 1], whole, with a random mask each."""
         x = to_float(batch["image"])
         bank = self._masks(*x.shape[2:])
         chosen = torch.randint(len(bank), (len(x),), generator=generator)
@@ -130,10 +155,10 @@ class MaskedPicture(SpatialConditioner):
             self._bank = torch.cat([inpainting_masks(n, (h, w), kind, seed=0) for kind in KINDS])
         return self._bank
 
-    def picture_size(self, y) -> tuple[int, int]:
+    def picture_size(self, y: Shaped[Tensor, "b ..."]) -> tuple[int, int]:
         return y.shape[2], y.shape[3]
 
-    def check(self, y) -> None:
+    def check(self, y: Shaped[Tensor, "b ..."]) -> None:
         if y.ndim != 4 or y.shape[1] != 4:
             raise ValueError(f"pictures with their masks are (b, 4, H, W), got {tuple(y.shape)}")
         super().check(y)
@@ -144,9 +169,9 @@ class MaskedPicture(SpatialConditioner):
 
 
 class LabelMap(SpatialConditioner):
-    """What stands where: semantic synthesis [LDM v2, Sec. 4.3.2]. y is (b, H, W), labels 0 to num_labels - 1.
+    """Semantic synthesis: a label map [LDM v2, Sec. 4.3.2]. y is (b, H, W), labels 0 to num_labels - 1.
 
-    A rescaler that is trained with the denoiser halves the map log2(f) times and mixes its labels into `channels`.
+    A rescaler that is trained with the denoiser halves the map log2(f) times and maps its labels to `channels`.
     """
 
     kind = "labels"
@@ -156,14 +181,16 @@ class LabelMap(SpatialConditioner):
         self.num_labels = num_labels
         self.rescaler = SpatialRescaler(f.bit_length() - 1, num_labels, channels)
 
-    def condition(self, batch, generator=None) -> Int[Tensor, "b H W"]:
+    def condition(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None
+    ) -> Int[Tensor, "b H W"]:
         """The label maps."""
         return batch["map"].long()
 
-    def picture_size(self, y) -> tuple[int, int]:
+    def picture_size(self, y: Shaped[Tensor, "b ..."]) -> tuple[int, int]:
         return y.shape[1], y.shape[2]
 
-    def check(self, y) -> None:
+    def check(self, y: Shaped[Tensor, "b ..."]) -> None:
         if y.ndim != 3:
             raise ValueError(f"label maps are (b, H, W), got {tuple(y.shape)}")
         if y.numel() and not 0 <= y.min() <= y.max() < self.num_labels:
@@ -174,22 +201,24 @@ class LabelMap(SpatialConditioner):
         return self.rescaler(one_hot(y, self.num_labels))
 
 
-class WithPictures(Dataset):
-    """Latents with the pictures that they are of, and their label maps where asked for; mirrored alike.
+class WithPictures(Dataset[dict[str, Tensor]]):
+    """Latents with the pictures that they are of, and with `maps` their label maps; index i + n is mirrored.
 
-    `pictures` are `MirroredImages`, in the order of the latents.
+    `pictures` are `MirroredImages`, in the order of the latents; ValueError unless there are as many.
     """
 
-    def __init__(self, latents: Dataset, pictures: Dataset, maps: bool = False):
+    def __init__(self, latents: LatentDataset, pictures: Any, maps: bool = False):
         if len(pictures) != len(latents):
-            raise ValueError(f"{len(latents)} latents, mirror images included, are not of {len(pictures)} pictures")
+            raise ValueError(f"there must be one picture a latent, mirror images included; got {len(latents)} latents "
+                             f"and {len(pictures)} pictures")
         self.latents, self.pictures, self.maps = latents, pictures, maps
-        self.first_stage, self.is_kept = latents.first_stage, latents.is_kept and pictures.is_kept
+        self.first_stage, self.is_decoded = latents.first_stage, latents.is_decoded and pictures.is_decoded
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """A batch: that of the latents, `image` (b, 3, H, W) uint8 and, with `maps`, `map` (b, H, W)."""
         batch = self.latents.__getitems__(indices) | {"image": self.pictures.__getitems__(indices)["image"]}
         if self.maps:
             n = len(self.pictures.images)

@@ -1,8 +1,8 @@
-"""Conditions tau_theta(y): what turns labels, words and boxes into the tokens that the denoiser attends to [Sec. 3.3].
+"""Conditioners tau_theta: labels, captions and boxes -> the tokens of cross-attention [LDM v2, Sec. 3.3].
 
-A kind of condition is one class here and one row of `study.config.conditions.KINDS`. Each says how it reads what is
-known of a picture, how it encodes that, and what stands for "nothing is said", which classifier-free guidance needs
-[E.2.1].
+A kind of condition is one class here and one row of `study.config.conditions.KINDS`. The class reads its input from
+the annotation of a picture, encodes it, and defines a null condition, which classifier-free guidance needs
+[LDM v2, App. E.2.1].
 """
 
 from abc import ABC, abstractmethod
@@ -16,19 +16,21 @@ from torch.utils.data import Dataset
 from ldmlab.data.annotations.annotation import Annotation
 from ldmlab.diffusion.conditioning.boxes import BoxTokenizer
 from ldmlab.diffusion.conditioning.captions import CaptionTokenizer
-from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
+from ldmlab.diffusion.conditioning.spatial import LatentDataset, SpatialConditioner
 from ldmlab.diffusion.conditioning.transformer import TokenTransformer
 from ldmlab.diffusion.unet.unet import with_context
 
 
 class Conditioner(nn.Module, ABC):
-    """tau_theta: integers that say what to show -> tokens (b, n, d) for cross-attention.
+    """tau_theta: integers y (b, ...) -> tokens (b, n, d) for cross-attention.
 
-    While training, each item is replaced by `null_condition` with probability `p_drop`.
+    In training mode, each item is replaced by `null_condition` with probability `p_drop`; ValueError unless it is in
+    [0, 1].
     """
 
     kind: str
-    enters = "tokens"  # by cross-attention; see `spatial_conditioning` for "channels"
+    injected_as = "tokens"  # of cross-attention; a `SpatialConditioner` has "channels"
+    null_condition: Tensor
 
     def __init__(self, null_condition: Int[Tensor, "..."], p_drop: float = 0.0):
         super().__init__()
@@ -39,24 +41,24 @@ class Conditioner(nn.Module, ABC):
 
     @abstractmethod
     def read(self, annotations: Sequence[Annotation]) -> Int[Tensor, "n ..."]:
-        """What this takes as input, from what is known of pictures."""
+        """y, from annotations of pictures."""
 
     def condition(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Int[Tensor, "b ..."]:
-        """y of a training batch: what `read` found, or the class."""
+        """y of a training batch: its entry "y", from `read`, or else the class."""
         return batch["y"] if "y" in batch else batch["label"]
 
     def check(self, y: Int[Tensor, "n ..."]) -> None:
-        """ValueError for input that this cannot encode; called once a batch of samples, not in training."""
+        """ValueError for input that cannot be encoded; called once for a batch of samples, not in training."""
         if y.shape[1:] != self.null_condition.shape:
             raise ValueError(f"a condition of kind {self.kind} has n items of shape "
                              f"{tuple(self.null_condition.shape)}, got {tuple(y.shape)}")
 
     @abstractmethod
     def encode(self, y: Int[Tensor, "b ..."]) -> Float[Tensor, "b n d"]:
-        """The tokens of each item, none dropped."""
+        """The tokens of each item, without dropping any."""
 
     def forward(self, y: Int[Tensor, "b ..."]) -> Float[Tensor, "b n d"]:
-        """The tokens; while training, some items' are those of `null_condition`."""
+        """The tokens; in training mode, random items have those of `null_condition`."""
         if self.training and self.p_drop > 0:
             dropped = torch.rand(len(y), device=y.device) < self.p_drop
             y = torch.where(dropped.view(-1, *[1] * self.null_condition.ndim), self.null_condition, y)
@@ -68,7 +70,7 @@ class Conditioner(nn.Module, ABC):
 
 
 class ClassEmbedder(Conditioner):
-    """A learned token per class, and one more, index `num_classes`, for "no class" [LDM v2, App. E.2.1]."""
+    """A learned token per class, and one more, index `num_classes`, as the null condition [LDM v2, App. E.2.1]."""
 
     kind = "class"
 
@@ -84,20 +86,22 @@ class ClassEmbedder(Conditioner):
         return torch.tensor([annotation.label for annotation in annotations], dtype=torch.long)
 
     def check(self, y: Int[Tensor, "n ..."]) -> None:
+        """ValueError for classes above `num_classes`, and for another shape than (n,)."""
         super().check(y)
         if len(y) and y.max() > self.num_classes:
             raise ValueError(f"classes are 0 to {self.num_classes - 1}, and {self.num_classes} or less than 0 is no "
                              f"class; got {y.max().item()}")
 
     def encode(self, y: Int[Tensor, " b"]) -> Float[Tensor, "b 1 dim"]:
-        """Labels in [0, num_classes] -> one token each; negative labels mean "no class", as in data without them."""
+        """Labels in [0, num_classes] -> one token each; negative labels, of data without classes, are null."""
         return self.embedding(torch.where(y < 0, self.num_classes, y))[:, None]
 
 
 class TextEmbedder(Conditioner):
     """A caption's word pieces through a transformer that is trained with the denoiser [LDM v2, App. E.2.1, Tab. 17].
 
-    Nothing is said by the empty caption, as released: start, end, padding.
+    The null condition is the empty caption, as released: start, end, padding. ValueError for a transformer with fewer
+    tokens or positions than the tokenizer.
     """
 
     kind = "text"
@@ -114,13 +118,14 @@ class TextEmbedder(Conditioner):
         return self.tokenizer([annotation.caption for annotation in annotations])
 
     def encode(self, y: Int[Tensor, "b length"]) -> Float[Tensor, "b length dim"]:
-        """Word pieces -> a token each; padding takes part, as released."""
+        """Word pieces -> a token each; padding is attended to, as released."""
         return self.transformer(y)
 
 
 class LayoutEmbedder(Conditioner):
-    """Boxes as tokens (l, b, c) through a transformer [LDM v2, App. D.3, E.2.1, Tab. 17]; nothing is all padding.
+    """Boxes as tokens (l, b, c) through a transformer that is trained too [LDM v2, App. D.3, E.2.1, Tab. 17].
 
+    The null condition is all padding. ValueError for a transformer with fewer tokens or positions than the tokenizer.
     Deviation: boxes come in the order of the data; the released code shuffles them whenever a picture is read.
     """
 
@@ -138,32 +143,36 @@ class LayoutEmbedder(Conditioner):
         return torch.stack([self.tokenizer.encode(a.boxes, a.crop) for a in annotations])
 
     def encode(self, y: Int[Tensor, "b length"]) -> Float[Tensor, "b length dim"]:
-        """Box tokens -> as many of the transformer's."""
+        """Box tokens -> a token each."""
         return self.transformer(y)
 
 
 def conditioned(
     denoiser: nn.Module, conditioner: Conditioner | SpatialConditioner | None, y: Shaped[Tensor, "b ..."] | None
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """eps_hat(z_t, t) given y: tau(y) enters by cross-attention, or beside the channels of z_t [LDM v2, Sec. 3.3]."""
+    """eps_hat(z_t, t) given y: by cross-attention to tau(y), or with tau(y) concatenated to z_t [LDM v2, Sec. 3.3]."""
     if conditioner is None:
         return denoiser
     c = conditioner(y)
-    if conditioner.enters == "tokens":
+    if isinstance(conditioner, Conditioner):
         return with_context(denoiser, c)
     return lambda z_t, t: denoiser(torch.cat([z_t, c.to(z_t)], 1), t)
 
 
-class Conditioned(Dataset):
-    """Latents with what a conditioner read of each: batches gain `y`; index i + n is the mirror image of picture i."""
+class Conditioned(Dataset[dict[str, Tensor]]):
+    """Latents with their conditions: batches have an entry `y`; index i + n is the mirror image of picture i.
 
-    def __init__(self, latents: Dataset, y: Int[Tensor, "n2 ..."]):
+    ValueError unless there are as many conditions as latents.
+    """
+
+    def __init__(self, latents: LatentDataset, y: Int[Tensor, "n2 ..."]):
         if len(y) != len(latents):
             raise ValueError(f"{len(latents)} latents, mirror images included, need as many conditions, got {len(y)}")
-        self.latents, self.y, self.first_stage, self.is_kept = latents, y, latents.first_stage, latents.is_kept
+        self.latents, self.y, self.first_stage, self.is_decoded = latents, y, latents.first_stage, latents.is_decoded
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """A batch: that of the latents, and `y` (b, ...)."""
         return self.latents.__getitems__(indices) | {"y": self.y[torch.as_tensor(indices)]}

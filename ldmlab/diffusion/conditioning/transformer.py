@@ -1,4 +1,4 @@
-"""The transformer tau_theta over a sequence of tokens, of words or of boxes [LDM v2, App. E.2.1, Tab. 17]."""
+"""The transformer tau_theta over the tokens of a caption or of boxes [LDM v2, App. E.2.1, Tab. 17]."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,7 +8,7 @@ from ldmlab.diffusion.unet.attention import CrossAttention, Linear
 
 
 class Residual(nn.Module):
-    """x + inner(LayerNorm(x)): normalisation before each sub-layer."""
+    """x + inner(LayerNorm(x)): a sub-layer, normalised at its input and added to it."""
 
     def __init__(self, dim: int, inner: nn.Module):
         super().__init__()
@@ -36,16 +36,20 @@ class TokenTransformer(nn.Module):
         self.token_embedding, self.position_embedding = nn.Embedding(vocab_size, dim), nn.Embedding(max_length, dim)
         for embedding in (self.token_embedding, self.position_embedding):
             nn.init.normal_(embedding.weight, std=0.02)
-        layers = []
+        layers: list[nn.Module] = []
         for _ in range(num_layers):
             mlp = nn.Sequential(Linear(dim, 4 * dim), nn.GELU(), Linear(4 * dim, dim))
-            layers += [Residual(dim, CrossAttention(dim, dim, num_heads, head_dim)), Residual(dim, mlp)]
+            # LayerNorm [LDM v2, Eq. 19], then self-attention and its input [LDM v2, Eq. 20].
+            layers.append(Residual(dim, CrossAttention(dim, dim, num_heads, head_dim)))
+            # LayerNorm [LDM v2, Eq. 21], then the MLP and its input [LDM v2, Eq. 22].
+            layers.append(Residual(dim, mlp))
         self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n dim"]:
-        """ValueError for more than `max_length` tokens."""
+        """The output tokens of token ids in [0, vocab_size); ValueError for more than `max_length` of them."""
         if ids.shape[1] > self.max_length:
             raise ValueError(f"this transformer takes up to {self.max_length} tokens, got {ids.shape[1]}")
-        x = self.token_embedding(ids) + self.position_embedding(torch.arange(ids.shape[1], device=ids.device))
-        return self.norm(self.layers(x))
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        x = self.token_embedding(ids) + self.position_embedding(positions)  # [LDM v2, Eq. 18]
+        return self.norm(self.layers(x))  # [LDM v2, Eq. 23]

@@ -1,4 +1,4 @@
-"""Faster sampling on request: narrower weights, compilation, CUDA graphs. Exact levers are always on, elsewhere."""
+"""Options for faster sampling that change the last bits: narrower weights, compilation, CUDA graphs."""
 
 import copy
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from ldmlab.diffusion.unet.unet import UNet
 
 
 class Accelerated(nn.Module):
-    """A frozen copy of `module`, called as it is, with what `accelerate` was asked for; it answers in x's dtype.
+    """A frozen copy of `module` with the options of `accelerate`, called like it; the output has the dtype of x.
 
-    Autocast has no say inside. Calls with gradients, as guides make, run the copy as it is.
+    Autocast is off inside. Calls with gradients, as in guidance, run the copy without compilation and CUDA graphs.
     """
 
     def __init__(
@@ -35,16 +35,19 @@ class Accelerated(nn.Module):
         return self.module.config
 
     def forward(self, x: Float[Tensor, "b c h w"], *given: Any) -> Float[Tensor, "b c2 h2 w2"]:
+        """The module's output for `x` and its further inputs."""
         with torch.autocast(x.device.type, enabled=False):
             run = self.module if torch.is_grad_enabled() else self._run[0]
             return run(x.to(self.dtype), *given).to(x.dtype)
 
 
 class AcceleratedUNet(Accelerated):
-    """The same of a `UNet`; time steps stay in float32."""
+    """An accelerated `UNet`; time steps stay in float32."""
+
+    module: UNet
 
     def project(self, context: Float[Tensor, "b n d"]) -> KeysValues:
-        """The keys and values of `context`, as of the UNet."""
+        """The keys and values of `context`, as by `UNet.project`."""
         with torch.autocast(context.device.type, enabled=False):
             return self.module.project(context.to(self.dtype))
 
@@ -52,6 +55,7 @@ class AcceleratedUNet(Accelerated):
         self, z_t: Float[Tensor, "b c_in h w"], t: Shaped[Tensor, " b"],
         context: Float[Tensor, "b n d"] | KeysValues | None = None, y: Shaped[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b c_out h w"]:
+        """eps_hat, as by `UNet.forward`."""
         if isinstance(context, Tensor):
             context = context.to(self.dtype)
         return super().forward(z_t, t.float(), context, y)  # one dtype of t, so one compilation
@@ -61,19 +65,19 @@ def accelerate(
     module: nn.Module, *, dtype: torch.dtype | None = None, compile: bool = False, cuda_graphs: bool = False,
     backend: str | Callable[..., Any] = "inductor",
 ) -> Accelerated:
-    """A faster copy of a denoiser or decoder, for sampling only; `module` itself stays as it is.
+    """A faster copy of a denoiser or decoder, for sampling only; `module` itself is not changed.
 
-    `dtype` is that of the weights and of all between input and answer, but for normalisation and the embedding of t:
-    torch.bfloat16 is about 1e-2 off. `compile` fuses the operations and, without gradients, packs the weights: a minute
-    or two at the first call, and again for every other shape of input. `cuda_graphs` replays the launches of a shape's
-    first call: for small batches, where launching costs more than computing. ValueError for a dtype that is no float,
-    for a module without weights, and for CUDA graphs where it is not on a CUDA device.
+    `dtype` is that of the weights and of all computation but normalisation and the embedding of t; torch.bfloat16 has
+    errors of about 1e-2. `compile` fuses operations and, without gradients, packs the weights: it takes a minute or two
+    at the first call, and at the first of every other shape of input. `cuda_graphs` replays the kernel launches of a
+    shape's first call, for small batches, where launching takes longer than computing. ValueError for a dtype that is
+    not floating-point, for a module without weights, and for CUDA graphs of a module that is not on a CUDA device.
     """
     weight = next(module.parameters(), None)
     if weight is None:
-        raise ValueError(f"only what has weights can be accelerated, got {type(module).__name__}")
+        raise ValueError(f"only modules with weights can be accelerated, got {type(module).__name__}")
     if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype is one of floats, such as torch.bfloat16; got {dtype}")
+        raise ValueError(f"dtype must be floating-point, such as torch.bfloat16; got {dtype}")
     if cuda_graphs and weight.device.type != "cuda":
         raise ValueError(f"CUDA graphs need a model on a CUDA device; this one is on {weight.device}")
     kind = AcceleratedUNet if isinstance(module, UNet) else Accelerated
@@ -81,14 +85,14 @@ def accelerate(
 
 
 def _compiled(module: nn.Module, backend: str | Callable[..., Any]) -> Callable[..., Tensor]:
-    """Compiled, a shape at a time; inductor takes weights for constants, which it can lay out as the kernels like."""
+    """The module compiled for each shape; inductor treats weights as constants, to lay them out for its kernels."""
     compiled = torch.compile(module, dynamic=False, backend=backend)
     if backend != "inductor":
         return compiled
     from torch._inductor import config  # slow to import
 
     def run(*inputs: Any) -> Tensor:
-        with config.patch(freezing=True):  # by `options` it would come too late: tracing already asks for it
+        with config.patch(freezing=True):  # `options` would come too late: tracing reads it already
             return compiled(*inputs)
 
     return run
@@ -102,10 +106,11 @@ class _Recorded(NamedTuple):
 
 
 class _CudaGraphs:
-    """Records `run` at the first call with inputs of each shape, and replays that on later ones."""
+    """Records `run` at the first call with inputs of each shape, and replays the recording at later calls."""
 
     def __init__(self, run: Callable[..., Tensor]):
-        self.run, self.recorded = run, {}
+        self.run = run
+        self.recorded: dict[tuple, _Recorded] = {}
 
     def __call__(self, *inputs: Tensor | KeysValues | None) -> Tensor:
         key = tuple(tuple((a.shape, a.dtype) for a in _tensors(each)) for each in inputs)
@@ -124,12 +129,12 @@ class _CudaGraphs:
 
     def _record(self, inputs: tuple) -> _Recorded:
         device = inputs[0].device
-        # Inputs are written to in whatever mode later calls are in, so they must not be tensors of inference mode.
+        # Later calls in any mode write to these inputs, so they must not be tensors of inference mode.
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(device):
             own = [_cloned(each) for each in inputs]
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # libraries set themselves up, and compilation happens, before recording
+            with torch.cuda.stream(side):  # initialisation of libraries, and compilation, come before recording
                 for _ in range(3):
                     self.run(*own)
             torch.cuda.current_stream().wait_stream(side)

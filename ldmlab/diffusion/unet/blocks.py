@@ -9,7 +9,11 @@ from torch.nn import functional as F
 
 
 def timestep_embedding(t: Shaped[Tensor, " b"], dim: int, max_period: float = 10_000) -> Float[Tensor, "b dim"]:
-    """Cosines, then sines of t at dim // 2 frequencies from 1 down to 1 / max_period; an odd `dim` ends in a zero."""
+    """Cosines, then sines of t at dim // 2 frequencies from 1 down to 1 / max_period; an odd `dim` ends in a zero.
+
+    >>> timestep_embedding(torch.tensor([0]), 4)
+    tensor([[1., 1., 0., 0.]])
+    """
     half = dim // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t[:, None].float() * frequencies  # (b, half)
@@ -17,25 +21,26 @@ def timestep_embedding(t: Shaped[Tensor, " b"], dim: int, max_period: float = 10
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation computed in float32 whatever the input, as released: bf16 loses the variance."""
+    """Group normalisation computed in float32 for any input dtype, as released: bfloat16 loses the variance."""
 
     def forward(self, x: Float[Tensor, "b c *dims"]) -> Float[Tensor, "b c *dims"]:
-        if x.is_cpu:  # whose kernel takes narrow inputs as they are and sums in float32
+        """`x` normalised, in its dtype."""
+        if x.is_cpu:  # its kernel accepts narrow dtypes and sums in float32
             return super().forward(x)
         return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """The module with parameters zero, so that its residual branch is silent at first."""
+    """The module with its parameters set to zero, so that its residual branch initially adds 0."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class ResBlock(nn.Module):
-    """Residual block with the time embedding added between its convolutions, or, `scale_shift`, as scale and shift.
+    """Residual block whose time embedding is added between the convolutions, or with `scale_shift` scales and shifts.
 
-    `resample` "down" or "up" halves or doubles the size on both branches, after the first activation.
+    `resample` "down" or "up" halves or doubles the size on both branches, after the first activation; None keeps it.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Float[Tensor, "b c_in h w"], emb: Float[Tensor, "b d"]) -> Float[Tensor, "b c_out h2 w2"]:
+        """Feature maps and embeddings of t -> feature maps, at half or twice the size with `resample`."""
         h = F.silu(self.norm_in(x))
         if self.resample is not None:
             h, x = _resize(h, self.resample), _resize(x, self.resample)  # (b, c_in, h2, w2)
@@ -71,7 +77,7 @@ def _resize(x: Tensor, resample: str) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """Half the size by a convolution of stride 2, padded on all sides (the first stage's pads right and bottom)."""
+    """Halves the size by a convolution of stride 2, padded on all sides (the first stage's pads right and bottom)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -82,7 +88,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size, nearest neighbours, then a convolution."""
+    """Doubles the size by nearest neighbours, then applies a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,7 +1,7 @@
-"""What a denoiser is made of: its configuration, and which block stands where."""
+"""The configuration of a denoiser, and the plan of its blocks."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -11,7 +11,7 @@ from ldmlab.diffusion.unet.blocks import Downsample, GroupNorm, ResBlock, Upsamp
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Shape of a UNet; ValueError where the numbers do not fit together.
+    """Shape of a UNet; ValueError for numbers that contradict each other.
 
     `widths` are the channels per level, level i at 1 / 2**i of the latent's side; `attention_at` the factors 2**i at
     which blocks attend (the middle block always does), with `num_heads` heads or `num_head_channels` channels a head.
@@ -62,11 +62,11 @@ class DenoiserConfig:
 
     def heads(self, width: int) -> int:
         """The number of attention heads at a level of `width` channels."""
-        return self.num_heads or width // self.num_head_channels
+        return self.num_heads or width // cast(int, self.num_head_channels)
 
     @classmethod
     def from_released(cls, unet: dict[str, Any]) -> "DenoiserConfig":
-        """The config of a released model's `unet_config`; ValueError for what no released model uses."""
+        """The config of a released model's `unet_config`; ValueError for options that no released model uses."""
         ignored = {"class", "image_size", "use_checkpoint", "legacy", "use_fp16", "dims"}  # no effect on the result
         known = {
             "in_channels", "out_channels", "model_channels", "channel_mult", "num_res_blocks", "attention_resolutions",
@@ -97,14 +97,14 @@ class DenoiserConfig:
 
 
 class Block(NamedTuple):
-    """What stands at one place of the UNet: "conv", "res", "attend", "down" or "up", and its channels."""
+    """One block of the UNet: its kind, "conv", "res", "attend", "down" or "up", and its channels."""
 
     kind: str
     c_in: int
     c_out: int
 
     def build(self, config: DenoiserConfig) -> nn.Module:
-        """The module, of which only kind and channels depend on the place."""
+        """The module of this block."""
         groups, emb_dim, (c_in, c_out) = config.norm_groups, 4 * config.widths[0], self[1:]
         match self.kind:
             case "conv":
@@ -125,7 +125,7 @@ class Block(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The blocks of a UNet, stage by stage: each down stage's output is kept and met again by one up stage."""
+    """The blocks of a UNet, stage by stage; the output of each down stage is a skip connection to one up stage."""
 
     down: list[list[Block]]
     middle: list[Block]
@@ -133,10 +133,11 @@ class Plan(NamedTuple):
 
 
 def plan(config: DenoiserConfig) -> Plan:
-    """Lay out the UNet as released [ADM, App. A]."""
+    """The blocks of the UNet, as released [ADM, App. A]."""
     num_levels = len(config.widths)
     c = config.widths[0]
-    down, up = [[Block("conv", config.in_channels, c)]], []
+    down: list[list[Block]] = [[Block("conv", config.in_channels, c)]]
+    up: list[list[Block]] = []
     attention = [[Block("attend", w, w)] if config.attends(level) else [] for level, w in enumerate(config.widths)]
     for level, width in enumerate(config.widths):
         for _ in range(config.num_res_blocks):
@@ -145,10 +146,10 @@ def plan(config: DenoiserConfig) -> Plan:
         if level < num_levels - 1:
             down.append([Block("down", c, c)])
     middle = [Block("res", c, c), Block("attend", c, c), Block("res", c, c)]
-    kept = [stage[-1].c_out for stage in down]
+    skips = [stage[-1].c_out for stage in down]
     for level, width in reversed(list(enumerate(config.widths))):
         for i in range(config.num_res_blocks + 1):
-            stage = [Block("res", c + kept.pop(), width), *attention[level]]
+            stage = [Block("res", c + skips.pop(), width), *attention[level]]
             c = width
             if level and i == config.num_res_blocks:
                 stage.append(Block("up", c, c))
@@ -157,7 +158,7 @@ def plan(config: DenoiserConfig) -> Plan:
 
 
 def build_ends(config: DenoiserConfig) -> tuple[nn.Module, nn.Module | None, nn.Module, nn.Module]:
-    """What comes before and after the stages: time and label embedding, last normalisation and convolution."""
+    """The modules before and after the stages: time and label embedding, last normalisation and convolution."""
     width, emb_dim = config.widths[0], 4 * config.widths[0]
     time_embed = nn.Sequential(nn.Linear(width, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
     label_embed = None if config.num_classes is None else nn.Embedding(config.num_classes, emb_dim)

@@ -1,6 +1,7 @@
 """The denoiser eps_theta(z_t, t, tau(y)): a time-conditional UNet with attention [LDM v2, Sec. 3.2, App. E.2.1]."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float, Shaped
@@ -17,9 +18,10 @@ __all__ = ["DenoiserConfig", "UNet", "count_params", "describe", "match_widths",
 
 
 class Stage(nn.ModuleList):
-    """Blocks in sequence, each given what it asks for besides the picture."""
+    """Blocks in sequence; residual blocks get the embedding of t, transformers the context."""
 
     def forward(self, h: Tensor, emb: Tensor, context: Tensor | KeysValues | None) -> Tensor:
+        """Feature maps (b, c, h, w), embeddings of t (b, d) and the context -> feature maps."""
         for block in self:
             if isinstance(block, ResBlock):
                 h = block(h, emb)
@@ -31,10 +33,15 @@ class Stage(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """eps_theta: noisy latents, time steps and perhaps a condition -> the noise in them.
+    """eps_theta: noisy latents z_t, time steps t, perhaps a context or labels -> the noise in them, eps_hat.
 
-    The context is tokens, or `KeysValues` of them from `project`, which a sampler's many calls can share.
-    `checkpoint_activations` recomputes each stage in the backward pass: less memory, about a third more work.
+    The context is tokens (b, n, d), or their `KeysValues` from `project`, which the calls of a sampler can share.
+    `checkpoint_activations` recomputes each stage in the backward pass: less memory for about a third more computation.
+    ValueError for inputs that do not fit the config.
+
+    >>> unet = UNet(DenoiserConfig(in_channels=3, out_channels=3, widths=(32, 64), num_heads=2)).eval()
+    >>> unet(torch.randn(2, 3, 16, 16), torch.tensor([0, 999])).shape
+    torch.Size([2, 3, 16, 16])
     """
 
     def __init__(self, config: DenoiserConfig, checkpoint_activations: bool = False):
@@ -52,7 +59,7 @@ class UNet(nn.Module):
         return [module.cross_attention for module in self.modules() if isinstance(module, TransformerBlock)]
 
     def project(self, context: Float[Tensor, "b n d"]) -> KeysValues:
-        """The keys and values of `context` in every cross-attention, for calls under the same autocast as this one."""
+        """The keys and values of `context` in every cross-attention, valid under the same autocast as this call."""
         self._check_context(context)
         return KeysValues(tuple(attention.project(context) for attention in self._cross_attentions()))
 
@@ -60,21 +67,27 @@ class UNet(nn.Module):
         self, z_t: Float[Tensor, "b c_in h w"], t: Shaped[Tensor, " b"],
         context: Float[Tensor, "b n d"] | KeysValues | None = None, y: Shaped[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b c_out h w"]:
+        """eps_hat; `t` in [0, T - 1] may be fractional, `context` and `y` are given if the config has them."""
         self._check(z_t, context, y)
-        angles = timestep_embedding(t, self.config.widths[0]).to(self.head_conv.weight.dtype)  # computed in float32
+        angles = timestep_embedding(t, self.config.widths[0]).to(self._dtype)  # computed in float32
         emb = self.time_embed(angles)  # (b, 4 widths[0])
-        if y is not None:
+        if self.label_embed is not None:
             emb = emb + self.label_embed(y)
-        h, kept = z_t, []
+        h = z_t
+        skips: list[Tensor] = []
         for stage in self.down:
             h = self._run(stage, h, emb, context)
-            kept.append(h)
+            skips.append(h)
         h = self._run(self.middle, h, emb, context)
         for stage in self.up:
-            h = self._run(stage, torch.cat([h, kept.pop()], 1), emb, context)
+            h = self._run(stage, torch.cat([h, skips.pop()], 1), emb, context)
         return self.head_conv(F.silu(self.head_norm(h)))
 
-    def _run(self, stage: Stage, h: Tensor, emb: Tensor, context: Tensor | KeysValues | None) -> Tensor:
+    @property
+    def _dtype(self) -> torch.dtype:
+        return cast(nn.Conv2d, self.head_conv).weight.dtype
+
+    def _run(self, stage: nn.Module, h: Tensor, emb: Tensor, context: Tensor | KeysValues | None) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():
             return checkpoint(stage, h, emb, context, use_reentrant=False)
         return stage(h, emb, context)
@@ -102,13 +115,13 @@ def with_context(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """denoiser(z_t, t, context) as a function of (z_t, t), for the many calls of a sampler.
 
-    Calls without gradients share keys and values: a denoiser that can `project` does so at the first, once a sample
-    instead of once a step, and they keep their memory meanwhile. Calls with gradients, as guides make, are given the
-    context itself. Not to be kept while the denoiser learns.
+    Calls without gradients share keys and values: a denoiser with a method `project` computes them at the first call,
+    once a sample instead of once a step, and they stay in memory. Calls with gradients, as in guidance, get the context
+    itself. The function is not valid after the weights of the denoiser change.
     """
     if not hasattr(denoiser, "project"):
         return lambda z_t, t: denoiser(z_t, t, context)
-    projected: dict[torch.dtype | None, KeysValues] = {}  # by what autocast makes of them
+    projected: dict[torch.dtype | None, KeysValues] = {}  # by the dtype of autocast
 
     def eps_model(z_t: Tensor, t: Tensor) -> Tensor:
         if torch.is_grad_enabled():

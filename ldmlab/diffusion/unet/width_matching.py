@@ -1,4 +1,4 @@
-"""UNets of one size for latents of many shapes, so that a comparison over f compares f [LDM v2, Sec. 4.1]."""
+"""UNets with equal numbers of parameters for latents of different shapes, for comparisons over f [LDM v2, Sec. 4.1]."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ def match_widths(
     misses = {widths: abs(count / target_params - 1) for widths, count in counts.items()}
     within = [widths for widths, miss in misses.items() if miss <= tolerance]
     if not within:
-        nearest = min(misses, key=misses.get)
+        nearest = min(misses, key=misses.__getitem__)
         raise ValueError(f"no widths near those of {template.widths} in steps of {step} give {target_params:,} "
                          f"parameters within {tolerance:.1%}; the nearest, {nearest}, has {counts[nearest]:,}")
 
@@ -85,7 +85,7 @@ def _near(template: DenoiserConfig, scale: float, step: int) -> Iterator[Denoise
 
 def _units(template: DenoiserConfig, step: int) -> list[int]:
     """Per level, what a width must be a multiple of: the step, the groups of the norms, the heads if it attends."""
-    per_head = template.num_heads or template.num_head_channels
+    per_head = template.num_heads or template.num_head_channels or 1
     attends = [template.attends(level) or level == len(template.widths) - 1 for level in range(len(template.widths))]
     return [math.lcm(step, template.norm_groups, per_head if attend else 1) for attend in attends]
 

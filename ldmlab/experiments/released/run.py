@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ldmlab.atomic import atomic_write
 from ldmlab.checkpoints.diffusers_format.folders import read_pipeline
-from ldmlab.checkpoints.released import LdmRow, released, scaled_down
+from ldmlab.checkpoints.released import LdmRow, released_row, scaled_down
 from ldmlab.checkpoints.released_model import ReleasedModel, build, load_compvis, save_compvis
-from ldmlab.checkpoints.released_sampling import bert_folder, find_file, latent_diffusion, unconditional_error
+from ldmlab.checkpoints.released_sampling import bert_folder, find_checkpoint, latent_diffusion, unconditional_error
 from ldmlab.data.images import ImageSet, open_dataset, to_float, to_uint8
 from ldmlab.data.masks import KINDS as MASKS
 from ldmlab.data.masks import inpainting_masks
@@ -55,7 +55,7 @@ class ReleasedRun:
         self.tier = auto_tier(self.device.type) if params["tier"] == "auto" else params["tier"]
         self.budget = budget_of(self.tier)
         self.random = self.budget.is_smoke and not params["file"]
-        self.row = scaled_down(released(params["model"])) if self.random else released(params["model"])
+        self.row = scaled_down(released_row(params["model"])) if self.random else released_row(params["model"])
         self.samples_pictures, self.seed = isinstance(self.row, LdmRow), params["seed"]
         self.stage_row = self.row.first_stage if self.samples_pictures else self.row
         self.target = sampling_target(params["model"], params["guidance_scale"])
@@ -64,7 +64,7 @@ class ReleasedRun:
         self.size, self.vocabulary = params["size"] or self._own_size(), None
         self._check(params)
         self.path = (self._made_file() if self.random
-                     else Path(params["file"] or find_file(params["model"])).expanduser())
+                     else Path(params["file"] or find_checkpoint(params["model"])).expanduser())
         if self.samples_pictures and self.row.condition and self.row.condition.kind == "text":
             self.vocabulary = SCENES_VOCABULARY if self.random else None if self.path.is_dir() else bert_folder()
         # Records travel: of a path they keep the name.
@@ -106,7 +106,7 @@ class ReleasedRun:
         wanted, c = f"guidance_scale = {params['guidance_scale']:g}", getattr(self.row, "condition", None)
         if params["guidance_scale"] != 1 and c is None:
             raise ValueError(f"{self.row.name} has no condition, so no guidance; asked was {wanted}")
-        if params["guidance_scale"] != 1 and not c.has_nothing:
+        if params["guidance_scale"] != 1 and not c.has_null_condition:
             raise ValueError(f"{self.row.name}: {unconditional_error(c.kind, wanted)}")
 
     def _made_file(self) -> Path:
@@ -174,9 +174,9 @@ class ReleasedRun:
             return torch.zeros(len(rows), dtype=torch.long)
         if tau.kind == "class":
             c = self.row.condition
-            return torch.tensor([i * _CLASS_STRIDE % (c.num_items - c.has_nothing) for i in rows])
+            return torch.tensor([i * _CLASS_STRIDE % (c.num_items - c.has_null_condition) for i in rows])
         kind, numbers = condition_kind(tau.kind), [i % len(self.val) for i in rows]
-        if tau.enters == "tokens":
+        if tau.injected_as == "tokens":
             known = [self._known[i] for i in numbers]
             if not any(getattr(annotation, kind.reads) for annotation in known):
                 raise ValueError(f"{self.val.name} has no {kind.source}")
@@ -252,8 +252,8 @@ def drawn(run: ReleasedRun, n: int = 6) -> dict[str, Float[Tensor, "n 3 H W"]]:
         y = tau.tokenizer([run.caption] * n)
     else:
         y = run.conditions(range(n))
-    if tau is not None and tau.enters == "channels":
+    if tau is not None and tau.injected_as == "channels":
         return {"true": to_float(run.val.images(range(n))), "samples": run.sample(y)}
-    if run.row.condition is None or not run.row.condition.has_nothing:
+    if run.row.condition is None or not run.row.condition.has_null_condition:
         return {"samples": run.sample(y)}
     return {f"guidance scale {scale:g}": run.sample(y, guidance_scale=scale) for scale in (1.0, 1.5, 3.0)}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ldmlab.checkpoints.released import LdmRow, released
+from ldmlab.checkpoints.released import LdmRow, released_row
 from ldmlab.paper import numbers as paper
 from ldmlab.study.records.record import Record
 
@@ -109,7 +109,7 @@ def sampling_target(name: str, guidance_scale: float | int = 1.0) -> Target | No
 
 def reconstruction_target(name: str) -> Target:
     """The row of Tab. 8 that a first stage is, or that of a latent diffusion model."""
-    row = released(name)
+    row = released_row(name)
     stage = row.first_stage if isinstance(row, LdmRow) else row
     return Target("Tab. 8", stage.paper, "ImageNet", _RECONSTRUCTION, "validation")
 

@@ -29,7 +29,7 @@ class Sources:
     plan: DiffusionSpec
     train: ImageSet
     annotations: Callable[[], list[Annotation]]  # of the training pictures
-    first_stage: nn.Module | None = None  # needed where `enters` is "channels"
+    first_stage: nn.Module | None = None  # needed where `injected_as` is "channels"
     stats: LatentStats | None = None
 
 
@@ -68,7 +68,7 @@ class ConditionKind:
     judged: Callable[..., dict[str, Any]] | None = None  # (judge.Seen, annotations) -> Scores by measure
 
     def __post_init__(self):
-        if self.enters == "channels" and self.channels is None:
+        if self.injected_as == "channels" and self.channels is None:
             raise ValueError(f"a condition of kind {self.name} enters by channels: `channels` has to say by how many")
 
     @property
@@ -77,9 +77,9 @@ class ConditionKind:
         return self.conditioner.kind
 
     @property
-    def enters(self) -> str:
+    def injected_as(self) -> str:
         """By "tokens" that the denoiser attends to, or by "channels" beside those of z_t."""
-        return self.conditioner.enters
+        return self.conditioner.injected_as
 
     def spec(self, options: Mapping[str, Any], **tokens: Any) -> ConditionSpec | SpatialSpec | None:
         """The condition of a DiffusionSpec: channels of these `options`, or fields of ConditionSpec; None of neither.
@@ -89,7 +89,7 @@ class ConditionKind:
         if unknown := options.keys() - self.options.keys():
             raise ValueError(f"a condition of kind {self.name} has the options {', '.join(self.options) or 'none'}; "
                              f"got {', '.join(sorted(unknown))}")
-        if self.enters == "channels":
+        if self.injected_as == "channels":
             return SpatialSpec(self.name, **{**self.options, **options})
         return ConditionSpec(self.name, **tokens) if tokens else None
 

@@ -110,7 +110,7 @@ def with_condition(
     denoiser = diffusion.denoiser
     if spec is None:
         return diffusion
-    if kind.enters == "tokens":
+    if kind.injected_as == "tokens":
         return replace(diffusion, condition=spec, denoiser=replace(denoiser, context_dim=spec.dim))
     c = denoiser.out_channels
     denoiser = replace(denoiser, in_channels=c + kind.channels(f, c, spec), context_dim=None)

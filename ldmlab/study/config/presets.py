@@ -78,7 +78,7 @@ def laptop_models(f: int, reg: str, size: int, kind: ConditionKind, options: Map
                               scale_mode="first_batch" if reg == "kl" else "none",
                               milestones=tuple(m for m in MILESTONES if m < row.num_steps))
     spec = kind.spec(options, **kind.laptop)
-    if kind.enters == "channels":
+    if kind.injected_as == "channels":
         marks = tuple(m for m in diffusion.milestones if m in MILESTONES_CHANNELS)
         diffusion = replace(diffusion, num_steps=row.num_steps_channels, milestones=marks)
         if f == 32:  # one level, whose width comes in steps of 8: the nearest is 9 % too large

@@ -51,7 +51,7 @@ def sample_conditions(conditioner: Conditioner | SpatialConditioner | None, pict
     """`n` conditions to score samples by: classes in equal shares, or what is known of validation pictures."""
     if conditioner is None or conditioner.kind == "class":
         return sample_labels(pictures.train.num_classes, n)
-    if conditioner.enters == "channels":
+    if conditioner.injected_as == "channels":
         return spatial_conditions(conditioner, pictures, n)
     return conditioner.read(first_annotations(pictures, n))
 

@@ -148,7 +148,7 @@ def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion,
 
     marks = {*plan.milestones, plan.num_steps} if on_milestone else ()
     if plan.condition is not None:
-        if model.conditioner.enters == "channels":
+        if model.conditioner.injected_as == "channels":
             latents = WithPictures(latents, MirroredImages(pictures.train), condition_kind(plan.condition.kind).maps)
         else:
             latents = Conditioned(latents, read_conditions(model.conditioner, pictures))

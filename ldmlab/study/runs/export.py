@@ -34,7 +34,7 @@ def exportable_run(data: str = "scenes", tier: str = "auto", seed: int = 0, size
         print(f"{run.spec.data.name} has {num_classes} classes, and diffusers no pipeline for a model that is told the "
               "class: write_parts of ldmlab.checkpoints.diffusers_format.folders writes its parts", flush=True)
     first_stage, diffusion = run.spec.first_stage, run.spec.diffusion
-    first_stage = replace(first_stage, autoencoder=configs.plain(first_stage.autoencoder))
+    first_stage = replace(first_stage, autoencoder=configs.exportable_config(first_stage.autoencoder))
     if text:
         diffusion = replace(diffusion, condition=replace(diffusion.condition, max_length=MAX_LENGTH))
     run.spec = replace(run.spec, first_stage=first_stage, diffusion=diffusion)

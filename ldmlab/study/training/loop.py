@@ -79,7 +79,7 @@ def fit(
 
     `module` is a LightningModule with `training_state()`, `load_training_state(state)` and a `training_step` that
     returns {"loss": ..., further scalars}. `dataset[i]` for i < 2 n, i >= n being mirror images; batches are fetched
-    whole through `__getitems__`, and where the dataset is not `is_kept`, by other processes ahead of their steps.
+    whole through `__getitems__`, and where the dataset is not `is_decoded`, by other processes ahead of their steps.
     `at_steps[k]` are called with (module, k, curve) once step k is done. `compiled`, a part of `module`, is compiled
     after some steps, and what that cost and gained is printed, see `Compiling`.
     Returns the curve: losses every `log_every` steps and what the callbacks added.
@@ -110,7 +110,7 @@ def fit(
 
 def _num_readers(dataset: Dataset) -> int:
     """Processes that read and decode: none for what is in memory, or mapped into it."""
-    if getattr(dataset, "is_kept", True):
+    if getattr(dataset, "is_decoded", True):
         return 0
     return min(MAX_READERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 

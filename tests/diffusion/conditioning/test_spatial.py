@@ -107,7 +107,7 @@ class _Maps:
 class _Numbered(torch.utils.data.Dataset):
     """Pictures and latents that are their own numbers; from n on they are mirror images."""
 
-    first_stage, is_kept = "hash", True
+    first_stage, is_decoded = "hash", True
 
     def __init__(self, n):
         self.images = _Maps(n)

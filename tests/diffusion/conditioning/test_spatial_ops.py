@@ -62,7 +62,7 @@ def test_rescaler_refuses_maps_that_do_not_fit():
     model = SpatialRescaler(2, 4, 3)
     with pytest.raises(ValueError, match="takes 4 channels, got 5"):
         model(torch.zeros(1, 5, 8, 8))
-    with pytest.raises(ValueError, match="leave nothing"):
+    with pytest.raises(ValueError, match="too small for 2 stages"):
         model(torch.zeros(1, 4, 2, 8))
 
 

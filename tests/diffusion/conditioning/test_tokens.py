@@ -35,7 +35,7 @@ def test_every_kind_reads_encodes_and_has_a_null(kind):
     tau = make(kind).eval()
     y = tau.read(KNOWN)
     tokens, null = tau(y), tau.null(3)
-    assert len(y) == 2 and tokens.shape == (2, *null.shape[1:]) and null.shape[0] == 3 and tau.enters == "tokens"
+    assert len(y) == 2 and tokens.shape == (2, *null.shape[1:]) and null.shape[0] == 3 and tau.injected_as == "tokens"
     assert not torch.allclose(tokens[0], null[0])
     assert torch.equal(null[0], null[2])
 
@@ -80,7 +80,7 @@ def test_a_sequence_longer_than_the_transformer_is_refused():
 
 
 class _Latents(Dataset):
-    first_stage, is_kept = "abc", True
+    first_stage, is_decoded = "abc", True
 
     def __len__(self):
         return 4

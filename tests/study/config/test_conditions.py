@@ -73,7 +73,7 @@ def test_a_kind_is_one_row(tiny_run, monkeypatch, name):
     assert f"LDM-4, {name}" in [model.name for model in workbench_models("smoke")]
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.enters == "channels"])
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.injected_as == "channels"])
 @pytest.mark.parametrize("f", [1, 8, 32])
 def test_the_denoiser_has_room_for_the_channels(tiny_run, name, f):
     """What a row says of channels is what the class makes of them."""

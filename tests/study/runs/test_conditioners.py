@@ -14,7 +14,7 @@ from ldmlab.study.runs.conditioners import build_conditioner, read_conditions, s
 from ldmlab.study.runs.pictures import open_pictures
 
 TOKENS = {notebook: row.condition for notebook, row in NOTEBOOKS.items()
-          if row.condition != "class" and KINDS[row.condition].enters == "tokens"}
+          if row.condition != "class" and KINDS[row.condition].injected_as == "tokens"}
 
 
 def test_captions_and_layouts_train_and_sample(tiny_run):

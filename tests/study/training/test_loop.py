@@ -108,14 +108,14 @@ def test_pictures_too_many_to_keep_are_read_at_each_use(tmp_path, monkeypatch, c
     capsys.readouterr()
     read = LeftHalves(open_split(data, "train", 0))
     assert "pictures would take" in capsys.readouterr().out
-    assert kept.is_kept and not read.is_kept and loop._num_readers(read) >= 1 > loop._num_readers(kept)
+    assert kept.is_decoded and not read.is_decoded and loop._num_readers(read) >= 1 > loop._num_readers(kept)
     expected, trained = run(tmp_path / "kept", steps=9, dataset=kept)
     run(tmp_path / "stopped", steps=4, dataset=read)
     resumed, module = run(tmp_path / "stopped", steps=9, dataset=read)
     for curve, other in (run(tmp_path / "read", steps=9, dataset=read), (resumed, module)):
         assert curve.values["loss"] == expected.values["loss"]
         assert all(map(torch.equal, other.state_dict().values(), trained.state_dict().values()))
-    assert not read.is_kept
+    assert not read.is_decoded
 
 
 def test_step_seeds_differ():
