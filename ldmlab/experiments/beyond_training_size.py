@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldmlab.data.images import ImageSet, open_dataset, to_float, to_uint8
+from ldmlab.data.images import ImageSet, open_dataset, quantize_8bit, to_float
 from ldmlab.diffusion.conditioning.spatial_ops import fill
 from ldmlab.evaluation.distances import FeatureMoments, moments_of, reference_moments
 from ldmlab.evaluation.uncertainty import frechet_estimate
@@ -78,7 +78,7 @@ def sample(
     plan, larger = task.spec.evaluation, max(1.0, h * w / task.spec.data.size**2)
     x = tiled(task).sample(y, num_steps=plan.num_steps, seed=task.spec.seed, progress=on_pictures,
                            batch_size=max(1, int(plan.batch_size / larger)))
-    x = to_float(to_uint8(x))
+    x = quantize_8bit(x)
     return fill(y[:, :3], x, y[:, 3:]) if task.notebook == TASKS["inpainting"].notebook else x
 
 
@@ -112,7 +112,7 @@ def record_beyond(run: Run) -> Record:
                 made[name] = sample(task, conditions(task, val, range(n)),
                                     lambda now, done=done: bar.update(done + now - bar.n))
             for name, pictures in made.items():
-                fake = moments_of(to_float(to_uint8(pictures)).split(64), scorer.nets["fd-lab"])
+                fake = moments_of(quantize_8bit(pictures).split(64), scorer.nets["fd-lab"])
                 few = scorer.is_smoke or n <= fake.dim
                 score = frechet_estimate(real, fake, allow_few=few, seed=run.spec.seed,
                                          num_resamples=scorer.num_resamples)

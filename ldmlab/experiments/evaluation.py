@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldmlab.data.images import open_dataset, to_float, to_uint8
+from ldmlab.data.images import open_dataset, quantize_8bit, to_float
 from ldmlab.diffusion.samplers import ddim
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.diffusion.solvable import Gaussian, random_field, sampled_law
@@ -63,7 +63,7 @@ def record_evaluation(run: Run) -> Record:
     if (known := run.measured_before(record)) is not None:
         return known
     record.protocol |= run.scorer.protocol
-    samples = to_float(to_uint8(run.scorer.sample(run.diffusion.model, len(run.pictures.val))))
+    samples = quantize_8bit(run.scorer.sample(run.diffusion.model, len(run.pictures.val)))
     measure_number(run, record, samples)
     measure_resize(run, record)
     measure_extractors(run, record)
@@ -154,7 +154,7 @@ JPEG = "bicubic, then JPEG 90"
 
 def resized(x: Float[Tensor, "n 3 H W"], size: int) -> dict[str, Float[Tensor, "n 3 h w"]]:
     """The same pictures made small by each of `KERNELS`, in 8 bits; and by the first, saved as JPEG."""
-    made = {name: to_float(to_uint8(kernel(x, size).clamp(-1, 1))) for name, kernel in KERNELS.items()}
+    made = {name: quantize_8bit(kernel(x, size).clamp(-1, 1)) for name, kernel in KERNELS.items()}
     return made | {JPEG: degrade(next(iter(made.values())), "jpeg", 90)}
 
 
@@ -221,7 +221,7 @@ def measure_game(run: Run, record: Record) -> None:
     for step, y in optimize_pixels(loss, x, degrade(x, "noise", 0.4, run.spec.seed)).items():
         with torch.no_grad():
             curves["game_loss"].append([step, loss(x.to(run.device), y.to(run.device)).mean().item()])
-        curves["game_fd_lab"].append([step, frechet(real, look(to_float(to_uint8(y)), net))])
+        curves["game_fd_lab"].append([step, frechet(real, look(quantize_8bit(y), net))])
         curves["game_psnr"].append([step, psnr(x, y).mean().item()])
     record.curves |= curves
     record.protocol["game_n"] = len(x)

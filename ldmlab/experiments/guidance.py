@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ldmlab.data.annotations.annotation import Annotation
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.evaluation.distances import FeatureMoments, Score, moments_of
 from ldmlab.evaluation.inception import KEEP as FID_KEEP
 from ldmlab.evaluation.inception import InceptionNet, inception_scores
@@ -124,7 +124,7 @@ def sample_prompts(
         guided=guided,
         guidance_scale=1.0 if guided is not None or not conditional else scale, batch_size=plan.batch_size,
         progress=on_pictures)
-    return to_float(to_uint8(samples))
+    return quantize_8bit(samples)
 
 
 # --- What is measured -------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def reachable_moments(run: Run) -> FeatureMoments:
     """
     train, net = run.pictures.train, run.scorer.nets["fd-lab"]
     parts = (range(i, min(i + 256, NUM_REACHABLE, len(train))) for i in range(0, min(NUM_REACHABLE, len(train)), 256))
-    return moments_of((to_float(to_uint8(reconstruct(run.first_stage.model, to_float(train.images(part)))))
+    return moments_of((quantize_8bit(reconstruct(run.first_stage.model, to_float(train.images(part))))
                        for part in parts), net)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.diffusion.guidance import image_guided
 from ldmlab.diffusion.guiders import downsample, gaussian_guider, guiding_decoder, perceptual_guider
 from ldmlab.diffusion.model import Guided
@@ -97,7 +97,7 @@ def sample_guided(
     if not samples.isfinite().all():
         raise FloatingPointError(f"guided by {GUIDERS[kind].name} at scale {scale:g}, samples diverge: take a smaller "
                                  f"guidance_scale")
-    return to_float(to_uint8(samples))
+    return quantize_8bit(samples)
 
 
 # --- What is measured -------------------------------------------------------------------------------------------------
@@ -141,11 +141,11 @@ def record_image_guiding(run: Run) -> Record:
 
 def _scores(run: Run, samples: Tensor, x: Tensor, y: Tensor) -> dict[str, Score]:
     scorer, factor = run.scorer, x.shape[2] // y.shape[2]
-    small = to_float(to_uint8(downsample(factor)(samples).clamp(-1, 1)))
+    small = quantize_8bit(downsample(factor)(samples).clamp(-1, 1))
     fake = moments_of(samples.split(256), scorer.nets["fd-lab"])
     few = scorer.is_smoke or len(samples) <= fake.dim
     about = dict(unit="dB", n_real=len(x), n_fake=len(samples))
-    values = {"psnr": psnr(x, samples), "psnr_small": psnr(to_float(to_uint8(y)), small)}
+    values = {"psnr": psnr(x, samples), "psnr_small": psnr(quantize_8bit(y), small)}
     scores = {name: Score(v.mean().item(), "PSNR", interval=mean_interval(v), **about) for name, v in values.items()}
     scores["fd_lab"] = frechet_estimate(scorer.reference("fd-lab"), fake, allow_few=few, seed=run.spec.seed,
                                         num_resamples=scorer.num_resamples)

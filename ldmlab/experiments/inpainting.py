@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit
 from ldmlab.data.masks import KINDS, coverage, inpainting_masks
 from ldmlab.diffusion.conditioning.spatial_ops import fill, masked
 from ldmlab.diffusion.unet.unet import count_params
@@ -53,7 +53,7 @@ def inpaint(
         sample = model.sample(torch.cat([x, mask], 1), num_steps=num_steps or plan.num_steps,
                               batch_size=plan.batch_size, seed=run.spec.seed if seed is None else seed,
                               progress=lambda done: bar.update(done - bar.n))
-    return fill(x, to_float(to_uint8(sample)), mask)
+    return fill(x, quantize_8bit(sample), mask)
 
 
 def restore(run: Run, x: Float[Tensor, "n 3 H W"], mask: Float[Tensor, "n 1 H W"], method: str) -> Tensor:
@@ -66,7 +66,7 @@ def restore(run: Run, x: Float[Tensor, "n 3 H W"], mask: Float[Tensor, "n 1 H W"
         case "ldm":
             return inpaint(run, x, mask)
         case "reconstructions":
-            return fill(x, to_float(to_uint8(reconstruct(run.first_stage.model, x))), mask)
+            return fill(x, quantize_8bit(reconstruct(run.first_stage.model, x)), mask)
     raise ValueError(f"a method is one of {', '.join(METHODS)}; got {method!r}")
 
 

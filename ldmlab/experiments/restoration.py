@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.evaluation.distances import Score, frechet_score, kid_score, moments_of
 from ldmlab.evaluation.reconstruction import psnr, ssim
 from ldmlab.evaluation.uncertainty import frechet_interval, kid_interval, mean_interval
@@ -46,7 +46,7 @@ def restored_scores(run: Run, x: Float[Tensor, "n 3 H W"], x_hat: Float[Tensor, 
     FD-lab of no more pictures than it has features is left out (not at the smoke tier); KID-lab stays, being unbiased.
     """
     scorer, n = run.scorer, len(x)
-    x_hat = to_float(to_uint8(x_hat))
+    x_hat = quantize_8bit(x_hat)
     values = {"psnr": (psnr(x, x_hat), "PSNR", "dB"), "ssim": (ssim(x, x_hat), "SSIM", "1"),
               "pd_referee": (perceptual_distances(run, x, x_hat), "PD-referee", "1")}
     scores = {key: Score(v.mean().item(), name, unit, n, n, interval=mean_interval(v))

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit
 from ldmlab.diffusion.samplers import SAMPLERS
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.solvable import convergence, random_field
@@ -166,7 +166,7 @@ def _score_job(record: Record, run: Run, y: Tensor, job: Job, advance: Callable[
 def _score(run: Run, samples: Tensor) -> Score:
     """FD-lab of samples as they would be saved, with its interval over samples."""
     scorer = run.scorer
-    real, fake = scorer.reference("fd-lab"), moments_of(to_float(to_uint8(samples)).split(256), scorer.nets["fd-lab"])
+    real, fake = scorer.reference("fd-lab"), moments_of(quantize_8bit(samples).split(256), scorer.nets["fd-lab"])
     return frechet_estimate(real, fake, allow_few=scorer.is_smoke, num_resamples=scorer.num_resamples,
                             seed=run.spec.seed)
 

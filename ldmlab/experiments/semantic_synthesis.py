@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit
 from ldmlab.data.scenes.scene import LABELS
 from ldmlab.diffusion.unet.unet import count_params
 from ldmlab.evaluation.distances import Score
@@ -42,7 +42,7 @@ def synthesize(
     with progress(len(maps), label or f"{run.spec.name}, from label maps", unit="pictures") as bar:
         x = model.sample(maps, num_steps=plan.num_steps, batch_size=plan.batch_size,
                          seed=run.spec.seed if seed is None else seed, progress=lambda done: bar.update(done - bar.n))
-    return to_float(to_uint8(x))
+    return quantize_8bit(x)
 
 
 def agreement(run: Run, x: Float[Tensor, "n 3 H W"], maps: Int[Tensor, "n H W"]) -> dict[str, Score]:
@@ -79,7 +79,7 @@ def record_semantic(run: Run) -> Record:
     record.events += diffusion.curve.events
     record.metrics["num_params"] = {"value": count_params(diffusion.model.trained), "unit": "1"}
     samples = synthesize(run, maps)
-    rec = to_float(to_uint8(reconstruct(run.first_stage.model, x)))
+    rec = quantize_8bit(reconstruct(run.first_stage.model, x))
     for method, pictures in {"samples": samples, "reconstructions": rec}.items():
         scores = restored_scores(run, x, pictures)
         if "fd_lab" not in scores and method == "samples":

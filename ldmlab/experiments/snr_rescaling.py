@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ldmlab.data.images import open_dataset, to_float, to_uint8
+from ldmlab.data.images import open_dataset, quantize_8bit, to_float
 from ldmlab.evaluation.distances import Interval, moments_of
 from ldmlab.evaluation.uncertainty import frechet_estimate
 from ldmlab.experiments.latent_scale import BANDS, cosines, settled
@@ -107,8 +107,8 @@ def record_rescaling(runs: Mapping[str, Run]) -> Record:
         _score_views(record, run, "real", {"2x": windows(real, size), "2x_whole": reduced(real, size)})
     power = {"real": spectrum(real)}
     for key, each in runs.items():
-        large = to_float(to_uint8(sample_at(each, y, label=f"{TITLES[key]}, {FACTOR * size} px")))
-        small = to_float(to_uint8(sample_at(each, y, 1, label=f"{TITLES[key]}, {size} px")))
+        large = quantize_8bit(sample_at(each, y, label=f"{TITLES[key]}, {FACTOR * size} px"))
+        small = quantize_8bit(sample_at(each, y, 1, label=f"{TITLES[key]}, {size} px"))
         _score_views(record, run, key, {"1x": small, "2x": windows(large, size), "2x_whole": reduced(large, size)})
         power[key] = spectrum(large)
         _add_latent(record, key, each)

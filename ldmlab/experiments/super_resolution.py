@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit
 from ldmlab.diffusion.unet.unet import count_params
 from ldmlab.experiments import image_guiding
 from ldmlab.experiments.restoration import add_method, in_pixels, restored_scores, true_pictures
@@ -37,7 +37,7 @@ def small_pictures(run: Run, n: int) -> Float[Tensor, "n 3 h w"]:
 
 def enlarge(y: Float[Tensor, "n 3 h w"], factor: int) -> Float[Tensor, "n 3 H W"]:
     """Bicubic enlargement, as it would be saved."""
-    return to_float(to_uint8(image_guiding.enlarge(y, factor)))
+    return quantize_8bit(image_guiding.enlarge(y, factor))
 
 
 def upscale(
@@ -48,7 +48,7 @@ def upscale(
     with progress(len(y), label or f"{run.spec.name}, super-resolution", unit="pictures") as bar:
         x = model.sample(y, num_steps=num_steps or plan.num_steps, batch_size=plan.batch_size,
                          seed=run.spec.seed if seed is None else seed, progress=lambda done: bar.update(done - bar.n))
-    return to_float(to_uint8(x))
+    return quantize_8bit(x)
 
 
 def restore(
@@ -76,7 +76,7 @@ def restore(
             # y has fewer terms at larger factors; the sum over them should pull as hard.
             return image_guiding.sample_guided(untold, "gaussian", y, factor, GUIDANCE * (factor / 4) ** 2)
         case "reconstructions":
-            return to_float(to_uint8(reconstruct(run.first_stage.model, x)))
+            return quantize_8bit(reconstruct(run.first_stage.model, x))
     raise ValueError(f"a method is one of {', '.join(METHODS)}; got {method!r}")
 
 
@@ -124,4 +124,4 @@ def spread_of_samples(run: Run, y: Float[Tensor, "n 3 h w"], k: int) -> list[Flo
 
 def mean_of_samples(samples: list[Float[Tensor, "n 3 H W"]]) -> Float[Tensor, "n 3 H W"]:
     """The mean of several samples: nearer to what a squared error asks for than any of them."""
-    return to_float(to_uint8(torch.stack(samples).mean(0)))
+    return quantize_8bit(torch.stack(samples).mean(0))

@@ -18,7 +18,7 @@ from ldmlab.checkpoints.diffusers_format.folders import read_pipeline
 from ldmlab.checkpoints.released import LdmRow, released, scaled_down
 from ldmlab.checkpoints.released_model import ReleasedModel, build, load_compvis, save_compvis
 from ldmlab.checkpoints.released_sampling import bert_folder, find_file, latent_diffusion, unconditional_error
-from ldmlab.data.images import ImageSet, open_dataset, to_float, to_uint8
+from ldmlab.data.images import ImageSet, open_dataset, quantize_8bit, to_float, to_uint8
 from ldmlab.data.masks import KINDS as MASKS
 from ldmlab.data.masks import inpainting_masks
 from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
@@ -201,7 +201,7 @@ class ReleasedRun:
         x = self.model.sample(
             y, num_steps=self.num_steps, eta=self.eta, seed=self.seed if seed is None else seed, batch_size=CHUNK,
             guidance_scale=self.params["guidance_scale"] if guidance_scale is None else guidance_scale)
-        return to_float(to_uint8(x))
+        return quantize_8bit(x)
 
     @property
     def eta(self) -> float | int:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.diffusion.unet.unet import count_params
 from ldmlab.evaluation.distances import frechet_score, kid_score, moments_of, reference_moments
 from ldmlab.evaluation.inception import KEEP, InceptionNet, inception_scores
@@ -75,7 +75,7 @@ def measure_reconstruction(run: ReleasedRun, record: Record, net, inception: Inc
     if inception and _enough(run, record, inception.dim, "Inception's rFID", pictures=n):
         real = reference_moments(run.val, inception, runs_dir() / "moments", keep=KEEP, batch_size=32)
         starts = (range(i, min(i + BATCH, n)) for i in range(0, n, BATCH))
-        batches = (to_float(to_uint8(reconstruct(model, to_float(run.val.images(rows))))) for rows in starts)
+        batches = (quantize_8bit(reconstruct(model, to_float(run.val.images(rows)))) for rows in starts)
         taken = inception_scores(real, batches, inception, allow_few=few)
         found |= {"r_fid": replace(taken["fid"], name=f"r{taken['fid'].name}"), "r_is": taken["inception_score"]}
     record.metrics |= as_metrics(found)

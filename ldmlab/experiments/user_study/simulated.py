@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 
 from ldmlab.checkpoints.files import load_model, save_model
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit, to_float, to_uint8
 from ldmlab.diffusion.guiders import downsample
 from ldmlab.evaluation.preference import (
     SimulatedRater,
@@ -111,7 +111,7 @@ def super_resolution(run: Run) -> Comparison:
     path = runs_dir() / f"user-study-{run.spec.name}-{key}" / "pictures.safetensors"
     if not path.exists():
         x = targets(run, num)
-        y = to_float(to_uint8(downsample(FACTOR)(x).clamp(-1, 1)))
+        y = quantize_8bit(downsample(FACTOR)(x).clamp(-1, 1))
         kept = {"truth": x, "condition": y, "bicubic": enlarge(y, FACTOR)}
         kept |= {"guided": sample_guided(run, "gaussian", y, FACTOR, SCALE), "trained": upscale(trained, y)}
         save_model(path, {name: to_uint8(pictures) for name, pictures in kept.items()}, {"run": run.params})

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ldmlab.data.images import open_dataset, to_float, to_uint8
+from ldmlab.data.images import open_dataset, quantize_8bit
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.evaluation.cost import count_flops, throughput
 from ldmlab.evaluation.distances import FeatureMoments, Score, frechet_score, kid_score, moments_of, reference_moments
@@ -62,7 +62,7 @@ class Scorer:
         Without FD where pictures are too few for it and the model is told place by place; a ValueError elsewhere.
         With `intervals`, over the samples at this reference; and FD∞ where the samples suffice, as fd_lab_infinity.
         """
-        samples = to_float(to_uint8(samples))  # as they would be saved
+        samples = quantize_8bit(samples)  # as they would be saved
         scores = {}
         for name in names:
             fake, real = moments_of(samples.split(256), self.nets[name]), self.reference(name)
