@@ -71,8 +71,7 @@ def _conditioner(
             return LowResolution(first_stage.f, FACTOR, "bsr")
         case "mask":
             def encode_picture(x: Tensor) -> Tensor:
-                z = first_stage.encode(x)
-                return stats.scale(z.mode() if first_stage.reg == "kl" else z)
+                return stats.scale(first_stage.most_probable_latent(x))
 
             return MaskedPicture(first_stage.f, first_stage.z_channels, encode_picture)
         case "labels":

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 @torch.inference_mode()
 def latents_of(first_stage: nn.Module, x: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
     """The most probable z of pictures in [-1, 1], on the CPU, not yet scaled."""
-    z = first_stage.encode(x.to(_device(first_stage)))
-    return (z.mode() if first_stage.reg == "kl" else z).cpu()
+    return first_stage.most_probable_latent(x.to(_device(first_stage))).cpu()
 
 
 @torch.inference_mode()

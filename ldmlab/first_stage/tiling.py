@@ -53,7 +53,7 @@ def spans(size: int, tile: int, overlap: int, scale: int) -> list[Span]:
 
 
 class Tiled(nn.Module):
-    """A first stage whose `encode`, `moments` and `decode` take pictures of any size, in tiles; not for training.
+    """A first stage that encodes and decodes pictures of any size, in tiles; not for training.
 
     A picture no larger than a tile goes through as it is. KL: means and log-variances fade from tile to tile. VQ: z
     fades before it is quantized, and is quantized in `decode`. All else (`f`, `reg`, `sample_latent`, `quantizer`) is
@@ -102,6 +102,11 @@ class Tiled(nn.Module):
         """As the first stage's: KL gives the posterior over z, VQ gives z, not yet quantized."""
         moments = self.moments(x)
         return DiagonalGaussian(moments) if self.reg == "kl" else moments
+
+    def most_probable_latent(self, x: Float[Tensor, "b c_x H W"]) -> Float[Tensor, "b c h w"]:
+        """As the first stage's: KL gives the mode of the posterior over z, VQ gives z, not yet quantized."""
+        z = self.encode(x)
+        return z.mode() if self.reg == "kl" else z
 
     def moments(self, x: Float[Tensor, "b c_x H W"]) -> Float[Tensor, "b c_m h w"]:
         """As the first stage's: KL gives mean and log-variance side by side, VQ gives z."""

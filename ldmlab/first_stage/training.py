@@ -108,8 +108,7 @@ class FirstStageModule(pl.LightningModule):
         return {"val_psnr": float(torch.cat(psnr).mean())}
 
     def _psnr(self, x: Float[Tensor, "b 3 H W"]) -> Float[Tensor, " b"]:
-        latent = self.autoencoder.encode(x)
-        x_rec = self.autoencoder.decode(latent.mode() if self.autoencoder.reg == "kl" else latent).clamp(-1, 1)
+        x_rec = self.autoencoder.decode(self.autoencoder.most_probable_latent(x)).clamp(-1, 1)
         return 10 * torch.log10(4 / (x - x_rec).square().flatten(1).mean(1))
 
     def watch(self, psnr: float) -> str | None:

@@ -44,8 +44,7 @@ def _mask(plan: DiffusionSpec, pictures: Pictures, first_stage) -> SpatialCondit
     model, stats = first_stage.model, first_stage.stats
 
     def encode_picture(x: Tensor) -> Tensor:
-        posterior = model.encode(x)
-        return stats.scale(posterior.mode() if model.reg == "kl" else posterior)
+        return stats.scale(model.most_probable_latent(x))
 
     return MaskedPicture(model.f, model.z_channels, encode_picture)
 

@@ -101,8 +101,7 @@ class Scorer:
         model = first_stage.model
 
         def reconstruct(x: Tensor) -> Tensor:
-            latent = model.encode(x)
-            return model.decode(latent.mode() if model.reg == "kl" else latent).clamp(-1, 1)
+            return model.decode(model.most_probable_latent(x)).clamp(-1, 1)
 
         perceptual, scores = perceptual_loss(self.spec.first_stage.perceptual), {}
         for name, net in self.nets.items():
