@@ -12,10 +12,9 @@ from ldmlab.data.images import quantize_8bit
 from ldmlab.data.masks import KINDS, coverage, inpainting_masks
 from ldmlab.diffusion.conditioning.spatial_ops import fill, masked
 from ldmlab.diffusion.unet.unet import count_params
-from ldmlab.evaluation.distances import Score
-from ldmlab.evaluation.uncertainty import mean_interval
+from ldmlab.evaluation.uncertainty import mean_interval, mean_score
 from ldmlab.experiments.inpainting_speed import record_efficiency
-from ldmlab.experiments.restoration import add_method, in_pixels, perceptual_distances, restored_scores, true_pictures
+from ldmlab.experiments.restoration import SCORES, add_method, in_pixels, restored_scores, true_pictures
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.records.record import Record, as_metrics
 from ldmlab.study.runs.regression import train_regression
@@ -77,7 +76,8 @@ def record_inpainting(run: Run) -> Record:
     """
     diffusion, scorer = run.diffusion, run.scorer
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
+    record.inputs |= {"denoiser": diffusion.hash, "regression": train_regression(in_pixels(run)).hash}
+    record.inputs |= scorer.inputs(*SCORES)
     if (known := run.measured_before(record)) is not None:
         return known
     x = true_pictures(run)
@@ -98,7 +98,7 @@ def record_inpainting(run: Run) -> Record:
                 record.events += [] if note in record.events else [note]
             add_method(record, f"{method}_{which}", scores)
             if which == "all":
-                _by_coverage(record, method, perceptual_distances(run, x, x_hat), coverage(mask))
+                _by_coverage(record, method, run.scorer.perceptual_distances(x, x_hat), coverage(mask))
     _several(run, record, x)
     record_efficiency(run, record)
     return record
@@ -126,11 +126,9 @@ def _several(run: Run, record: Record, x: Tensor) -> None:
     """One sample and several, where much is missing: the first, the nearest to the truth, how far apart they are."""
     x, k = x[: SEVERAL_ON[run.spec.tier]], SAMPLES[run.spec.tier]
     mask = masks_of("hard", len(x), tuple(x.shape[2:]))
-    samples = samples_of(run, x, mask, k)
-    to_truth = torch.stack([perceptual_distances(run, x, sample) for sample in samples])
-    apart = torch.stack([perceptual_distances(run, samples[i], samples[j]) for i in range(k) for j in range(i)])
+    samples, distance = samples_of(run, x, mask, k), run.scorer.perceptual_distances
+    to_truth = torch.stack([distance(x, sample) for sample in samples])
+    apart = torch.stack([distance(samples[i], samples[j]) for i in range(k) for j in range(i)])
     values = {"first": to_truth[0], "mean": to_truth.mean(0), "nearest": to_truth.min(0).values, "apart": apart.mean(0)}
     record.metrics |= as_metrics({
-        f"pd_referee_{name}_of_{k}": Score(v.mean().item(), "PD-referee", "1", len(x), len(x),
-                                           interval=mean_interval(v))
-        for name, v in values.items()})
+        f"pd_referee_{name}_of_{k}": mean_score(v, "PD-referee") for name, v in values.items()})

@@ -14,8 +14,8 @@ from ldmlab.data.scenes.scene import LABELS
 from ldmlab.diffusion.unet.unet import count_params
 from ldmlab.evaluation.distances import Score
 from ldmlab.evaluation.judge import load_judge
-from ldmlab.evaluation.uncertainty import mean_interval
-from ldmlab.experiments.restoration import add_method, restored_scores, true_pictures
+from ldmlab.evaluation.uncertainty import mean_score
+from ldmlab.experiments.restoration import SCORES, add_method, restored_scores, true_pictures
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.records.record import Record, as_metrics
 from ldmlab.study.runs.conditioners import spatial_conditions
@@ -56,9 +56,9 @@ def agreement(run: Run, x: Float[Tensor, "n 3 H W"], maps: Int[Tensor, "n H W"])
     right = (seen == asked).float().mean((1, 2))
     present = asked.unique()
     overlap = torch.stack([((seen == k) & (asked == k)).sum() / ((seen == k) | (asked == k)).sum() for k in present])
-    about = {"unit": "1", "n_real": len(x), "n_fake": len(x), "extractor": "judge", "weights_hash": judge.weights_hash}
-    return {"pixels": Score(right.mean().item(), "pixels of the right label", interval=mean_interval(right), **about),
-            "miou": Score(overlap.mean().item(), f"mean IoU over {len(present)} labels", **about)}
+    about = {"extractor": "judge", "weights_hash": judge.weights_hash}
+    return {"pixels": mean_score(right, "pixels of the right label", **about),
+            "miou": Score(overlap.mean().item(), f"mean IoU over {len(present)} labels", "1", len(x), len(x), **about)}
 
 
 def record_semantic(run: Run) -> Record:
@@ -68,7 +68,8 @@ def record_semantic(run: Run) -> Record:
     """
     diffusion, scorer = run.diffusion, run.scorer
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash, "judge": load_judge().weights_hash}
+    record.inputs |= {"denoiser": diffusion.hash, "caption_judge": load_judge().weights_hash}
+    record.inputs |= scorer.inputs(*SCORES)
     if (known := run.measured_before(record)) is not None:
         return known
     x = true_pictures(run)

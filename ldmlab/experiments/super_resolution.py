@@ -10,7 +10,7 @@ from torch import Tensor
 from ldmlab.data.images import quantize_8bit
 from ldmlab.diffusion.unet.unet import count_params
 from ldmlab.experiments import image_guiding
-from ldmlab.experiments.restoration import add_method, in_pixels, restored_scores, true_pictures
+from ldmlab.experiments.restoration import SCORES, add_method, in_pixels, restored_scores, true_pictures
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.conditioners import spatial_conditions
@@ -72,9 +72,8 @@ def restore(
         case "guided":
             if run.params["degradation"] != "bicubic":
                 raise ValueError("the guided variant needs to know how pictures were shrunk; it is for bicubic alone")
-            untold = Run("14_image_guiding", {**run.params, "data": run.spec.data.name}, str(run.device), quiet=True)
             # y has fewer terms at larger factors; the sum over them should pull as hard.
-            return image_guiding.sample_guided(untold, "gaussian", y, factor, GUIDANCE * (factor / 4) ** 2)
+            return image_guiding.sample_guided(_unconditional(run), "gaussian", y, factor, GUIDANCE * (factor / 4) ** 2)
         case "reconstructions":
             return quantize_8bit(reconstruct(run.first_stage.model, x))
     raise ValueError(f"a method is one of {', '.join(METHODS)}; got {method!r}")
@@ -88,6 +87,22 @@ def methods_of(run: Run) -> list[str]:
     return [method for method in METHODS if method not in left_out]
 
 
+def _unconditional(run: Run) -> Run:
+    """The run of the model that is guided by Eq. 17: the same f, data and seed."""
+    return Run("14_image_guiding", {**run.params, "data": run.spec.data.name}, str(run.device), quiet=True)
+
+
+def _networks(run: Run) -> dict[str, str]:
+    """Hashes of the models of the methods besides the run's own, which are trained here if they are not yet."""
+    methods, pixels = methods_of(run), in_pixels(run)
+    found = {"regression": train_regression(pixels).hash}
+    if run.spec.f != 1:
+        found["denoiser_pixels"] = pixels.diffusion.hash
+    if "guided" in methods:
+        found["denoiser_guided"] = _unconditional(run).diffusion.hash
+    return found
+
+
 def record_super_resolution(run: Run) -> Record:
     """Scores of all methods on the same validation pictures; what was measured before, on the same models, is loaded.
 
@@ -95,7 +110,7 @@ def record_super_resolution(run: Run) -> Record:
     """
     diffusion, scorer = run.diffusion, run.scorer
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
+    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs(*SCORES) | _networks(run)
     if (known := run.measured_before(record)) is not None:
         return known
     x = true_pictures(run)

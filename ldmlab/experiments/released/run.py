@@ -18,7 +18,7 @@ from ldmlab.checkpoints.diffusers_format.folders import read_pipeline
 from ldmlab.checkpoints.released import LdmRow, released, scaled_down
 from ldmlab.checkpoints.released_model import ReleasedModel, build, load_compvis, save_compvis
 from ldmlab.checkpoints.released_sampling import bert_folder, find_file, latent_diffusion, unconditional_error
-from ldmlab.data.images import ImageSet, open_dataset, quantize_8bit, to_float, to_uint8
+from ldmlab.data.images import ImageSet, quantize_8bit, to_float, to_uint8
 from ldmlab.data.masks import KINDS as MASKS
 from ldmlab.data.masks import inpainting_masks
 from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
@@ -27,9 +27,10 @@ from ldmlab.experiments.released.targets import sampling_target
 from ldmlab.perception import file_hash
 from ldmlab.study.config.notebooks import SHOWN_ONLY
 from ldmlab.study.config.paths import runs_dir
+from ldmlab.study.config.specs import DataSpec
 from ldmlab.study.records.record import Record, environment, now, save_figure
 from ldmlab.study.runs.conditioners import KINDS
-from ldmlab.study.runs.pictures import Pictures
+from ldmlab.study.runs.pictures import Pictures, open_set
 from ldmlab.study.training.device import choose_device
 from ldmlab.study.training.progress import progress
 
@@ -77,7 +78,7 @@ class ReleasedRun:
         self.params = {**params, "f": config.f, "reg": config.reg, "data": Path(str(params["data"])).stem,
                        "file": Path(params["file"]).name, "tier": self.tier, "size": self.size,
                        "num_steps": self.num_steps if self.samples_pictures else 0}
-        self._data = params["data"]
+        self._data_spec = DataSpec(params["data"], self.size, 0, 0)
         if not quiet:
             print(f"{notebook}: {self.row.name} ({self.row.paper}), data {self.params['data']} at {self.size} px, tier "
                   f"{self.tier}, seed {self.seed}, on {self.device}\n{self.origin}", flush=True)
@@ -153,15 +154,15 @@ class ReleasedRun:
         """Validation pictures: reconstructed, and what conditions are read of."""
         num = max(NUM_RECONSTRUCTED[self.tier], self.num_samples)
         split = "test" if self.target and self.target.split == "test" else "validation"
-        return open_dataset(self._data, size=self.size, split=split, num=num, seed=0)
+        return open_set(self._data_spec, split, num)
 
     @cached_property
     def reference(self) -> ImageSet:
         """The pictures that samples are compared with, of the split that the paper takes, and at most as many."""
-        num, target = NUM_REFERENCE[self.tier] or None, self.target
+        num, target = NUM_REFERENCE[self.tier], self.target
         if target and not target.whole:
             num = min(num or target.num_samples, target.num_samples)
-        return open_dataset(self._data, size=self.size, split=target.split if target else "train", num=num, seed=0)
+        return open_set(self._data_spec, target.split if target else "train", num)
 
     @property
     def num_samples(self) -> int:

@@ -133,8 +133,8 @@ def record_user_study(run: Run, comparison: Comparison) -> Record:
     path, net = answers_path(run), run.scorer.nets["fd-lab"]
     record = run.new_record()
     shown = hashlib.sha256("".join(itertools.chain(*comparison.hashes.values())).encode()).hexdigest()
-    record.inputs |= {"denoiser": run.diffusion.hash, "pictures": shown, "judge": net.weights_hash,
-                      "answers": file_hash(path) if path.exists() else "none"}
+    record.inputs |= {"denoiser": run.diffusion.hash, "pictures": shown,
+                      "answers": file_hash(path) if path.exists() else "none"} | run.scorer.inputs("fd_lab")
     if (known := run.measured_before(record)) is not None:
         return known
     num_raters, num_questions = CLASS[run.spec.tier]
