@@ -17,7 +17,6 @@ from ldmlab.diffusion.conditioning.spatial import LabelMap, LowResolution, Maske
 from ldmlab.diffusion.conditioning.tokens import Conditioner, LayoutEmbedder, TextEmbedder
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.first_stage.latents import LatentStats
-from ldmlab.first_stage.regularizers import DiagonalGaussian
 
 OPENIMAGES_CLASSES = 340  # classes of boxes in the released code
 FACTOR = 4  # of super-resolution [LDM v2, Sec. 4.4]
@@ -77,8 +76,7 @@ def _conditioner(
             return LowResolution(first_stage.f, FACTOR, "bsr")
         case "mask":
             def encode_picture(x: Tensor) -> Tensor:
-                z = first_stage.encode(x)
-                return stats.scale(z.mode() if isinstance(z, DiagonalGaussian) else z)
+                return stats.scale(first_stage.most_probable_latent(x))
 
             return MaskedPicture(first_stage.f, first_stage.z_channels, encode_picture)
         case "labels":

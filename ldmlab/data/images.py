@@ -45,6 +45,11 @@ def to_uint8(images: Float[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b c h w"]:
     return images.detach().float().add(1).mul(127.5).round().clamp_(0, 255).to(torch.uint8)
 
 
+def quantize_8bit(images: Float[Tensor, "*b c h w"]) -> Float32[Tensor, "*b c h w"]:
+    """Pictures in [-1, 1] rounded to 8 bits, as they would be saved to a file; values beyond are clamped."""
+    return to_float(to_uint8(images))
+
+
 def check_range(x: Tensor, name: str = "x") -> Tensor:
     """Return `x` if it is a float tensor with values in [-1, 1]; ValueError, with what was given, otherwise."""
     if not x.is_floating_point():

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit, to_float, to_uint8
 from ldmlab.evaluation.distances import FeatureMoments, frechet, moments_of
 from ldmlab.perception import FeatureNet
 
@@ -49,7 +49,7 @@ def degrade(x: Float[Tensor, "n 3 h w"], kind: str, strength: float | int, seed:
         y = _shuffle(x, int(strength), generator)
     else:
         raise ValueError(f"no degradation {kind!r}; accepted are {', '.join(LADDERS)}")
-    return to_float(to_uint8(y))
+    return quantize_8bit(y)
 
 
 def _jpeg(picture: Tensor, quality: int) -> Tensor:

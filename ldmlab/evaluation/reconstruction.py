@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.evaluation.distances import FeatureMoments, Score, check_enough, frechet_score
 from ldmlab.evaluation.uncertainty import frechet_interval, mean_interval
 from ldmlab.perception import FeatureNet, LpipsLoss, PsimLoss
@@ -68,7 +68,7 @@ def reconstruction_scores(
     per_picture: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "perceptual": []}
     for start in range(0, len(dataset), batch_size):
         x = to_float(dataset.images(range(start, min(start + batch_size, len(dataset))))).to(device)
-        x_rec = to_float(to_uint8(reconstruct(x).float()))
+        x_rec = quantize_8bit(reconstruct(x).float())
         for name, function in (("psnr", psnr), ("ssim", ssim), ("perceptual", perceptual)):
             per_picture[name].append(function(x, x_rec).double().cpu())
         for m, pictures in zip((real, fake), (x, x_rec), strict=True):

@@ -75,6 +75,11 @@ def mean_interval(values: Tensor, level: float = 0.95) -> Interval | None:
     return _around(values.mean().item(), std_error, level, "standard error of the mean")
 
 
+def mean_score(values: Float[Tensor, " n"], name: str, unit: str = "1", **about: Any) -> Score:
+    """The mean of one number a picture with `mean_interval`, as a `Score` of pictures against as many true ones."""
+    return Score(values.mean().item(), name, unit, len(values), len(values), interval=mean_interval(values), **about)
+
+
 def frechet_interval(
     real: FeatureMoments,
     fake: FeatureMoments,

@@ -11,15 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldmlab.data.images import ImageSet, open_dataset, to_float, to_uint8
+from ldmlab.data.images import ImageSet, quantize_8bit, to_float
 from ldmlab.diffusion.conditioning.spatial_ops import fill
-from ldmlab.evaluation.distances import FeatureMoments, moments_of, reference_moments
-from ldmlab.evaluation.uncertainty import frechet_estimate
+from ldmlab.evaluation.distances import FeatureMoments
 from ldmlab.experiments.inpainting import masks_of
 from ldmlab.experiments.own_pictures import tiled
 from ldmlab.first_stage.reconstruct import reconstruct
-from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.records.record import Record, add_points, as_metrics
+from ldmlab.study.runs.pictures import open_set
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress
 
@@ -55,7 +54,7 @@ def task_runs(run: Run) -> dict[str, Run]:
 
 def pictures_of(run: Run, size: int, split: str = "validation", num: int | None = None) -> ImageSet:
     """The run's pictures at another size."""
-    return open_dataset(run.spec.data.name, size=size, split=split, num=num, seed=0)
+    return open_set(run.spec.data, split, num or 0, size=size)
 
 
 def conditions(task: Run, images: ImageSet, numbers: range) -> Tensor:
@@ -76,7 +75,7 @@ def sample(
     plan, larger = task.spec.evaluation, max(1.0, h * w / task.spec.data.size**2)
     x = tiled(task).sample(y, num_steps=plan.num_steps, seed=task.spec.seed, progress=on_pictures,
                            batch_size=max(1, int(plan.batch_size / larger)))
-    x = to_float(to_uint8(x))
+    x = quantize_8bit(x)
     return fill(y[:, :3], x, y[:, 3:]) if task.notebook == TASKS["inpainting"].notebook else x
 
 
@@ -89,7 +88,7 @@ def record_beyond(run: Run) -> Record:
     tasks = task_runs(run)
     record = run.new_record()
     record.inputs |= {f"denoiser_{name}": task.diffusion.hash for name, task in tasks.items()}
-    record.inputs["judge"] = scorer.nets["fd-lab"].weights_hash
+    record.inputs |= scorer.inputs("fd_lab")
     if (known := run.measured_before(record)) is not None:
         return known
     if "semantic" not in tasks:
@@ -110,10 +109,8 @@ def record_beyond(run: Run) -> Record:
                 made[name] = sample(task, conditions(task, val, range(n)),
                                     lambda now, done=done: bar.update(done + now - bar.n))
             for name, pictures in made.items():
-                fake = moments_of(to_float(to_uint8(pictures)).split(64), scorer.nets["fd-lab"])
-                few = scorer.is_smoke or n <= fake.dim
-                score = frechet_estimate(real, fake, allow_few=few, seed=run.spec.seed,
-                                         num_resamples=scorer.num_resamples)
+                fake = scorer.moments(quantize_8bit(pictures), batch_size=64)
+                score = scorer.score(fake, ("fd_lab",), reference=real, allow_few=True)["fd_lab"]
                 add_points(record, {f"fd_lab_by_size_{name}": score}, side)
                 record.metrics |= as_metrics({f"fd_lab_{name}_{side}px": score})
     if n <= scorer.nets["fd-lab"].dim and not scorer.is_smoke:
@@ -123,7 +120,7 @@ def record_beyond(run: Run) -> Record:
 
 def _reference(run: Run, side: int) -> FeatureMoments:
     train = pictures_of(run, side, "train", run.spec.budget.num_beyond_reference)
-    return reference_moments(train, run.scorer.nets["fd-lab"], runs_dir() / "moments")
+    return run.scorer.moments_of_set(train)
 
 
 def wide(task: Run, n: int = 3) -> dict[str, Tensor]:

@@ -14,29 +14,25 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldmlab.data.images import open_dataset, to_float, to_uint8
+from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.diffusion.samplers import ddim
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.diffusion.solvable import Gaussian, random_field, sampled_law
 from ldmlab.evaluation.distances import (
     FeatureMoments,
-    Score,
     frechet,
     frechet_distance,
     frechet_score,
     kid,
-    moments_of,
-    reference_moments,
 )
 from ldmlab.evaluation.distortions import degradation_curves, degrade
-from ldmlab.evaluation.inception import InceptionNet
-from ldmlab.evaluation.neighbours import memorisation_score, nearest, nearness_ratio
 from ldmlab.evaluation.reconstruction import psnr
-from ldmlab.evaluation.uncertainty import frechet_estimate, frechet_infinity, frechet_interval
+from ldmlab.evaluation.uncertainty import frechet_interval
 from ldmlab.perception import FeatureNet, PsimLoss, feature_net
-from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.records.compare import Series, grouped, study_records
+from ldmlab.study.records.networks import networks_behind
 from ldmlab.study.records.record import Record, as_metrics
+from ldmlab.study.runs.pictures import open_set
 from ldmlab.study.runs.run import Run
 
 NETS = ("fd-lab", "referee")
@@ -57,17 +53,21 @@ def short(net: FeatureNet | str) -> str:
 
 def record_evaluation(run: Run) -> Record:
     """Measure all five; loaded where that was done before, with the same models and networks."""
-    nets = run.scorer.nets
-    record = run.new_record()
-    record.inputs |= {"denoiser": run.diffusion.hash} | {name: net.weights_hash for name, net in nets.items()}
+    record, loss = run.new_record(), feature_net("psim-lab")
+    record.inputs |= {"denoiser": run.diffusion.hash, "perceptual": loss.weights_hash}
+    record.inputs |= run.scorer.inputs("fd_lab", "fd_referee")
+    try:
+        record.inputs["inception"] = run.scorer.inception.weights_hash
+    except FileNotFoundError:
+        pass  # said in the events
     if (known := run.measured_before(record)) is not None:
         return known
     record.protocol |= run.scorer.protocol
-    samples = to_float(to_uint8(run.scorer.sample(run.diffusion.model, len(run.pictures.val))))
+    samples = quantize_8bit(run.scorer.sample(run.diffusion.model, len(run.pictures.val)))
     measure_number(run, record, samples)
     measure_resize(run, record)
     measure_extractors(run, record)
-    measure_game(run, record)
+    measure_game(run, record, PsimLoss(loss).to(run.device))
     measure_copies(run, record, samples)
     measure_world(record)
     return record
@@ -79,21 +79,15 @@ def pictures(run: Run, split: str, num: int) -> Float[Tensor, "n 3 h w"]:
     return to_float(images.images(range(min(num, len(images)))))
 
 
-def look(x: Float[Tensor, "n 3 h w"], net: FeatureNet, keep: int = 0) -> FeatureMoments:
-    """Moments of pictures, with all of their vectors."""
-    return moments_of(x.split(128), net, keep=keep or len(x))
+def features(run: Run, x: Float[Tensor, "n 3 h w"], extractor: str = "fd-lab") -> FeatureMoments:
+    """All feature vectors of pictures, and their moments."""
+    return run.scorer.moments(x, extractor, batch_size=128, keep=0)
 
 
 def part_of(moments: FeatureMoments, rows: Float[Tensor, "n d"]) -> FeatureMoments:
     """Moments of some of the vectors."""
     about = {"extractor": moments.extractor, "weights_hash": moments.weights_hash}
     return FeatureMoments(moments.dim, keep=len(rows), **about).update(rows)
-
-
-def _estimate(run: Run, real: FeatureMoments, fake: FeatureMoments) -> Score:
-    """Fréchet distance and interval as this run's scorer takes them."""
-    scorer = run.scorer
-    return frechet_estimate(real, fake, allow_few=scorer.is_smoke, num_resamples=scorer.num_resamples)
 
 
 # --- 1. How many pictures ---------------------------------------------------------------------------------------------
@@ -103,12 +97,11 @@ def measure_number(run: Run, record: Record, samples: Float[Tensor, "n 3 h w"]) 
     """FD-lab and KID-lab of real pictures and of samples against training pictures, for N, N/2, N/4 and N/8 of them."""
     net, real = run.scorer.nets["fd-lab"], run.scorer.reference("fd-lab")
     for key, x in (("real", pictures(run, "val", len(run.pictures.val))), ("samples", samples)):
-        fake = look(x, net)
-        record.metrics |= as_metrics({f"fd_lab_{key}": _estimate(run, real, fake)})
+        fake = features(run, x)
+        for name, score in run.scorer.score(fake, ("fd_lab", "fd_lab_infinity"), seed=0).items():
+            record.metrics |= as_metrics({f"{name}_{key}": score})
         least = 1 if run.scorer.is_smoke else net.dim
         record.curves |= by_number(real, fake, least, run.scorer.num_resamples, f"_{key}", run.spec.seed)
-        if fake.n >= 4 * net.dim:
-            record.metrics |= as_metrics({f"fd_lab_infinity_{key}": frechet_infinity(real, fake)})
 
 
 def by_number(real: FeatureMoments, fake: FeatureMoments, least: int, num_resamples: int, key: str = "",
@@ -154,14 +147,14 @@ JPEG = "bicubic, then JPEG 90"
 
 def resized(x: Float[Tensor, "n 3 H W"], size: int) -> dict[str, Float[Tensor, "n 3 h w"]]:
     """The same pictures made small by each of `KERNELS`, in 8 bits; and by the first, saved as JPEG."""
-    made = {name: to_float(to_uint8(kernel(x, size).clamp(-1, 1))) for name, kernel in KERNELS.items()}
+    made = {name: quantize_8bit(kernel(x, size).clamp(-1, 1)) for name, kernel in KERNELS.items()}
     return made | {JPEG: degrade(next(iter(made.values())), "jpeg", 90)}
 
 
 def large_pictures(run: Run, num: int) -> Float[Tensor, "n 3 H W"]:
     """Validation pictures of `LARGE` times the run's size."""
     data = run.spec.data
-    images = open_dataset(data.name, size=LARGE * data.size, split="validation", num=num, seed=0)
+    images = open_set(data, "validation", num, size=LARGE * data.size)
     return to_float(images.images(range(len(images))))
 
 
@@ -171,16 +164,16 @@ def measure_resize(run: Run, record: Record) -> None:
     made = resized(large_pictures(run, min(MOST, run.spec.evaluation.num_samples)), size)
     nets = dict(run.scorer.nets)
     try:
-        nets["inception"] = InceptionNet().to(run.device)
+        nets["inception"] = run.scorer.inception
         record.events.append("FID of resized pictures: fewer pictures than features: compare them among themselves")
     except FileNotFoundError as error:
         record.events.append(f"no FID of resized pictures: {error}")
     record.protocol["resized_from"] = LARGE * size
-    for net in nets.values():
+    for extractor, net in nets.items():
         most = MOST_FID if short(net) == "fid" and run.device.type == "cpu" else MOST
-        seen = {name: look(x[:most], net) for name, x in made.items()}
-        first = next(iter(seen.values()))
-        for name, moments in list(seen.items())[1:]:
+        resized_by = {name: features(run, x[:most], extractor) for name, x in made.items()}
+        first = next(iter(resized_by.values()))
+        for name, moments in list(resized_by.items())[1:]:
             # Of the same pictures, so that most of the bias cancels: Inception has more features than pictures here.
             score = frechet_score(first, moments, allow_few=few or short(net) == "fid")
             if short(net) != "fid":
@@ -208,20 +201,21 @@ def measure_extractors(run: Run, record: Record) -> None:
 
 
 def scored_by_both(data: str, tier: str, size: int = 0) -> list[Series]:
-    """The runs of 04_tradeoff that compare and that both scoring networks have judged."""
-    records, _ = study_records(data, tier, size)
-    return grouped([r for r in records if {"fd_lab", "fd_referee"} <= set(r.metrics)])
+    """The runs of 04_tradeoff that compare and that the same two networks have scored."""
+    records = [r for r in study_records(data, tier, size)[0] if {"fd_lab", "fd_referee"} <= set(r.metrics)]
+    referees = [networks_behind(r, "fd_referee") for r in records]
+    most = max(referees, key=referees.count, default="")
+    return grouped([r for r, referee in zip(records, referees, strict=True) if referee == most])
 
 
-def measure_game(run: Run, record: Record) -> None:
-    """Pictures changed step by step to please the network of the loss, and what the others say along the way."""
+def measure_game(run: Run, record: Record, loss: PsimLoss) -> None:
+    """Pictures changed step by step down the loss, and what PSNR and FD-lab say along the way."""
     x = pictures(run, "val", GAME_PICTURES)
-    loss, net = PsimLoss(feature_net("psim-lab")).to(run.device), run.scorer.nets["fd-lab"]
-    real, curves = look(x, net), {"game_loss": [], "game_fd_lab": [], "game_psnr": []}
+    real, curves = features(run, x), {"game_loss": [], "game_fd_lab": [], "game_psnr": []}
     for step, y in optimize_pixels(loss, x, degrade(x, "noise", 0.4, run.spec.seed)).items():
         with torch.no_grad():
             curves["game_loss"].append([step, loss(x.to(run.device), y.to(run.device)).mean().item()])
-        curves["game_fd_lab"].append([step, frechet(real, look(to_float(to_uint8(y)), net))])
+        curves["game_fd_lab"].append([step, frechet(real, features(run, quantize_8bit(y)))])
         curves["game_psnr"].append([step, psnr(x, y).mean().item()])
     record.curves |= curves
     record.protocol["game_n"] = len(x)
@@ -246,12 +240,6 @@ def optimize_pixels(
 # --- 4. Copies --------------------------------------------------------------------------------------------------------
 
 
-def training_vectors(run: Run) -> FeatureMoments:
-    """Every training picture as FD-lab sees it, in order; kept on disk."""
-    train = run.pictures.train
-    return reference_moments(train, run.scorer.nets["fd-lab"], runs_dir() / "moments", keep=len(train))
-
-
 def mock_generators(run: Run, samples: Float[Tensor, "n 3 h w"], num: int) -> dict[str, Float[Tensor, "num 3 h w"]]:
     """Four generators: the model, one that hands out training pictures, half and half, and one that is perfect."""
     rng, half = np.random.default_rng(run.spec.seed), num // 2
@@ -264,22 +252,21 @@ def mock_generators(run: Run, samples: Float[Tensor, "n 3 h w"], num: int) -> di
 def measure_copies(run: Run, record: Record, samples: Float[Tensor, "n 3 h w"]) -> None:
     """FD-lab and memorisation of `mock_generators`, at equal numbers, against the same held-out pictures."""
     num = len(run.pictures.val) // 2
-    net, train, real = run.scorer.nets["fd-lab"], training_vectors(run), run.scorer.reference("fd-lab")
-    held_out = look(pictures(run, "val", num), net)
+    train, held_out = run.scorer.training_vectors, features(run, pictures(run, "val", num))
     for name, x in mock_generators(run, samples, num).items():
-        seen = look(x, net)
-        fd = _estimate(run, real, seen)
-        score = memorisation_score(train, held_out, seen)
+        fake = features(run, x)
+        fd = run.scorer.score(fake, ("fd_lab",), seed=0)["fd_lab"]
+        score, ratio = run.scorer.memorisation(train, held_out, fake)
         record.metrics |= as_metrics({f"planted_fd_lab_{name}": fd, f"memorisation_{name}": score})
         record.metrics[f"memorisation_{name}"] |= {key: score.protocol[key] for key in ("copies", "p_value")}
-        ratio, steps = nearness_ratio(seen.sample, train.sample, held_out.sample), torch.linspace(0, 1, 41)
+        steps = torch.linspace(0, 1, 41)
         record.curves[f"nearness_{name}"] = [[q, v] for q, v in zip(
             steps.tolist(), ratio.quantile(steps).tolist(), strict=True)]
 
 
 def neighbours(run: Run, x: Float[Tensor, "n 3 h w"], k: int = 3) -> dict[str, Float[Tensor, "n 3 h w"]]:
     """Rows of a grid: pictures over their k nearest training pictures in FD-lab's features [LDM v2, Fig. 32-34]."""
-    _, found = nearest(look(x, run.scorer.nets["fd-lab"]).sample, training_vectors(run).sample, k)
+    found = run.scorer.nearest(x, run.scorer.training_vectors, k)
     return {f"neighbour {i + 1}": to_float(run.pictures.train.images(found[:, i].tolist())) for i in range(k)}
 
 

@@ -15,13 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ldmlab.data.annotations.annotation import Annotation
-from ldmlab.data.images import to_float, to_uint8
-from ldmlab.evaluation.distances import FeatureMoments, Score, moments_of
-from ldmlab.evaluation.inception import KEEP as FID_KEEP
-from ldmlab.evaluation.inception import InceptionNet, inception_scores
+from ldmlab.data.images import ImageSet, quantize_8bit, to_float
+from ldmlab.evaluation.distances import FeatureMoments, Score
 from ldmlab.evaluation.judge import Judge, load_judge
-from ldmlab.evaluation.precision_recall import precision_recall_scores
-from ldmlab.evaluation.uncertainty import frechet_estimate
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.config.conditions import KINDS
 from ldmlab.study.records.record import Record, add_points, as_metrics
@@ -32,6 +28,7 @@ from ldmlab.study.training.progress import progress
 
 SCALES = (1.0, 1.25, 1.5, 3.0, 5.0, 10.0)
 CLASSIFIER_SCALES = (1.0, 3.0, 10.0)
+SCORES = ("fd_lab", "precision", "recall")  # of METRICS
 NUM_REACHABLE = 2048  # reconstructions that precision and recall are taken against
 # What counts as success for each kind of condition that the judge scores, the chief measure first.
 MEASURES = {name: kind.success for name, kind in KINDS.items() if kind.success}
@@ -114,7 +111,7 @@ def sample_prompts(
         guided=guided,
         guidance_scale=1.0 if guided is not None or not conditional else scale, batch_size=plan.batch_size,
         progress=on_pictures)
-    return to_float(to_uint8(samples))
+    return quantize_8bit(samples)
 
 
 # --- What is measured -------------------------------------------------------------------------------------------------
@@ -124,7 +121,7 @@ def record_guidance(run: Run) -> Record:
     """Success, FD-lab, precision and recall over guidance scales, with baselines and the judge's own ceilings.
 
     FID and IS join them where Inception's weights are at hand and the samples are more than its features. What was
-    measured before, on the same model and by the same judge, is loaded. The judge knows `scenes` alone: of
+    measured before, on the same model and by the same networks, is loaded. The judge knows `scenes` alone: of
     other data the measures of success are left out, and the record's events say so.
     """
     diffusion, scorer, plan, kind = run.diffusion, run.scorer, run.spec.evaluation, condition_kind(run)
@@ -133,12 +130,15 @@ def record_guidance(run: Run) -> Record:
     judge = load_judge().to(run.device) if run.pictures.train.name == "scenes" else None
     ways = list(METHODS) if kind == "class" else [""]
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
+    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs(*SCORES)
     classifier = train_classifier(run) if "classifier" in ways else None
     if classifier is not None:
         record.inputs["classifier"] = classifier.hash
     if judge is not None:
-        record.inputs["judge_of_success"] = judge.weights_hash
+        record.inputs["caption_judge"] = judge.weights_hash
+    fid_images, no_fid = _fid_reference(run, kind)
+    if fid_images is not None:
+        record.inputs["inception"] = scorer.inception.weights_hash
     if (known := run.measured_before(record)) is not None:
         return known
     record.protocol |= scorer.protocol | {
@@ -154,7 +154,11 @@ def record_guidance(run: Run) -> Record:
         record.curves["classifier_accuracy_by_t"] = [[t, round(a, 4)] for t, a in classifier.accuracy]
 
     prompts = prompts_of(run, plan.num_samples)
-    by = Metrics(prompts, judge, reachable_moments(run), *_inception(run, record, kind))
+    record.events += no_fid
+    if fid_images is not None:
+        record.protocol["fid_reference"] = fid_images.split
+    by = Metrics(prompts, judge, reachable_moments(run),
+                 None if fid_images is None else scorer.inception_moments(fid_images, batch_size=64))
     if judge is not None:
         _ceilings(record, run, judge, prompts)
     jobs = [(way, scale) for way in ways for scale in (SCALES if way == "" else CLASSIFIER_SCALES)]
@@ -202,10 +206,10 @@ def reachable_moments(run: Run) -> FeatureMoments:
     A small first stage blurs, and in the features every sample then lies far from every true picture: precision against
     those would be near 0 whatever the denoiser does, and recall with it.
     """
-    train, net = run.pictures.train, run.scorer.nets["fd-lab"]
+    train = run.pictures.train
     parts = (range(i, min(i + 256, NUM_REACHABLE, len(train))) for i in range(0, min(NUM_REACHABLE, len(train)), 256))
-    return moments_of((to_float(to_uint8(reconstruct(run.first_stage.model, to_float(train.images(part)))))
-                       for part in parts), net)
+    return run.scorer.moments(quantize_8bit(reconstruct(run.first_stage.model, to_float(train.images(part))))
+                              for part in parts)
 
 
 @dataclass
@@ -215,38 +219,35 @@ class Metrics:
     prompts: Prompts
     judge: Judge | None
     reachable: FeatureMoments
-    inception: InceptionNet | None
-    real: FeatureMoments | None  # under Inception
+    inception: FeatureMoments | None  # of the reference of FID
 
 
-def _inception(run: Run, record: Record, kind: str) -> tuple[InceptionNet | None, FeatureMoments | None]:
-    """Inception and its reference, where its weights are at hand and the samples suffice for its 2048 features.
+def _fid_reference(run: Run, kind: str) -> tuple[ImageSet | None, list[str]]:
+    """The pictures that FID compares with, or None; and, where Inception's weights are missing, an event that says so.
+
+    FID is taken where the samples are more than Inception's 2048 features.
 
     Captions and layouts are those of validation pictures, and so is the reference, as in the paper's evaluation on
     COCO; classes are compared with training pictures [LDM v2, App. E.3].
     """
     images = run.pictures.train if kind == "class" else run.pictures.val
     if not run.scorer.is_smoke and min(run.spec.evaluation.num_samples, len(images)) <= 2048:
-        return None, None
+        return None, []
     try:
-        net = InceptionNet().to(run.device)
+        _ = run.scorer.inception
     except FileNotFoundError as error:
-        record.events.append(f"no FID: {error}")
-        return None, None
-    record.protocol["fid_reference"] = images.split
-    parts = (range(i, min(i + 64, len(images))) for i in range(0, len(images), 64))
-    return net, moments_of((to_float(images.images(part)) for part in parts), net, keep=FID_KEEP)
+        return None, [f"no FID: {error}"]
+    return images, []
 
 
 def _scores(run: Run, by: Metrics, samples: Tensor) -> dict[str, Score]:
     """Everything that is measured of one set of samples."""
     scorer = run.scorer
-    real, fake = scorer.reference("fd-lab"), moments_of(samples.split(256), scorer.nets["fd-lab"])
-    scores = {"fd_lab": frechet_estimate(real, fake, allow_few=scorer.is_smoke, num_resamples=scorer.num_resamples,
-                                         seed=run.spec.seed)}
-    scores |= precision_recall_scores(by.reachable, fake)
+    fake = scorer.moments(samples)
+    scores = scorer.score(fake, ("fd_lab",))
+    scores |= scorer.score(fake, ("precision", "recall"), reference=by.reachable)
     if by.inception is not None:
-        of = inception_scores(by.real, samples.split(64), by.inception, allow_few=scorer.is_smoke)
+        of = scorer.inception_scores(samples.split(64), by.inception)
         scores |= {"fid": of["fid"], "inception_score": of["inception_score"]}
     return scores | (by.prompts.judged(by.judge, samples) if by.judge is not None else {})
 

@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.diffusion.guidance import image_guided
 from ldmlab.diffusion.guiders import downsample, gaussian_guider, guiding_decoder, perceptual_guider
 from ldmlab.diffusion.model import Guided
-from ldmlab.evaluation.distances import Score, moments_of
+from ldmlab.evaluation.distances import Score
 from ldmlab.evaluation.reconstruction import psnr
-from ldmlab.evaluation.uncertainty import frechet_estimate, mean_interval
+from ldmlab.evaluation.uncertainty import mean_score
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.perception import perceptual_loss
 from ldmlab.study.records.record import Record, add_points, as_metrics
@@ -95,7 +95,7 @@ def sample_guided(
     if not samples.isfinite().all():
         raise FloatingPointError(f"guided by {GUIDERS[kind].name} at scale {scale:g}, samples diverge: take a smaller "
                                  f"guidance_scale")
-    return to_float(to_uint8(samples))
+    return quantize_8bit(samples)
 
 
 # --- What is measured -------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def record_image_guiding(run: Run) -> Record:
     """
     diffusion, scorer, factor = run.diffusion, run.scorer, run.params["factor"]
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
+    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs("fd_lab", perceptual=True)  # that of the guider
     if (known := run.measured_before(record)) is not None:
         return known
     x = targets(run, run.spec.budget.num_guided)
@@ -139,15 +139,10 @@ def record_image_guiding(run: Run) -> Record:
 
 def _scores(run: Run, samples: Tensor, x: Tensor, y: Tensor) -> dict[str, Score]:
     scorer, factor = run.scorer, x.shape[2] // y.shape[2]
-    small = to_float(to_uint8(downsample(factor)(samples).clamp(-1, 1)))
-    fake = moments_of(samples.split(256), scorer.nets["fd-lab"])
-    few = scorer.is_smoke or len(samples) <= fake.dim
-    about = dict(unit="dB", n_real=len(x), n_fake=len(samples))
-    values = {"psnr": psnr(x, samples), "psnr_small": psnr(to_float(to_uint8(y)), small)}
-    scores = {name: Score(v.mean().item(), "PSNR", interval=mean_interval(v), **about) for name, v in values.items()}
-    scores["fd_lab"] = frechet_estimate(scorer.reference("fd-lab"), fake, allow_few=few, seed=run.spec.seed,
-                                        num_resamples=scorer.num_resamples)
-    return scores
+    small = quantize_8bit(downsample(factor)(samples).clamp(-1, 1))
+    scores = {"psnr": mean_score(psnr(x, samples), "PSNR", "dB"),
+              "psnr_small": mean_score(psnr(quantize_8bit(y), small), "PSNR", "dB")}
+    return scores | scorer.score(scorer.moments(samples), ("fd_lab",), allow_few=True)
 
 
 def best_scale(record: Record, kind: str) -> float:

@@ -8,14 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit
 from ldmlab.data.masks import KINDS, coverage, inpainting_masks
 from ldmlab.diffusion.conditioning.spatial_ops import fill, masked
 from ldmlab.diffusion.unet.unet import count_params
-from ldmlab.evaluation.distances import Score
-from ldmlab.evaluation.uncertainty import mean_interval
+from ldmlab.evaluation.uncertainty import mean_interval, mean_score
 from ldmlab.experiments.inpainting_speed import record_efficiency
-from ldmlab.experiments.restoration import add_method, in_pixels, perceptual_distances, restored_scores, true_pictures
+from ldmlab.experiments.restoration import SCORES, add_method, in_pixels, restored_scores, true_pictures
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.records.record import Record, as_metrics
 from ldmlab.study.runs.regression import train_regression
@@ -51,7 +50,7 @@ def inpaint(
         sample = model.sample(torch.cat([x, mask], 1), num_steps=num_steps or plan.num_steps,
                               batch_size=plan.batch_size, seed=run.spec.seed if seed is None else seed,
                               progress=lambda done: bar.update(done - bar.n))
-    return fill(x, to_float(to_uint8(sample)), mask)
+    return fill(x, quantize_8bit(sample), mask)
 
 
 def restore(run: Run, x: Float[Tensor, "n 3 H W"], mask: Float[Tensor, "n 1 H W"], method: str) -> Tensor:
@@ -64,7 +63,7 @@ def restore(run: Run, x: Float[Tensor, "n 3 H W"], mask: Float[Tensor, "n 1 H W"
         case "ldm":
             return inpaint(run, x, mask)
         case "reconstructions":
-            return fill(x, to_float(to_uint8(reconstruct(run.first_stage.model, x))), mask)
+            return fill(x, quantize_8bit(reconstruct(run.first_stage.model, x)), mask)
     raise ValueError(f"a method is one of {', '.join(METHODS)}; got {method!r}")
 
 
@@ -75,7 +74,8 @@ def record_inpainting(run: Run) -> Record:
     """
     diffusion, scorer = run.diffusion, run.scorer
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
+    record.inputs |= {"denoiser": diffusion.hash, "regression": train_regression(in_pixels(run)).hash}
+    record.inputs |= scorer.inputs(*SCORES)
     if (known := run.measured_before(record)) is not None:
         return known
     x, budget = true_pictures(run), run.spec.budget
@@ -96,7 +96,7 @@ def record_inpainting(run: Run) -> Record:
                 record.events += [] if note in record.events else [note]
             add_method(record, f"{method}_{which}", scores)
             if which == "all":
-                _by_coverage(record, method, perceptual_distances(run, x, x_hat), coverage(mask))
+                _by_coverage(record, method, run.scorer.perceptual_distances(x, x_hat), coverage(mask))
     _several(run, record, x)
     record_efficiency(run, record)
     return record
@@ -124,11 +124,9 @@ def _several(run: Run, record: Record, x: Tensor) -> None:
     """One sample and several, where much is missing: the first, the nearest to the truth, how far apart they are."""
     x, k = x[: run.spec.budget.num_repeated], run.spec.budget.repeats
     mask = masks_of("hard", len(x), tuple(x.shape[2:]))
-    samples = samples_of(run, x, mask, k)
-    to_truth = torch.stack([perceptual_distances(run, x, sample) for sample in samples])
-    apart = torch.stack([perceptual_distances(run, samples[i], samples[j]) for i in range(k) for j in range(i)])
+    samples, distance = samples_of(run, x, mask, k), run.scorer.perceptual_distances
+    to_truth = torch.stack([distance(x, sample) for sample in samples])
+    apart = torch.stack([distance(samples[i], samples[j]) for i in range(k) for j in range(i)])
     values = {"first": to_truth[0], "mean": to_truth.mean(0), "nearest": to_truth.min(0).values, "apart": apart.mean(0)}
     record.metrics |= as_metrics({
-        f"pd_referee_{name}_of_{k}": Score(v.mean().item(), "PD-referee", "1", len(x), len(x),
-                                           interval=mean_interval(v))
-        for name, v in values.items()})
+        f"pd_referee_{name}_of_{k}": mean_score(v, "PD-referee") for name, v in values.items()})

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit
 from ldmlab.data.user_pictures import Padding, pad_to_multiple
 from ldmlab.diffusion.conditioning.spatial_ops import fill, masked
 from ldmlab.diffusion.model import LatentDiffusion
@@ -45,7 +45,7 @@ def _sample(run: Run, y: Tensor, padding: Padding, seed: int) -> Tensor:
         said.append(f"larger than the {side} px of training: sampled convolutionally, encoded and decoded in tiles")
     print(*said, sep="; ", end="\n" if said else "", flush=True)
     x = tiled(run).sample(y, num_steps=run.spec.evaluation.num_steps, batch_size=1, seed=seed)
-    return padding.crop(to_float(to_uint8(x)))
+    return padding.crop(quantize_8bit(x))
 
 
 def upscale_own(run: Run, picture: Float[Tensor, "3 h w"]) -> dict[str, Tensor]:

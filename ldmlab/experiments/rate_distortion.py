@@ -27,9 +27,7 @@ from ldmlab.evaluation.rate import (
     file_codec,
     posterior_stats,
 )
-from ldmlab.evaluation.reconstruction import reconstruction_scores
 from ldmlab.first_stage.reconstruct import latents_of
-from ldmlab.perception import perceptual_loss
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.records.record import Record, as_metrics
 from ldmlab.study.runs.first_stage import has_first_stage, train_first_stage
@@ -62,13 +60,11 @@ def latent_coder(run: Run, step: float | int = 0) -> LatentCoder:
 def record_rate_distortion(run: Run) -> Record:
     """All that one run measures: bits and distortions of the first stage, of files, and of the diffusion model.
 
-    What was measured before, on the same models and by the same judge, is loaded.
+    What was measured before, on the same models and by the same networks, is loaded.
     """
     first_stage, diffusion, scorer = run.first_stage, run.diffusion, run.scorer
-    perceptual = perceptual_loss(run.spec.first_stage.perceptual)
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash,
-                      "perceptual": perceptual.weights_hash}
+    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs("fd_lab", "fd_referee", perceptual=True)
     if (known := run.measured_before(record)) is not None:
         return known
     record.protocol |= {
@@ -81,7 +77,7 @@ def record_rate_distortion(run: Run) -> Record:
     with progress(sum(map(len, coders.values())), "rate and distortion", unit="settings") as bar:
         for name, settings in coders.items():
             for setting, make in settings.items():
-                for what, value in _measure(run, make(), perceptual, set(record.metrics)).items():
+                for what, value in _measure(run, make(), set(record.metrics)).items():
                     record.curves.setdefault(f"{name}_{what}", []).append([setting, value])
                 bar.update()
     record.metrics |= _latent_metrics(run, record)
@@ -107,7 +103,7 @@ def _coders(run: Run) -> dict[str, dict[int | float, Callable[[], Coder]]]:
     return coders
 
 
-def _measure(run: Run, coder: Coder, perceptual: nn.Module, wanted: set[str]) -> dict[str, float]:
+def _measure(run: Run, coder: Coder, wanted: set[str]) -> dict[str, float]:
     """Mean bits a pixel of the validation pictures, with its standard error, and the distortions that are `wanted`."""
     sent: list[tuple[Tensor, Tensor]] = []
 
@@ -116,8 +112,8 @@ def _measure(run: Run, coder: Coder, perceptual: nn.Module, wanted: set[str]) ->
         sent.append((coded.bits, coded.file_bits))
         return coded.x_rec.to(x.device)
 
-    scores = reconstruction_scores(reconstruct, run.pictures.val, run.scorer.nets["fd-lab"], perceptual,
-                                   device=run.device, allow_few=True)  # rFD is wanted where the scorer gave it
+    # rFD is wanted where the scorer gave it.
+    scores = run.scorer.score_reconstructions(reconstruct, run.pictures.val, num_resamples=0)
     bpp, file_bpp = (torch.cat(bits) / run.spec.data.size**2 for bits in zip(*sent, strict=True))
     distortions = {name: scores[name.removesuffix("_lab")].value for name in ("psnr", "perceptual", "rfd_lab")}
     found = {"bpp": bpp.mean().item(), "bpp_se": (bpp.std() / len(bpp) ** 0.5).item(),

@@ -14,12 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ldmlab.data.images import to_float, to_uint8
 from ldmlab.diffusion.samplers import SAMPLERS
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.solvable import convergence, random_field
-from ldmlab.evaluation.distances import Score, moments_of
-from ldmlab.evaluation.uncertainty import frechet_estimate
 from ldmlab.study.config.specs import EvaluationSpec
 from ldmlab.study.records.record import Record, add_points, as_metrics
 from ldmlab.study.runs.conditioners import sample_labels
@@ -106,12 +103,12 @@ def side_by_side(run: Run, y: Int[Tensor, " n"], num_steps: int) -> dict[str, Fl
 def record_sampling(run: Run) -> Record:
     """FD-lab and pictures a second of one model over DDIM steps, and FD-lab of the samplers side by side.
 
-    What was measured before, on the same model and by the same judge, is loaded. Numbers of steps that would exceed
+    What was measured before, on the same model and by the same network, is loaded. Numbers of steps that would exceed
     BUDGET_S are left out, and the record's events say which; none up to that of the tier's protocol is.
     """
     diffusion, scorer, plan = run.diffusion, run.scorer, run.spec.evaluation
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
+    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs("fd_lab")
     if (known := run.measured_before(record)) is not None:
         return known
     record.protocol |= scorer.protocol | {
@@ -171,18 +168,10 @@ def _score_job(record: Record, run: Run, y: Tensor, job: Job, advance: Callable[
         advance((now - done) * calls(job))
         done = now
 
-    score = _score(run, sample_with(run, key, y, num_steps, on_pictures))
+    scores = run.scorer.score(sample_with(run, key, y, num_steps, on_pictures), ("fd_lab",))
     if (key, num_steps) == ("ddim", run.spec.evaluation.num_steps):
-        record.metrics |= as_metrics({"fd_lab": score})
-    add_points(record, {curve_name(key): score}, num_steps)
-
-
-def _score(run: Run, samples: Tensor) -> Score:
-    """FD-lab of samples as they would be saved, with its interval over samples."""
-    scorer = run.scorer
-    real, fake = scorer.reference("fd-lab"), moments_of(to_float(to_uint8(samples)).split(256), scorer.nets["fd-lab"])
-    return frechet_estimate(real, fake, allow_few=scorer.is_smoke, num_resamples=scorer.num_resamples,
-                            seed=run.spec.seed)
+        record.metrics |= as_metrics(scores)
+    add_points(record, {curve_name(key): scores["fd_lab"]}, num_steps)
 
 
 # --- What is read off it ----------------------------------------------------------------------------------------------

@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit
 from ldmlab.data.scenes.scene import LABELS
 from ldmlab.diffusion.unet.unet import count_params
 from ldmlab.evaluation.distances import Score
 from ldmlab.evaluation.judge import load_judge
-from ldmlab.evaluation.uncertainty import mean_interval
-from ldmlab.experiments.restoration import add_method, restored_scores, true_pictures
+from ldmlab.evaluation.uncertainty import mean_score
+from ldmlab.experiments.restoration import SCORES, add_method, restored_scores, true_pictures
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.records.record import Record, as_metrics
 from ldmlab.study.runs.conditioners import spatial_conditions
@@ -42,7 +42,7 @@ def synthesize(
     with progress(len(maps), label or f"{run.spec.name}, from label maps", unit="pictures") as bar:
         x = model.sample(maps, num_steps=plan.num_steps, batch_size=plan.batch_size,
                          seed=run.spec.seed if seed is None else seed, progress=lambda done: bar.update(done - bar.n))
-    return to_float(to_uint8(x))
+    return quantize_8bit(x)
 
 
 def agreement(run: Run, x: Float[Tensor, "n 3 H W"], maps: Int[Tensor, "n H W"]) -> dict[str, Score]:
@@ -56,9 +56,9 @@ def agreement(run: Run, x: Float[Tensor, "n 3 H W"], maps: Int[Tensor, "n H W"])
     right = (seen == asked).float().mean((1, 2))
     present = asked.unique()
     overlap = torch.stack([((seen == k) & (asked == k)).sum() / ((seen == k) | (asked == k)).sum() for k in present])
-    about = {"unit": "1", "n_real": len(x), "n_fake": len(x), "extractor": "judge", "weights_hash": judge.weights_hash}
-    return {"pixels": Score(right.mean().item(), "pixels of the right label", interval=mean_interval(right), **about),
-            "miou": Score(overlap.mean().item(), f"mean IoU over {len(present)} labels", **about)}
+    about = {"extractor": "judge", "weights_hash": judge.weights_hash}
+    return {"pixels": mean_score(right, "pixels of the right label", **about),
+            "miou": Score(overlap.mean().item(), f"mean IoU over {len(present)} labels", "1", len(x), len(x), **about)}
 
 
 def record_semantic(run: Run) -> Record:
@@ -68,7 +68,8 @@ def record_semantic(run: Run) -> Record:
     """
     diffusion, scorer = run.diffusion, run.scorer
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash, "judge": load_judge().weights_hash}
+    record.inputs |= {"denoiser": diffusion.hash, "caption_judge": load_judge().weights_hash}
+    record.inputs |= scorer.inputs(*SCORES)
     if (known := run.measured_before(record)) is not None:
         return known
     x = true_pictures(run)
@@ -79,7 +80,7 @@ def record_semantic(run: Run) -> Record:
     record.events += diffusion.curve.events
     record.metrics["num_params"] = {"value": count_params(diffusion.model.trained), "unit": "1"}
     samples = synthesize(run, maps)
-    rec = to_float(to_uint8(reconstruct(run.first_stage.model, x)))
+    rec = quantize_8bit(reconstruct(run.first_stage.model, x))
     for method, pictures in {"samples": samples, "reconstructions": rec}.items():
         scores = restored_scores(run, x, pictures)
         if "fd_lab" not in scores and method == "samples":

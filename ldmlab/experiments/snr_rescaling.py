@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ldmlab.data.images import open_dataset, to_float, to_uint8
-from ldmlab.evaluation.distances import Interval, moments_of
-from ldmlab.evaluation.uncertainty import frechet_estimate
+from ldmlab.data.images import quantize_8bit, to_float
+from ldmlab.evaluation.distances import Interval
 from ldmlab.experiments.latent_scale import BANDS, cosines, settled
 from ldmlab.study.records.compare import comparison_key
 from ldmlab.study.records.record import Record, as_metrics, load_records
 from ldmlab.study.runs.conditioners import sample_labels
+from ldmlab.study.runs.pictures import open_set
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress
 
@@ -64,7 +64,7 @@ def sample_at(
 def real_at(run: Run, num: int = 0) -> Float[Tensor, "n 3 H W"]:
     """Validation pictures of `FACTOR` times the training size; `num` = 0 takes as many as are sampled."""
     data, num = run.spec.data, num or run.spec.evaluation.num_samples
-    large = open_dataset(data.name, size=FACTOR * data.size, split="validation", num=num, seed=0)
+    large = open_set(data, "validation", num, size=FACTOR * data.size)
     return to_float(large.images(range(len(large))))
 
 
@@ -93,9 +93,9 @@ def spectrum(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n k"]:
 def record_rescaling(runs: Mapping[str, Run]) -> Record:
     """All numbers of the comparison, with intervals over samples; loaded if measured before on the same models."""
     run = runs["kl_rescaled"]
-    record, net, size = run.new_record(), run.scorer.nets["fd-lab"], run.spec.data.size
+    record, size = run.new_record(), run.spec.data.size
     record.inputs |= {f"denoiser_{key}": each.diffusion.hash for key, each in runs.items()}
-    record.inputs |= {"first_stage_vq": runs["vq_none"].first_stage.hash, "judge": net.weights_hash}
+    record.inputs |= {"first_stage_vq": runs["vq_none"].first_stage.hash} | run.scorer.inputs("fd_lab")
     if (known := run.measured_before(record)) is not None:
         return known
     record.protocol |= run.scorer.protocol | {
@@ -103,12 +103,13 @@ def record_rescaling(runs: Mapping[str, Run]) -> Record:
 
     y = sample_labels(run.pictures.train.num_classes, run.spec.evaluation.num_samples)
     real = real_at(run)
-    if len(real) > net.dim:  # of fewer, no Fréchet distance can be taken; these two are for comparison only
+    # Of fewer no Fréchet distance can be taken, and these two are for comparison only.
+    if len(real) > run.scorer.nets["fd-lab"].dim:
         _score_views(record, run, "real", {"2x": windows(real, size), "2x_whole": reduced(real, size)})
     power = {"real": spectrum(real)}
     for key, each in runs.items():
-        large = to_float(to_uint8(sample_at(each, y, label=f"{TITLES[key]}, {FACTOR * size} px")))
-        small = to_float(to_uint8(sample_at(each, y, 1, label=f"{TITLES[key]}, {size} px")))
+        large = quantize_8bit(sample_at(each, y, label=f"{TITLES[key]}, {FACTOR * size} px"))
+        small = quantize_8bit(sample_at(each, y, 1, label=f"{TITLES[key]}, {size} px"))
         _score_views(record, run, key, {"1x": small, "2x": windows(large, size), "2x_whole": reduced(large, size)})
         power[key] = spectrum(large)
         _add_latent(record, key, each)
@@ -120,10 +121,9 @@ def record_rescaling(runs: Mapping[str, Run]) -> Record:
 
 def _score_views(record: Record, run: Run, key: str, views: Mapping[str, Tensor]) -> None:
     """FD-lab of each view against the training pictures, with its interval, into the record."""
-    net, real = run.scorer.nets["fd-lab"], run.scorer.reference("fd-lab")
     for view, x in views.items():
-        score = frechet_estimate(real, moments_of(x.split(256), net), num_resamples=RESAMPLES)
-        record.metrics |= as_metrics({f"fd_lab_{view}_{key}": score})
+        scores = run.scorer.score(run.scorer.moments(x), ("fd_lab",), num_resamples=RESAMPLES, seed=0, allow_few=False)
+        record.metrics |= as_metrics({f"fd_lab_{view}_{key}": scores["fd_lab"]})
 
 
 def _add_gains(record: Record) -> None:

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit
 from ldmlab.diffusion.unet.unet import count_params
 from ldmlab.experiments import image_guiding
-from ldmlab.experiments.restoration import add_method, in_pixels, restored_scores, true_pictures
+from ldmlab.experiments.restoration import SCORES, add_method, in_pixels, restored_scores, true_pictures
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.conditioners import spatial_conditions
@@ -37,7 +37,7 @@ def small_pictures(run: Run, n: int) -> Float[Tensor, "n 3 h w"]:
 
 def enlarge(y: Float[Tensor, "n 3 h w"], factor: int) -> Float[Tensor, "n 3 H W"]:
     """Bicubic enlargement, as it would be saved."""
-    return to_float(to_uint8(image_guiding.enlarge(y, factor)))
+    return quantize_8bit(image_guiding.enlarge(y, factor))
 
 
 def upscale(
@@ -48,7 +48,7 @@ def upscale(
     with progress(len(y), label or f"{run.spec.name}, super-resolution", unit="pictures") as bar:
         x = model.sample(y, num_steps=num_steps or plan.num_steps, batch_size=plan.batch_size,
                          seed=run.spec.seed if seed is None else seed, progress=lambda done: bar.update(done - bar.n))
-    return to_float(to_uint8(x))
+    return quantize_8bit(x)
 
 
 def restore(
@@ -72,11 +72,10 @@ def restore(
         case "guided":
             if run.params["degradation"] != "bicubic":
                 raise ValueError("the guided variant needs to know how pictures were shrunk; it is for bicubic alone")
-            untold = Run("14_image_guiding", {**run.params, "data": run.spec.data.name}, str(run.device), quiet=True)
             # y has fewer terms at larger factors; the sum over them should pull as hard.
-            return image_guiding.sample_guided(untold, "gaussian", y, factor, GUIDANCE * (factor / 4) ** 2)
+            return image_guiding.sample_guided(_unconditional(run), "gaussian", y, factor, GUIDANCE * (factor / 4) ** 2)
         case "reconstructions":
-            return to_float(to_uint8(reconstruct(run.first_stage.model, x)))
+            return quantize_8bit(reconstruct(run.first_stage.model, x))
     raise ValueError(f"a method is one of {', '.join(METHODS)}; got {method!r}")
 
 
@@ -88,6 +87,22 @@ def methods_of(run: Run) -> list[str]:
     return [method for method in METHODS if method not in left_out]
 
 
+def _unconditional(run: Run) -> Run:
+    """The run of the model that is guided by Eq. 17: the same f, data and seed."""
+    return Run("14_image_guiding", {**run.params, "data": run.spec.data.name}, str(run.device), quiet=True)
+
+
+def _networks(run: Run) -> dict[str, str]:
+    """Hashes of the models of the methods besides the run's own, which are trained here if they are not yet."""
+    methods, pixels = methods_of(run), in_pixels(run)
+    found = {"regression": train_regression(pixels).hash}
+    if run.spec.f != 1:
+        found["denoiser_pixels"] = pixels.diffusion.hash
+    if "guided" in methods:
+        found["denoiser_guided"] = _unconditional(run).diffusion.hash
+    return found
+
+
 def record_super_resolution(run: Run) -> Record:
     """Scores of all methods on the same validation pictures; what was measured before, on the same models, is loaded.
 
@@ -95,7 +110,7 @@ def record_super_resolution(run: Run) -> Record:
     """
     diffusion, scorer = run.diffusion, run.scorer
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
+    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs(*SCORES) | _networks(run)
     if (known := run.measured_before(record)) is not None:
         return known
     x = true_pictures(run)
@@ -124,4 +139,4 @@ def spread_of_samples(run: Run, y: Float[Tensor, "n 3 h w"], k: int) -> list[Flo
 
 def mean_of_samples(samples: list[Float[Tensor, "n 3 H W"]]) -> Float[Tensor, "n 3 H W"]:
     """The mean of several samples: nearer to what a squared error asks for than any of them."""
-    return to_float(to_uint8(torch.stack(samples).mean(0)))
+    return quantize_8bit(torch.stack(samples).mean(0))

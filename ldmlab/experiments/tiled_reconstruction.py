@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.data.user_pictures import pad_to_multiple
 from ldmlab.evaluation.reconstruction import psnr
 from ldmlab.experiments.beyond_training_size import pictures_of
@@ -54,7 +54,7 @@ def compare(run: Run, x: Float[Tensor, "1 3 H W"]) -> Compared:
     made, seconds = [], []
     for model in (run.first_stage.model, tiled):
         began = time.perf_counter()
-        made.append(to_float(to_uint8(reconstruct(model, x))))
+        made.append(quantize_8bit(reconstruct(model, x)))
         seconds.append(time.perf_counter() - began)
     return Compared(x, made[0], made[1], (seconds[0], seconds[1]), tiled)
 
@@ -66,7 +66,7 @@ def through_tiles(run: Run, picture: Float[Tensor, "3 h w"]) -> dict[str, Tensor
     padded, padding = pad_to_multiple(picture[None], run.spec.f)
     tiled = Tiled(run.first_stage.model)
     print("; ".join(filter(None, (str(padding), f"{tiled.num_tiles(*padded.shape[2:])} tiles"))), flush=True)
-    x_rec = padding.crop(to_float(to_uint8(reconstruct(tiled, padded))))
+    x_rec = padding.crop(quantize_8bit(reconstruct(tiled, padded)))
     return {"given": picture[None], f"{run.first_stage.name}, {psnr(picture[None], x_rec).item():.1f} dB": x_rec}
 
 

@@ -1,32 +1,30 @@
 """The compression trade-off, one f at a time: train or load both stages, score them, time them [LDM v2, Sec. 4.1]."""
 
 from ldmlab.diffusion.unet.unet import count_params
-from ldmlab.study.records.record import Record
+from ldmlab.evaluation.metrics import METRICS
+from ldmlab.study.records.record import Record, as_metrics
 from ldmlab.study.runs.run import Run
 
 
 def record_tradeoff(run: Run) -> Record:
     """All that one point of the study measures: quality over training, the first stage's floor, speed, cost.
 
-    What was measured before, on the same models and by the same judge, is loaded.
+    What was measured before, on the same models and by the same networks, is loaded.
     """
     first_stage, diffusion, scorer = run.first_stage, run.diffusion, run.scorer
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
+    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs(perceptual=True)
     if (known := run.measured_before(record)) is not None:
         return known
     record.protocol.update(scorer.protocol)
 
     scores = scorer.reconstruction(first_stage)
     scores |= scorer.score(scorer.sample(diffusion.model, label=f"samples of {diffusion.name}"))
-    # The protocol is the record's; a score repeats only what is its own.
-    record.metrics = {
-        name: {key: value for key, value in score.as_dict().items() if key != "protocol" and value != ""}
-        for name, score in scores.items()
-    }
+    record.metrics = as_metrics(scores)
     denoiser = diffusion.model.denoiser
     side, c = run.spec.data.size // run.spec.f, denoiser.config.in_channels
     curve, stage_curve = diffusion.curve, first_stage.curve
+    at_milestones = [row.key for row in METRICS.values() if row.at_milestones]
     record.metrics |= {
         "num_params": {"value": count_params(denoiser), "unit": "1"},
         "num_params_first_stage": {"value": first_stage.num_params, "unit": "1"},
@@ -39,7 +37,7 @@ def record_tradeoff(run: Run) -> Record:
         "first_stage_flat": {"value": first_stage.flat, "unit": "whether validation PSNR was flat at the end"},
     }
     record.curves = {
-        **{name: curve.values[name] for name in ("fd_lab", "kid_lab", "loss", "train_s")},
+        **{name: curve.values[name] for name in (*at_milestones, "loss", "train_s") if name in curve.values},
         **{name: stage_curve.values[name] for name in ("val_psnr",) if name in stage_curve.values},
         "images_per_s": scorer.speed(diffusion.model),
     }

@@ -61,6 +61,10 @@ class FirstStage(nn.Module):
         if check_range and not -1.01 <= x.min() <= x.max() <= 1.01:
             raise ValueError(f"pictures must lie in [-1, 1], got values in [{x.min():.3g}, {x.max():.3g}]")
 
+    def most_probable_latent(self, x: Float[Tensor, "b c_x H W"]) -> Float[Tensor, "b c h w"]:
+        """The z that reconstructions and conditions are made from: the posterior's mode (KL), or z as it is."""
+        return self.encode(x)
+
     def check_latents(self, z: Tensor) -> None:
         """Raise ValueError unless `z` is (b, z_channels, h, w)."""
         if z.ndim != 4 or z.shape[1] != self.z_channels:
@@ -100,6 +104,10 @@ class AutoencoderKL(_WithNetworks):
     def moments(self, x: Float[Tensor, "b c_x H W"]) -> Float[Tensor, "b c2 h w"]:
         """Mean and log-variance of z, concatenated: (b, 2 * z_channels, h, w)."""
         return self.encode(x).moments
+
+    def most_probable_latent(self, x: Float[Tensor, "b c_x H W"]) -> Float[Tensor, "b c h w"]:
+        """The mode of the posterior over z."""
+        return self.encode(x).mode()
 
     def sample_latent(self, moments: Float[Tensor, "b c2 h w"], generator: torch.Generator | None = None) -> Tensor:
         """Sample z (b, z_channels, h, w) from the posterior with these `moments`."""

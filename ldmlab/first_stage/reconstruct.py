@@ -5,14 +5,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldmlab.first_stage.autoencoder import FirstStage
-from ldmlab.first_stage.regularizers import DiagonalGaussian
 
 
 @torch.inference_mode()
 def latents_of(first_stage: FirstStage, x: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
     """Mode of the posterior over z (KL), or z (VQ), of pictures in [-1, 1]; on the CPU, not scaled."""
-    z = first_stage.encode(x.to(device_of(first_stage)))
-    return (z.mode() if isinstance(z, DiagonalGaussian) else z).cpu()
+    return first_stage.most_probable_latent(x.to(device_of(first_stage))).cpu()
 
 
 @torch.inference_mode()

@@ -117,6 +117,11 @@ class Tiled(FirstStage):
         moments = self.moments(x)
         return DiagonalGaussian(moments) if self.reg == "kl" else moments
 
+    def most_probable_latent(self, x: Float[Tensor, "b c_x H W"]) -> Float[Tensor, "b c h w"]:
+        """As the first stage's: KL gives the mode of the posterior over z, VQ gives z, not yet quantized."""
+        z = self.encode(x)
+        return z.mode() if self.reg == "kl" else z
+
     def moments(self, x: Float[Tensor, "b c_x H W"]) -> Float[Tensor, "b c_m h w"]:
         """As the first stage: mean and log-variance, concatenated (KL), or z (VQ)."""
         self.check_pictures(x)

@@ -8,7 +8,6 @@ from torch import Tensor
 from ldmlab.data.images import to_float
 from ldmlab.first_stage.autoencoder import AutoencoderKL, AutoencoderVQ
 from ldmlab.first_stage.losses import FirstStageLoss
-from ldmlab.first_stage.regularizers import DiagonalGaussian
 
 WATCHDOG_MARGIN_DB = 1.0  # of PSNR, see `FirstStageModule.watch`
 
@@ -115,8 +114,7 @@ class FirstStageModule(pl.LightningModule):
         return {"val_psnr": float(torch.cat(psnr).mean())}
 
     def _psnr(self, x: Float[Tensor, "b 3 H W"]) -> Float[Tensor, " b"]:
-        z = self.autoencoder.encode(x)
-        x_rec = self.autoencoder.decode(z.mode() if isinstance(z, DiagonalGaussian) else z).clamp(-1, 1)
+        x_rec = self.autoencoder.decode(self.autoencoder.most_probable_latent(x)).clamp(-1, 1)
         return 10 * torch.log10(4 / (x - x_rec).square().flatten(1).mean(1))
 
     def watch(self, psnr: float) -> str | None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import ImageSet, to_float, to_uint8
 from ldmlab.evaluation.distances import FeatureMoments
 from ldmlab.evaluation.distortions import degrade
 from ldmlab.experiments import evaluation as ev
@@ -14,11 +14,12 @@ from ldmlab.perception import PsimLoss, feature_net
 from ldmlab.study.records.compare import Series
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.run import Run
+from ldmlab.study.runs.scoring import RunScorer, Scorer
 
 PARAMS = {"f": 8, "reg": "kl", "data": "blobs", "size": 32, "tier": "smoke", "seed": 0}
 
 
-class Blobs:
+class Blobs(ImageSet):
     """Smooth pictures of random colours, quickly made; an ImageSet as far as these tests look."""
 
     def __init__(self, num: int, seed: int):
@@ -41,19 +42,25 @@ def a_run(**attributes) -> Run:
     return run
 
 
-@pytest.fixture(scope="module")
-def nets():
-    return {name: feature_net(name) for name in ev.NETS}
+class BlobScorer(RunScorer):
+    """The scorer of a run without a spec: all training pictures are the reference."""
+
+    protocol = {}
+
+    def __init__(self, pictures):
+        Scorer.__init__(self, "cpu", is_smoke=True)
+        self.pictures, self.num_resamples = pictures, 8
+
+    def reference(self, name: str) -> FeatureMoments:
+        return self.moments_of_set(self.pictures.train, name)
 
 
 @pytest.fixture
-def run(nets, lab_root):
-    """A run with pictures and judges, and nothing trained."""
+def run(lab_root):
+    """A run with pictures and a scorer, and nothing trained."""
     pictures = SimpleNamespace(train=Blobs(160, 0), val=Blobs(64, 1))
-    reference = {name: ev.look(ev.pictures(a_run(pictures=pictures), "train", 160), net)
-                 for name, net in nets.items()}
-    scorer = SimpleNamespace(nets=nets, reference=reference.get, is_smoke=True, num_resamples=8)
-    return a_run(pictures=pictures, scorer=scorer, device=torch.device("cpu"), spec=SimpleNamespace(seed=0))
+    about = {"device": torch.device("cpu"), "spec": SimpleNamespace(seed=0)}
+    return a_run(pictures=pictures, scorer=BlobScorer(pictures), **about)
 
 
 def moments(rows: torch.Tensor) -> FeatureMoments:

@@ -25,6 +25,7 @@ from ldmlab.figures.image_guiding import fig_image_guiding
 from ldmlab.perception import FeatureNet
 from ldmlab.study.config.budgets import BUDGETS
 from ldmlab.study.records.record import Record
+from ldmlab.study.runs import scoring
 from ldmlab.study.runs.classifier import train_classifier
 from ldmlab.study.runs.pictures import labels_named
 
@@ -174,7 +175,7 @@ class _Inception(InceptionNet):
 
 def test_fid_joins_where_inception_is_at_hand(tiny_run, few, monkeypatch):
     """At tier paper that is the score of Tab. 2, 3, 9 and 10; captions are compared with their own split."""
-    monkeypatch.setattr(guidance, "InceptionNet", _Inception)
+    monkeypatch.setattr(scoring, "InceptionNet", _Inception)
     run = tiny_run("09_text_to_image")
     run.spec = replace(run.spec, seed=1)  # another record than that of the sweep
     record = record_guidance(run)

@@ -189,11 +189,11 @@ def test_a_run_measures_all_samplers_and_is_found_again(a_run, monkeypatch, caps
         value = dict(map(tuple, record.curves[name]))[4]
         assert exp(by_steps(name, "", 4).read(record, None)) == pytest.approx(value)
 
-    judged = run.scorer.score(run.scorer.sample(run.diffusion.model), ("fd-lab",), intervals=False)["fd_lab"]
+    judged = run.scorer.score(run.scorer.sample(run.diffusion.model), ("fd_lab",), intervals=False)["fd_lab"]
     assert log(fd) == pytest.approx(log(judged.value), abs=1e-4)  # that of 04: the same noise, steps and judge
 
     run.finish(record)
-    monkeypatch.setattr(sampling, "_score", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(sampling, "_score_job", lambda *_: pytest.fail("measured again"))
     assert sampling.record_sampling(a_run()).curves == record.curves
     assert "loaded" in capsys.readouterr().out
 

@@ -18,7 +18,7 @@ from ldmlab.checkpoints.diffusers_format.folders import read_pipeline
 from ldmlab.checkpoints.released import LdmRow, released_row, scaled_down
 from ldmlab.checkpoints.released_model import ReleasedModel, build, load_compvis, save_compvis
 from ldmlab.checkpoints.released_sampling import bert_folder, find_checkpoint, latent_diffusion, unconditional_error
-from ldmlab.data.images import ImageSet, open_dataset, to_float, to_uint8
+from ldmlab.data.images import ImageSet, quantize_8bit, to_float, to_uint8
 from ldmlab.data.masks import KINDS as MASKS
 from ldmlab.data.masks import inpainting_masks
 from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
@@ -29,8 +29,9 @@ from ldmlab.study.config.budgets import auto_tier, budget_of
 from ldmlab.study.config.conditions import condition_kind
 from ldmlab.study.config.notebooks import NOTEBOOKS
 from ldmlab.study.config.paths import runs_dir
+from ldmlab.study.config.specs import DataSpec
 from ldmlab.study.records.record import Record, environment, now, save_figure
-from ldmlab.study.runs.pictures import Pictures
+from ldmlab.study.runs.pictures import Pictures, open_set
 from ldmlab.study.training.device import choose_device
 from ldmlab.study.training.progress import progress
 
@@ -72,7 +73,7 @@ class ReleasedRun:
         self.params = {**params, "f": config.f, "reg": config.reg, "data": Path(str(params["data"])).stem,
                        "file": Path(params["file"]).name, "tier": self.tier, "size": self.size,
                        "num_steps": self.num_steps if self.samples_pictures else 0}
-        self._data = params["data"]
+        self._data_spec = DataSpec(params["data"], self.size, 0, 0)
         if not quiet:
             print(f"{notebook}: {self.row.name} ({self.row.paper}), data {self.params['data']} at {self.size} px, tier "
                   f"{self.tier}, seed {self.seed}, on {self.device}\n{self.origin}", flush=True)
@@ -148,7 +149,7 @@ class ReleasedRun:
         """Validation pictures: reconstructed, and what conditions are read of."""
         num = max(self.budget.released_reconstructed, self.num_samples)
         split = "test" if self.target and self.target.split == "test" else "validation"
-        return open_dataset(self._data, size=self.size, split=split, num=num, seed=0)
+        return open_set(self._data_spec, split, num)
 
     @cached_property
     def reference(self) -> ImageSet:
@@ -156,7 +157,7 @@ class ReleasedRun:
         num, target = self.budget.released_reference or None, self.target
         if target and not target.whole:
             num = min(num or target.num_samples, target.num_samples)
-        return open_dataset(self._data, size=self.size, split=target.split if target else "train", num=num, seed=0)
+        return open_set(self._data_spec, target.split if target else "train", num)
 
     @property
     def num_samples(self) -> int:
@@ -196,7 +197,7 @@ class ReleasedRun:
         x = self.model.sample(
             y, num_steps=self.num_steps, eta=self.eta, seed=self.seed if seed is None else seed, batch_size=CHUNK,
             guidance_scale=self.params["guidance_scale"] if guidance_scale is None else guidance_scale)
-        return to_float(to_uint8(x))
+        return quantize_8bit(x)
 
     @property
     def eta(self) -> float | int:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 
 from ldmlab.checkpoints.files import load_model, save_model
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit, to_float, to_uint8
 from ldmlab.diffusion.guiders import downsample
 from ldmlab.evaluation.preference import (
     SimulatedRater,
@@ -108,7 +108,7 @@ def super_resolution(run: Run) -> Comparison:
     path = runs_dir() / f"user-study-{run.spec.name}-{key}" / "pictures.safetensors"
     if not path.exists():
         x = targets(run, num)
-        y = to_float(to_uint8(downsample(FACTOR)(x).clamp(-1, 1)))
+        y = quantize_8bit(downsample(FACTOR)(x).clamp(-1, 1))
         kept = {"truth": x, "condition": y, "bicubic": enlarge(y, FACTOR)}
         kept |= {"guided": sample_guided(run, "gaussian", y, FACTOR, SCALE), "trained": upscale(trained, y)}
         save_model(path, {name: to_uint8(pictures) for name, pictures in kept.items()}, {"run": run.params})
@@ -130,8 +130,8 @@ def record_user_study(run: Run, comparison: Comparison) -> Record:
     path, net = answers_path(run), run.scorer.nets["fd-lab"]
     record = run.new_record()
     shown = hashlib.sha256("".join(itertools.chain(*comparison.hashes.values())).encode()).hexdigest()
-    record.inputs |= {"denoiser": run.diffusion.hash, "pictures": shown, "judge": net.weights_hash,
-                      "answers": file_hash(path) if path.exists() else "none"}
+    record.inputs |= {"denoiser": run.diffusion.hash, "pictures": shown,
+                      "answers": file_hash(path) if path.exists() else "none"} | run.scorer.inputs("fd_lab")
     if (known := run.measured_before(record)) is not None:
         return known
     num_raters, num_questions = run.spec.budget.num_raters, run.spec.budget.num_questions

@@ -130,8 +130,7 @@ def _mask(of: Sources) -> SpatialConditioner:
     model, stats = of.first_stage, of.stats
 
     def encode_picture(x: Tensor) -> Tensor:
-        posterior = model.encode(x)
-        return stats.scale(posterior.mode() if model.reg == "kl" else posterior)
+        return stats.scale(model.most_probable_latent(x))
 
     return MaskedPicture(model.f, model.z_channels, encode_picture)
 
@@ -153,7 +152,7 @@ def _text_judged(seen, annotations: Sequence[Annotation]) -> dict[str, Any]:
 def _layout_judged(seen, annotations: Sequence[Annotation]) -> dict[str, Any]:
     from ldmlab.evaluation.judge import layout_scores
 
-    return layout_scores(seen, [a.seen() for a in annotations])
+    return layout_scores(seen, [a.visible_boxes() for a in annotations])
 
 
 # --- The rows ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ldmlab.study.config.budgets import is_smoke
 from ldmlab.study.config.notebooks import SAMPLED_BY
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import StudySpec
+from ldmlab.study.records.networks import networks_behind
 from ldmlab.study.records.record import Record, load_records
 
 
@@ -65,7 +66,8 @@ def comparison_key(record: Record, metric: str = "fd_lab") -> dict[str, str]:
         "tier": record.params["tier"],
         **protocol.compared(without=("data", "size", *SAMPLING, *others)),
     }
-    return {name: str(value) for name, value in key.items()} | {n: str(record.protocol.get(n)) for n in named}
+    key |= {name: record.protocol.get(name) for name in named}
+    return {name: str(value) for name, value in key.items()} | {"networks": networks_behind(record, metric)}
 
 
 def load_comparable(record: Record, metric: str = "fd_lab", notebooks: Sequence[str] = ()) -> list[Record]:

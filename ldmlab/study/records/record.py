@@ -14,6 +14,7 @@ from ldmlab.atomic import atomic_write
 from ldmlab.evaluation.distances import Score
 from ldmlab.study.config.paths import PACKAGE, results_dir
 from ldmlab.study.config.presets import study_spec
+from ldmlab.study.records.networks import networks_of, split_inputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,13 +53,17 @@ class Record:
         return "_".join(parts) + ".json"
 
     def stored(self, folder: Path | None = None) -> "Record | None":
-        """The record saved under this name, if it was measured with the same parameters on the same inputs."""
+        """The record saved under this name, if it was measured with the same parameters, inputs and networks.
+
+        A record that lacks one of the networks, or one of whose networks is unknown, is measured again.
+        """
         try:
             other = Record(**json.loads(((folder or results_dir() / self.notebook) / self.file_name).read_text()))
         except (OSError, TypeError, ValueError):  # none, or none that can be read: measure again
             return None
-        same = (other.schema, other.params, other.inputs) == (self.schema, self.params, self.inputs)
-        return other if same and other.metrics else None
+        (ours, inputs), (_, others) = (split_inputs(r.inputs, r.notebook) for r in (self, other))
+        same = (other.schema, other.params, others) == (self.schema, self.params, inputs)
+        return other if same and other.metrics and networks_of(other) == ours else None
 
     def save(self, folder: Path | None = None) -> Path:
         """Write to results/<notebook>/, sorted, one metric a line, atomically."""

@@ -35,9 +35,14 @@ def open_pictures(spec: StudySpec) -> Pictures:
     return Pictures(open_split(data, "train", data.num_train), open_split(data, "validation", data.num_val))
 
 
+def open_set(data: DataSpec, split: str, num: int = 0, *, size: int = 0) -> ImageSet:
+    """The first `num` pictures of a split in the study's order, or all at 0; at `size` pixels, if not their own."""
+    return open_dataset(data.name, size=size or data.size, split=split, num=num or None, seed=0)
+
+
 def open_split(data: DataSpec, split: str, num: int) -> ImageSet:
     """`num` pictures of a split, or all at 0: kept, unless they are too many, which is told."""
-    images = open_dataset(data.name, size=data.size, split=split, num=num or None, seed=0)
+    images = open_set(data, split, num)
     if images.num_bytes > MAX_BYTES:
         print(f"{images.name}, {split}: {len(images):,} pictures would take {images.num_bytes / 1e9:.1f} GB decoded, "
               f"and up to {MAX_BYTES / 1e9:.1f} GB are kept; each is read again whenever it is used", flush=True)

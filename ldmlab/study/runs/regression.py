@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldmlab.atomic import locked
 from ldmlab.checkpoints.files import load_model, save_model
-from ldmlab.data.images import to_float, to_uint8
+from ldmlab.data.images import quantize_8bit
 from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.diffusion.training import RegressionModule, regress
@@ -38,7 +38,7 @@ class TrainedRegression:
         """Pictures as they would be saved, on the CPU."""
         device, parts = next(self.net.parameters()).device, []
         for part in y.split(batch_size):
-            parts.append(to_float(to_uint8(regress(self.net, self.conditioner, part.to(device)).clamp(-1, 1))).cpu())
+            parts.append(quantize_8bit(regress(self.net, self.conditioner, part.to(device)).clamp(-1, 1)).cpu())
             if progress is not None:
                 progress(sum(map(len, parts)))
         return torch.cat(parts)

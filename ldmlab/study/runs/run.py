@@ -14,6 +14,7 @@ from ldmlab.study.config.conditions import condition_kind
 from ldmlab.study.config.notebooks import NOTEBOOKS
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import StudySpec
+from ldmlab.study.records.networks import UNKNOWN, networks_of, split_inputs
 from ldmlab.study.records.record import Record, environment, now, save_figure
 from ldmlab.study.runs import conditioners, pictures
 from ldmlab.study.runs import diffusion as diffusion_runs
@@ -82,9 +83,9 @@ class Run:
     @cached_property
     def scorer(self):
         """Scores samples and reconstructions against this run's pictures."""
-        from ldmlab.study.runs.scoring import Scorer
+        from ldmlab.study.runs.scoring import RunScorer
 
-        return Scorer(self.spec, self.pictures, self.device)
+        return RunScorer(self.spec, self.pictures, self.device)
 
     @cached_property
     def diffusion(self) -> diffusion_runs.TrainedDiffusion:
@@ -115,7 +116,12 @@ class Run:
         return fig
 
     def finish(self, record: Record):
-        """Save the record with the wall time of the run that measured it; returns its path."""
+        """Save the record with the wall time of the run that measured it, and every network behind it; its path."""
+        if "diffusion" in self.__dict__ and not any(name.startswith("denoiser") for name in record.inputs):
+            record.inputs["denoiser"] = self.diffusion.hash
+        networks, others = split_inputs(record.inputs, record.notebook)
+        known = {name: value for name, value in networks_of(record).items() if value != UNKNOWN}
+        record.inputs = others | networks | known
         record.wall_s = record.wall_s or round(time.monotonic() - self._clock, 1)
         path = record.save()
         print(f"record: {path}", flush=True)
