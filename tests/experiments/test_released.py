@@ -237,7 +237,7 @@ def test_a_first_stage_alone_is_measured_and_samples_nothing(lab_root):
     r = run(model="kl-f8")
     assert drawn(r) == {}
     assert {c.table for c in compare(record_released(r))} == {"Tab. 8"}
-    with pytest.raises(ValueError, match="is a first stage: it reconstructs"):
+    with pytest.raises(ValueError, match="is a first stage, which cannot sample"):
         released_sampling.latent_diffusion(build(r.row), 32)
 
 
