@@ -136,7 +136,7 @@ def label_ends(ax: Axes, labels: Sequence[EndLabel], gap: float = 0.055) -> None
         ax.text(x + 0.022, height, text, transform=ax.transAxes, color=tint, va="center", **NAME)
 
 
-def set_layout(fig: Figure, **pads: float) -> None:
+def set_layout(fig: Figure, **pads: float | int) -> None:
     """Set `w_pad`, `h_pad`, `wspace` or `hspace` of a figure's constrained layout."""
     fig.get_layout_engine().set(**pads)  # type: ignore[union-attr, call-arg]  # all figures have constrained layout
 

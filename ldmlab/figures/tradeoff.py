@@ -51,7 +51,7 @@ def fig_tradeoff(records: Sequence[Record]) -> Figure:
     ValueError for no records, and for records that are not comparable. Records of tier smoke get a watermark.
 
     >>> from ldmlab.study.records.record import load_records
-    >>> records = load_records("04_tradeoff", data="scenes", tier="laptop", size=32)
+    >>> records = load_records("04_tradeoff", data="scenes", tier="laptop", size=32, f=8, reg="kl", seed=0)
     >>> fig = fig_tradeoff(records) if records else None
     """
     check_comparable(records)
