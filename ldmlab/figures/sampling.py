@@ -105,7 +105,7 @@ def _points(s: Series, throughput: bool) -> tuple[np.ndarray, ...]:
 
 
 def _end(s: Series, throughput: bool) -> tuple:
-    """Where to name a line: at its right end, which is the fewest steps where x is throughput."""
+    """Position, text and colour of a line's label at its right end: the fewest steps if x is throughput."""
     x, mean, *_ = _points(s, throughput)
     return float(x.max()), float(mean[x.argmax()]), s.name, text_colour(s.f)
 
