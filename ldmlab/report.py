@@ -1,6 +1,6 @@
-"""The whole study on one page, from records alone: what is there, what is missing and how to get it, what it says.
+"""The report of notebook 20_report, from records alone: coverage, figures, tables beside the paper's, claims.
 
-Nothing is trained or scored here, and nothing fails for want of a record: what cannot be drawn says why.
+Nothing is trained or scored. Missing records cause no errors; the command that makes them is printed instead.
 """
 
 import time
@@ -26,9 +26,10 @@ from ldmlab.study.training.device import choose_device
 
 
 class Report:
-    """All records of one data set and tier; `size` = 0 takes the size that most of them have.
+    """All records of one data set and tier, for tables, figures and verdicts on the paper's claims.
 
-    The tier "auto" is that with most records of the data, laptop where there are none.
+    `params` are those of notebook 20_report: `size` = 0 takes the size of most records, `tier` = "auto" the tier of
+    most records of the data, laptop if there are none. With `quiet` nothing is printed.
     """
 
     def __init__(self, notebook: str, params: dict[str, Any], quiet: bool = False):
@@ -47,16 +48,16 @@ class Report:
 
     @property
     def about(self) -> str:
-        """What the report rests on, for small print."""
+        """Data, size, tier, number of records and commits, in words for the small print."""
         p, made = self.params, f" git {commits(self.records)}." if self.records else ""
         return f"{p['data']} at {p['size']} px, tier {p['tier']}; {len(self.records)} records.{made}"
 
     def of(self, notebook: str) -> list[Record]:
-        """Records of one notebook."""
+        """The records of one notebook."""
         return [record for record in self.records if record.notebook == notebook]
 
     def comparable(self, drawing: Drawing) -> list[Record]:
-        """The records that a figure may show: the largest group with its metric that compares."""
+        """The largest group of comparable records that have the drawing's metric; [] if there are none."""
         groups: dict[tuple, list[Record]] = {}
         for record in self.of(drawing.notebook):
             if drawing.metric in record.metrics or drawing.metric in record.curves:
@@ -65,11 +66,11 @@ class Report:
         return max(groups.values(), key=len, default=[])
 
     def figure(self, name: str) -> Figure | None:
-        """One of `DRAWINGS`; where there are no records for it, None after saying how to get them."""
+        """Draw one of `DRAWINGS`; if there are no records for it, print how to get them and return None."""
         drawing = DRAWINGS[name]
         records = self.comparable(drawing)
         if not records:
-            print(f"no figure for {drawing.shows}: no record of {drawing.notebook} for it. To get one:\n"
+            print(f"no figure for {drawing.shows}: no record of {drawing.notebook} has its metric. To get one:\n"
                   f"  {self.command(drawing.notebook)}")
             return None
         try:
@@ -79,12 +80,12 @@ class Report:
             return None
 
     def keep(self, name: str, fig: Figure) -> Figure:
-        """A figure for the cell to show, written to results/figures/ as well."""
+        """Write a figure to results/figures/ and return it for display."""
         save_figure(fig, name, *(self.params[key] for key in ("data", "tier", "size")))
         return fig
 
     def command(self, notebook: str, f: int = 8, reg: str = "kl", seed: int = 0) -> str:
-        """What makes a record that is missing."""
+        """The papermill command that makes a record; only parameters other than the defaults are given."""
         if notebook not in NOTEBOOKS:
             return f"{notebook} is no notebook of this version"
         values = {"f": f, "reg": reg, "data": self.given, "size": self.params["size"], "tier": self.params["tier"],
@@ -96,7 +97,7 @@ class Report:
         return f"papermill notebooks/{notebook}.ipynb out.ipynb {options}"
 
     def missing(self) -> pd.DataFrame:
-        """The records that the study's claims want and that are not there, each with the command that makes it."""
+        """The records that the claims need and that do not exist, one per row with the command that makes it."""
         rows = []
         for name, row in NOTEBOOKS.items():
             if not row.wanted:
@@ -110,13 +111,13 @@ class Report:
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
-        """The ledger; without evidence at tier smoke, whose numbers mean nothing."""
+        """A verdict on every claim; at tier smoke without evidence, since its numbers are no results."""
         if is_smoke(self.params["tier"]):
             return ledger(self.params["data"], "laptop", [])
         return ledger(self.params["data"], self.params["tier"], self.records)
 
     def environments(self) -> pd.DataFrame:
-        """Where the records were made, and at which commits."""
+        """Device, software and commits of the records, with their number and hours."""
         by_place: dict[tuple, list[Record]] = {}
         for r in self.records:
             place = (device_of(r), r.env.get("torch"), r.env.get("python"), r.env.get("platform"))
@@ -127,7 +128,7 @@ class Report:
         return pd.DataFrame(rows, columns=["device", "torch", "python", "system", "records", "hours", "commits"])
 
     def new_record(self, findings: int) -> Record:
-        """The report's own record: every claim with verdict, effect and interval, and how much it rests on."""
+        """The report's own record: verdict, effect, interval and runs of every claim; `findings` of the linter."""
         record = Record(self.notebook, "report", self.params, started=self.started,
                         env=environment(choose_device("cpu")))
         record.inputs = {f"{r.notebook}/{r.file_name}": r.started for r in self.records}
@@ -154,7 +155,7 @@ def _most(values: Sequence[Any], otherwise: Any) -> Any:
 
 
 def first_stages(records: Sequence[Record]) -> pd.DataFrame:
-    """Tab. 8 beside ours, means over seeds; R-FID and rFD-lab are two scales."""
+    """Tab. 8 beside ours, means over seeds; R-FID and rFD-lab are different scales."""
     ours, rows = {(s.f, s.reg): s for s in grouped(records)}, []
     for reg in ("kl", "vq"):
         for row in paper.first_stages(reg):
@@ -167,7 +168,7 @@ def first_stages(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def models(records: Sequence[Record]) -> pd.DataFrame:
-    """Tab. 13 beside ours: size, batch and steps of the denoisers of the sweep."""
+    """Tab. 13 beside ours: parameters, batch size and steps of the denoisers of the sweep over f."""
     ours = {s.f: s for s in grouped(records) if s.reg != "vq"}
     rows = []
     for name, row in paper.table("Tab. 13").items():
@@ -181,7 +182,7 @@ def models(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def efficiency(records: Sequence[Record]) -> pd.DataFrame:
-    """Tab. 6 beside ours: how much faster than LDM-1, in training and sampling; ours of one device and KL."""
+    """Tab. 6 beside ours: speed-up over LDM-1 in training and sampling; ours are KL runs on the most used device."""
     here = _most([device_of(r) for r in records], None)
     runs = {s.f: s.runs for s in grouped([r for r in records if device_of(r) == here]) if s.reg != "vq"}
     theirs = paper.table("Tab. 6")
@@ -214,7 +215,7 @@ def _mean(s: Any, metric: str) -> float | None:
 
 
 def explained(verdicts: Sequence[Verdict]) -> list[str]:
-    """A sentence for each claim that is contradicted or underpowered: what was found, and why that is not enough."""
+    """One sentence per claim that is contradicted or underpowered: what was measured, and the reason."""
     rows, said = frame(verdicts), []
     for v in verdicts:
         if v.verdict == SUPPORTED:
@@ -226,7 +227,4 @@ def explained(verdicts: Sequence[Verdict]) -> list[str]:
         said.append(f"{v.claim.id} [{row['place']}], {v.verdict}: \"{v.claim.statement}\" "
                     f"{found[0].upper()}{found[1:]}: {v.why}{basis}.")
     return said
-
-
-
 

@@ -1,11 +1,14 @@
-"""What the paper claims in Sec. 4.1, 4.5 and App. D, and what the records of the study say of it.
+"""Claims of the paper in Sec. 4.1, 4.5 and App. D as statistical hypotheses, and verdicts on them from records.
 
-Each claim is put as "an effect exceeds a threshold", the threshold fixed with the claim and not with the records. The
-ledger is kept for one data set and tier; `python -m ldmlab.claims.claims --data scenes --tier laptop` prints it. That
-complex data need a smaller f [LDM v2, Sec. 4.1] compares data sets, so it has no place here.
+A claim states that an effect exceeds a threshold, which is fixed before any record is read. The ledger holds the
+verdicts for one data set and tier; `python -m ldmlab.claims.claims --data scenes --tier laptop` prints it. The claim
+that complex data need a smaller f [LDM v2, Sec. 4.1] is not included, since it compares data sets.
 
-Deviation: the paper's FID is on Inception features and its models are class-conditional at 256 px; FD-lab stands in for
-it, and a verdict holds for the data and tier it names.
+Deviation: the paper uses FID on Inception features and class-conditional models at 256 px; here FD-lab replaces FID,
+and a verdict holds for its data and tier only.
+
+>>> next(claim.statement for claim in CLAIMS if claim.id == "speed-up")
+'LDM-4 trains and samples at least 2.7 times as fast as LDM-1.'
 """
 
 import argparse
@@ -13,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, log
+
+import pandas as pd
 
 from ldmlab.claims.evidence import LEVEL, Cell, Effect, Evidence, Quantity, estimate_effect
 from ldmlab.claims.quantities import (
@@ -42,7 +47,7 @@ from ldmlab.study.config.notebooks import FS
 from ldmlab.study.records.record import Record
 
 MIDDLE, STEPS = (4, 8, 16), (10, 50, 200)
-SAID = table("Sec. 4.5")["inpainting"]
+STATED = table("Sec. 4.5")["inpainting"]  # factors stated in the text
 SUPPORTED, CONTRADICTED, UNDERPOWERED = "supported", "contradicted", "underpowered"
 
 
@@ -51,7 +56,7 @@ SUPPORTED, CONTRADICTED, UNDERPOWERED = "supported", "contradicted", "underpower
 
 @dataclass(frozen=True)
 class Part:
-    """One effect of a claim: a quantity and its weights by f and regularizer; None takes the runs there are."""
+    """One effect of a claim: a quantity and its weights by cell; weights None take the cell with most runs."""
 
     quantity: Quantity
     weights: dict[Cell, float] | None
@@ -60,7 +65,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Claim:
-    """A falsifiable statement: `combine` of its parts exceed the threshold, in the quantity's own scale."""
+    """A falsifiable statement of the paper: all or any (`combine`) of its parts exceed the threshold.
+
+    The threshold has the scale of the quantity: a logarithm for ratios. `reason` explains its value, `place` is the
+    section, figure or table of the paper.
+    """
 
     id: str
     statement: str
@@ -73,7 +82,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the records say of a claim; effect and interval are of the part that decides."""
+    """The verdict on a claim; effect and interval are those of the deciding part, as factors for ratios."""
 
     claim: Claim
     verdict: str
@@ -86,90 +95,91 @@ class Verdict:
 
 
 def cell(f: int, reg: str = "kl") -> Cell:
-    """f and regularizer as records have it: at f = 1 there is none."""
+    """The cell of f and regularizer as in records; the regularizer is "none" at f = 1."""
     return (f, "none" if f == 1 else reg)
 
 
 def _more(quantity: Quantity, more: Sequence[Cell], less: Sequence[Cell]) -> Part:
-    """By how much a quantity's mean over some cells exceeds that over others."""
+    """The difference of a quantity's means over the cells `more` and the cells `less`."""
     weights = {c: 1 / len(more) for c in more} | {c: -1 / len(less) for c in less}
     names = [" ".join(f"f={f}{' VQ' if reg == 'vq' else ''}" for f, reg in cells) for cells in (more, less)]
     return Part(quantity, weights, f"{quantity.name}: {names[0]} against {names[1]}")
 
 
 def _own(quantity: Quantity, *cells: Cell, sign: float = 1.0) -> tuple[Part, ...]:
-    """A quantity's own value in each of these cells."""
+    """The value of a quantity in each of the cells, times `sign`."""
     return tuple(Part(quantity, {c: sign}, f"{quantity.name}: f={c[0]}{' VQ' if c[1] == 'vq' else ''}") for c in cells)
 
 
 def _falls(quantity: Quantity, fs: Sequence[int], sign: int = 1) -> tuple[Part, ...]:
-    """A quantity at each f against the next; sign -1 where it rises."""
+    """The decrease of a quantity from each f to the next; the increase for sign -1."""
     return tuple(_more(quantity, [cell(a)], [cell(b)]) for a, b in (pair[::sign] for pair in pairwise(fs)))
 
 
-ANY_LEAD = "any lead that the interval makes sure of"
+ANY_LEAD = "any difference that the interval confirms"
 CLAIMS: tuple[Claim, ...] = (
-    Claim("slow-f1", "At equal steps, pixel-based LDM-1 is behind LDM-4, -8 and -16.", "Sec. 4.1 (i), Fig. 6",
+    Claim("slow-f1", "At equal steps, pixel-based LDM-1 is worse than LDM-4, -8 and -16.", "Sec. 4.1 (i), Fig. 6",
           (_more(FD_EQUAL_STEPS, [cell(1)], [cell(f) for f in MIDDLE]),), 0.0, ANY_LEAD),
-    Claim("slow-f2", "At equal steps, LDM-2 is behind LDM-4, -8 and -16.", "Sec. 4.1 (i), Fig. 6",
+    Claim("slow-f2", "At equal steps, LDM-2 is worse than LDM-4, -8 and -16.", "Sec. 4.1 (i), Fig. 6",
           (_more(FD_EQUAL_STEPS, [cell(2)], [cell(f) for f in MIDDLE]),), 0.0, ANY_LEAD),
-    Claim("stagnates-f32", "LDM-32 stops improving early: the second half of training gains it next to nothing.",
-          "Sec. 4.1 (ii), Fig. 6", _own(LATE_GAIN, cell(32), sign=-1.0), -log(1.05), "a gain below 5 % is none"),
+    Claim("stagnates-f32", "LDM-32 stagnates early: it hardly improves in the second half of training.",
+          "Sec. 4.1 (ii), Fig. 6", _own(LATE_GAIN, cell(32), sign=-1.0), -log(1.05), "a gain below 5 % counts as none"),
     Claim("limited-f32", "Too much compression limits quality: LDM-32 ends worse than LDM-4, -8 and -16.",
           "Sec. 4.1 (ii), Fig. 6", (_more(FD_END, [cell(32)], [cell(f) for f in MIDDLE]),), 0.0, ANY_LEAD),
-    Claim("gap-f1-f8", "At equal steps, LDM-8 leads pixel-based LDM-1 by far.", "Sec. 4.1",
-          (_more(FD_EQUAL_STEPS, [cell(1)], [cell(8)]),), log(1.5), "a gap worth the name: half as much again"),
-    Claim("gap-38", f"After training, that gap is one of {FID_GAP_LDM1_LDM8:g} in FID.", "Sec. 4.1",
+    Claim("gap-f1-f8", "At equal steps, LDM-8 is much better than pixel-based LDM-1.", "Sec. 4.1",
+          (_more(FD_EQUAL_STEPS, [cell(1)], [cell(8)]),), log(1.5), "a large gap: a factor of 1.5"),
+    Claim("gap-38", f"After training, LDM-8 leads LDM-1 by {FID_GAP_LDM1_LDM8:g} in FID.", "Sec. 4.1",
           (_more(FID, [cell(1)], [cell(8)]),), FID_GAP_LDM1_LDM8 / 2,
-          "half of it: pictures and budgets are others, and FD-lab is not FID"),
-    Claim("balance-f4-f16", "LDM-4 to -16 are both better than LDM-1 at equal steps and faster at sampling.",
+          "half of it: data and training budgets differ, and FD-lab is not FID"),
+    Claim("balance-f4-f16", "LDM-4 to -16 are better than LDM-1 at equal steps and sample faster.",
           "Sec. 4.1, Fig. 6", tuple(part for f in MIDDLE for part in (
               _more(FD_EQUAL_STEPS, [cell(1)], [cell(f)]), _more(RATE, [cell(f)], [cell(1)]))), 0.0, ANY_LEAD),
     Claim("best-f4-f8", "LDM-4 and -8 end better than every other f.", "Sec. 4.1, Fig. 7", tuple(
         _more(FD_END, [cell(f)], [cell(best)]) for best in (4, 8) for f in FS if f not in (4, 8)), 0.0, ANY_LEAD),
-    Claim("equal-cost", "Against cost instead of steps the picture stays: LDM-1 is behind LDM-4, -8 and -16.",
+    Claim("equal-cost", "At equal training time, LDM-1 is worse than LDM-4, -8 and -16, too.",
           "App. D.5, Fig. 17", (_more(FD_EQUAL_SECONDS, [cell(1)], [cell(f) for f in MIDDLE]),), 0.0, ANY_LEAD),
     Claim("throughput-rises", "Sampling gets faster with every doubling of f.", "Sec. 4.1, Fig. 7",
           _falls(RATE, FS, -1), 0.0, ANY_LEAD),
     Claim("speed-up", "LDM-4 trains and samples at least 2.7 times as fast as LDM-1.", "Sec. 4.5, Tab. 6",
-          (_more(RATE, [cell(4)], [cell(1)]), _more(TRAIN_RATE, [cell(4)], [cell(1)])), log(SAID["speed_up"]),
+          (_more(RATE, [cell(4)], [cell(1)]), _more(TRAIN_RATE, [cell(4)], [cell(1)])), log(STATED["speed_up"]),
           "the paper's factor"),
     Claim("quality-factor", "At equal steps, LDM-4 improves on LDM-1 by a factor of at least 1.6.", "Sec. 4.5, Tab. 6",
-          (_more(FD_EQUAL_STEPS, [cell(1)], [cell(4)]),), log(SAID["fid_factor"]), "the paper's factor"),
+          (_more(FD_EQUAL_STEPS, [cell(1)], [cell(4)]),), log(STATED["fid_factor"]), "the paper's factor"),
     Claim("flops-fall", "A lower-dimensional space makes a model of equal size cheaper, at every doubling of f.",
           "Sec. 3.2", _falls(FLOPS, FS), 0.0, "FLOPs are counted, not estimated"),
     Claim("psnr-falls", "A first stage of larger f reconstructs worse, at every doubling.", "Sec. 4.1 (ii), Tab. 8",
           _falls(PSNR, FS[1:]), 0.0, ANY_LEAD),
-    Claim("rfd-rises", "Less downsampling raises the bound on quality: rFD rises with every doubling of f.",
+    Claim("rfd-rises", "Less downsampling allows better quality: rFD rises with every doubling of f.",
           "Fig. 1, Tab. 8", _falls(RFD, FS[1:], -1), 0.0, ANY_LEAD),
-    Claim("vq-reconstructs-worse", "VQ first stages reconstruct a little worse than KL ones of the same f.",
+    Claim("vq-reconstructs-worse", "VQ first stages reconstruct slightly worse than KL ones of the same f.",
           "Sec. 4, Tab. 8", (_more(PSNR, [cell(f) for f in MIDDLE], [cell(f, "vq") for f in MIDDLE]),), 0.0, ANY_LEAD),
     Claim("vq-samples-better", "Models in VQ latents sometimes sample better than those in KL latents.", "Sec. 4",
-          tuple(_more(FD_END, [cell(f)], [cell(f, "vq")]) for f in MIDDLE), 0.0, "any lead at any f", combine="any"),
+          tuple(_more(FD_END, [cell(f)], [cell(f, "vq")]) for f in MIDDLE), 0.0, "any difference at any f",
+          combine="any"),
     Claim("kl-snr-high", "Without rescaling, the SNR of KL latents is very high.", "App. D.1",
-          _own(LATENT_STD, *map(cell, MIDDLE)), log(2), "twice unit deviation, four times the SNR"),
+          _own(LATENT_STD, *map(cell, MIDDLE)), log(2), "standard deviation 2, four times the SNR"),
     Claim("vq-variance-near-1", "VQ latents have a variance close to 1.", "App. D.1",
           tuple(part for sign in (1.0, -1.0)
                 for part in _own(LATENT_STD, *(cell(f, "vq") for f in MIDDLE), sign=sign)),
-          -log(2) / 2, "variance from one half to 2"),
-    Claim("layout-early", "Without rescaling, KL latents settle the layout earlier in denoising, at larger t.",
+          -log(2) / 2, "variance between 1/2 and 2"),
+    Claim("layout-early", "Without rescaling, KL latents determine the layout earlier in denoising, at larger t.",
           "App. D.1", (Part(LAYOUT, None, LAYOUT.name),), 0.0, ANY_LEAD),
     Claim("rescaling-helps", "Rescaling the KL latent improves convolutional samples of twice the size.",
-          "App. D.1, Fig. 15", (Part(GAIN_2X, None, GAIN_2X.name),), log(1.1), "a tenth: Fig. 15 shows it to the eye"),
-    Claim("rescaling-cures", "What rescaling mends is sampling beyond the training size, not quality in general.",
+          "App. D.1, Fig. 15", (Part(GAIN_2X, None, GAIN_2X.name),), log(1.1), "10 %: the gain in Fig. 15 is visible"),
+    Claim("rescaling-cures", "Rescaling improves samples of twice the training size more than those at that size.",
           "App. D.1, Fig. 15", (Part(GAIN_BEYOND, None, GAIN_BEYOND.name),), 0.0, ANY_LEAD),
     Claim("vq-needs-none", "VQ latents need no rescaling: samples of twice the size are as good as of rescaled KL.",
-          "App. D.1, Fig. 15", (Part(VQ_2X, None, VQ_2X.name),), -log(1.25), "as good: not a quarter worse"),
+          "App. D.1, Fig. 15", (Part(VQ_2X, None, VQ_2X.name),), -log(1.25), "as good: less than 25 % worse"),
     Claim("pareto-f4-f8", "At any number of DDIM steps, LDM-4 and -8 are better and faster than LDM-1.",
           "Sec. 4.1, Fig. 7", tuple(part for f in (4, 8) for steps in STEPS for part in (
               _more(by_steps("fd_lab_by_steps", "FD-lab", steps), [cell(1)], [cell(f)]),
-              _more(by_steps("images_per_s", "pictures a second", steps, timed=True, spread=0.05), [cell(f)],
+              _more(by_steps("images_per_s", "pictures per second", steps, timed=True, spread=0.05), [cell(f)],
                     [cell(1)]))), 0.0, ANY_LEAD),
-    Claim("fewer-steps", "Better samplers mend slow sampling: with LDM-4 and -8, 50 DDIM steps do almost what 200 do.",
-          "Sec. 2, Fig. 7", _own(FEW_STEPS, cell(4), cell(8)), -log(1.1), "almost: within a tenth"),
+    Claim("fewer-steps", "With LDM-4 and -8, 50 DDIM steps are almost as good as 200.",
+          "Sec. 2, Fig. 7", _own(FEW_STEPS, cell(4), cell(8)), -log(1.1), "almost: within 10 %"),
     Claim("guidance-boosts", "Classifier-free guidance improves samples.", "Sec. 4.3.1, App. D.4, Tab. 10",
           (Part(GUIDED, None, GUIDED.name),), 0.0, ANY_LEAD),
-    Claim("imperceptible-bits", "Most bits of a pixel-based model describe what cannot be seen.", "Sec. 1, Fig. 2",
+    Claim("imperceptible-bits", "Most bits of a pixel-based model describe imperceptible details.", "Sec. 1, Fig. 2",
           _own(BITS, cell(1)), 0.5, "most: more than half"),
 )
 
@@ -178,10 +188,10 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 def judge(claim: Claim, evidence: Evidence) -> Verdict:
-    """Weigh a claim against the records.
+    """The verdict on a claim from the records.
 
-    "All parts" is supported where each exceeds the threshold at LEVEL, and contradicted where one falls short at a
-    level that allows for the number of parts; "any part" the other way round. Else it is underpowered.
+    A claim of all parts is supported if each exceeds the threshold at LEVEL, and contradicted if one falls short at
+    the Bonferroni-corrected level; a claim of any part the other way round. Otherwise it is underpowered.
     """
     found = [(part, estimate_effect(evidence, part.quantity, part.weights)) for part in claim.parts]
     present = [(part, e) for part, e in found if not e.missing]
@@ -199,18 +209,18 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
         verdict, level = CONTRADICTED, joint if every else LEVEL
     else:
         verdict, level = UNDERPOWERED, LEVEL
-        if every:  # the part that stands in the way of support
+        if every:  # the part that prevents support
             part, shown = min(present, key=lambda pair: pair[1].interval(LEVEL)[0])
     return _verdict(claim, verdict, part, shown, level, missing)
 
 
 def _verdict(claim: Claim, verdict: str, part: Part, shown: Effect, level: float, missing: list[str]) -> Verdict:
     scale = exp if part.quantity.ratio else float
-    interval = tuple(map(scale, shown.interval(level)))
+    low, high = shown.interval(level)
+    interval = scale(low), scale(high)
     if verdict == UNDERPOWERED:
-        low, high = shown.interval(level)
-        held = ["the interval holds the threshold"] if low <= claim.threshold <= high else (
-            [f"the interval lies below the threshold, but not one that allows for all {len(claim.parts)} parts"]
+        held = ["the interval contains the threshold"] if low <= claim.threshold <= high else (
+            [f"the interval lies below the threshold, but not if corrected for all {len(claim.parts)} parts"]
             if high < claim.threshold else [])
         why = missing + held + (
             ["a second seed would measure the spread"] if shown.basis.startswith("one seed") else [])
@@ -220,15 +230,16 @@ def _verdict(claim: Claim, verdict: str, part: Part, shown: Effect, level: float
 
 
 def ledger(data: str, tier: str, records: Sequence[Record] | None = None) -> list[Verdict]:
-    """A verdict on every claim from the records of one data set and tier, by default from all that are on disk."""
+    """A verdict on every claim from the records of one data set and tier, by default from all records on disk.
+
+    ValueError for tier smoke.
+    """
     evidence = Evidence(data, tier, records)
     return [judge(claim, evidence) for claim in CLAIMS]
 
 
-def frame(verdicts: Sequence[Verdict]):
-    """The ledger as a pandas DataFrame, a claim a row; factors as x1.5."""
-    import pandas as pd
-
+def frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """The ledger with one row per claim; factors are written as x1.5."""
     def shown(value: float | None, claim: Claim) -> str:
         quantity = claim.parts[0].quantity
         return "" if value is None else f"{'x' * quantity.ratio}{value:.3g} {quantity.unit}".strip()
@@ -244,7 +255,7 @@ def frame(verdicts: Sequence[Verdict]):
 
 
 def markdown(verdicts: Sequence[Verdict]) -> str:
-    """The ledger as a table in markdown."""
+    """The ledger as a Markdown table."""
     shown = frame(verdicts).drop(columns=["reason", "effect of"]).reset_index()
     rows = [shown.columns, ["---"] * len(shown.columns), *shown.itertuples(index=False)]
     return "\n".join("| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |" for row in rows)
@@ -252,9 +263,9 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="The claims ledger of one data set and tier.")
-    parser.add_argument("--data", default="scenes", help="name of the pictures, as in the records")
+    parser.add_argument("--data", default="scenes", help="name of the data set, as in the records")
     parser.add_argument("--tier", default="laptop", choices=evidence_tiers())
     options = vars(parser.parse_args())
     known = Evidence(**options)
-    print(f"{len(known.records)} records of {known.data}, tier {known.tier}; left out are {known.left_out} of other "
-          f"versions or sizes of the pictures.\n\n{markdown(ledger(**options))}")
+    print(f"{len(known.records)} records of {known.data}, tier {known.tier}; {known.left_out} with other versions or "
+          f"sizes of the pictures are left out.\n\n{markdown(ledger(**options))}")

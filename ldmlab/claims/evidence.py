@@ -1,7 +1,8 @@
-"""Effects measured from records, with intervals: what a claim of the paper is judged by.
+"""Effects estimated from records, with confidence intervals, as evidence for or against claims of the paper.
 
-A `Quantity` reads one number out of a record, `estimate_effect` weighs its means over f and regularizer, and an
-`Effect` says how far that may be off. Factors are worked with as logarithms, in which runs spread alike at all f.
+A `Quantity` reads one number from a record, and `estimate_effect` returns a weighted sum of its means by f and
+regularizer as an `Effect` with its interval. Ratios are handled as logarithms, whose spread over runs is about the
+same at all f.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isfinite, sqrt
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 from scipy import stats
@@ -19,7 +21,7 @@ from ldmlab.study.records.compare import comparison_key, data_name, device_of
 from ldmlab.study.records.record import Record, load_records
 
 LEVEL = 0.95
-FAR = 4.0  # assumed spreads, to either side, that a single run without any interval has to be clear of
+FAR = 4.0  # half-width of the interval of a single run without standard error, in assumed spreads
 
 Cell = tuple[int, str]  # f and regularizer
 
@@ -30,14 +32,14 @@ class Quantity:
 
     name: str
     notebook: str
-    metric: str  # records compare if their protocols for this metric do
+    metric: str  # of which records must have comparable protocols
     needs: str  # what a record must have, in words
     read: Callable[[Record, "Evidence"], float | int | None]
     error: Callable[[Record], float | None] = lambda record: None  # standard error over samples
-    ratio: bool = True  # the number is a logarithm, its difference a factor
+    ratio: bool = True  # whether the number is a natural logarithm, so that a difference is a factor
     unit: str = ""
-    spread: float = 0.1  # standard deviation over seeds, assumed until there are two; 0 for what is exact
-    timed: bool = False  # compares on one device only
+    spread: float = 0.1  # standard deviation over seeds, assumed until there are two; 0 for exact numbers
+    timed: bool = False  # whether records are comparable on one device only
 
     @property
     def spread_name(self) -> str:
@@ -47,26 +49,27 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Effect:
-    """An effect with its standard error; `missing` says why there is none."""
+    """An effect with its standard error and degrees of freedom; `missing` gives the reasons if there is none."""
 
     value: float = 0.0
     error: float = 0.0
     df: float = inf
-    reach: float | None = None  # errors to either side, where they do not follow from the level
+    reach: float | None = None  # half-width in standard errors, if it does not follow from the level
     basis: str = ""
     runs: str = ""
     missing: tuple[str, ...] = ()
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Where the effect lies with probability `level`."""
+        """The confidence interval at `level`."""
         reach = self.reach if self.reach is not None else float(stats.t.ppf((1 + level) / 2, self.df))
         return self.value - reach * self.error, self.value + reach * self.error
 
 
 class Evidence:
-    """All records of one data set and tier that have the pictures in common; ValueError where a tier is no evidence.
+    """All records of one data set and tier that were made with the same pictures; by default of all on disk.
 
-    Of several versions or sizes of the pictures, that with most records counts. `records` are by default all on disk.
+    Of several versions or sizes of the pictures, that with most records is taken; `left_out` counts the others.
+    ValueError for tiers that give no evidence, as smoke.
     """
 
     def __init__(self, data: str, tier: str, records: Sequence[Record] | None = None):
@@ -85,7 +88,7 @@ class Evidence:
         self._known: dict[Quantity, dict[Cell, list[tuple[Record, float]]]] = {}
 
     def cells(self, quantity: Quantity) -> dict[Cell, list[tuple[Record, float]]]:
-        """The records that have a quantity under one protocol, with its values, by f and regularizer; a seed once."""
+        """Records that have a quantity under one protocol, with its values, by f and regularizer; one per seed."""
         if quantity not in self._known:
             self._known[quantity] = self._read(quantity)
         return self._known[quantity]
@@ -93,7 +96,8 @@ class Evidence:
     def _read(self, quantity: Quantity) -> dict[Cell, list[tuple[Record, float]]]:
         groups: dict[tuple, list[tuple[Record, float]]] = {}
         for record in self.records:
-            if record.notebook != quantity.notebook or not is_number(value := quantity.read(record, self)):
+            value = quantity.read(record, self) if record.notebook == quantity.notebook else None
+            if not is_number(value):
                 continue
             key = (*comparison_key(record, quantity.metric).values(), device_of(record) if quantity.timed else "")
             groups.setdefault(key, []).append((record, float(value)))
@@ -105,13 +109,13 @@ class Evidence:
 
     @cached_property
     def shared_step(self) -> int | None:
-        """The last step of training at which samples of every model were scored."""
-        steps = [{step for step, _ in record.curves["fd_lab"]} for record in self._swept]
+        """The last training step at which the samples of every model were scored; None if there is none."""
+        steps = [{int(step) for step, _ in record.curves["fd_lab"]} for record in self._swept]
         return max(set.intersection(*steps), default=None) if steps else None
 
     @cached_property
     def shared_seconds(self) -> float | int | None:
-        """Seconds of training that every model has had."""
+        """Seconds of training that every model has reached; None if a record lacks its times."""
         ends = [record.curves["train_s"][-1][1] for record in self._swept if record.curves.get("train_s")]
         return min(ends) if ends and len(ends) == len(self._swept) else None
 
@@ -122,25 +126,26 @@ class Evidence:
 
 
 def _largest(groups: Mapping[tuple, list], started: Callable) -> list:
-    """The group with most members; of several, that begun last."""
+    """The group with most members; of several, that started last."""
     return max(groups.values(), key=lambda group: (len(group), max(map(started, group))), default=[])
 
 
-def is_number(value: object) -> bool:
-    """Whether this is a finite number, which bool and None are not."""
+def is_number(value: object) -> TypeGuard[float | int]:
+    """Whether a value is a finite number; bool and None are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 
 def cell_name(cell: Cell) -> str:
-    """LDM-8, LDM-8 VQ."""
+    """Name of a cell, e.g. LDM-8 or LDM-8 VQ."""
     return f"LDM-{cell[0]}{' VQ' if cell[1] == 'vq' else ''}"
 
 
 def estimate_effect(evidence: Evidence, quantity: Quantity, weights: Mapping[Cell, float] | None = None) -> Effect:
     """The weighted sum of a quantity's means over seeds; without weights, its mean in the cell with most runs.
 
-    Seeds that repeat any cell give the spread over runs, common to all cells, and a t interval. Failing that, the error
-    over samples is taken together with the assumed spread; failing that, the assumed spread alone, FAR times.
+    If any cell has several seeds, they give a pooled standard deviation over runs and a t interval. Otherwise the
+    error over samples is combined with the assumed spread, and without one the interval is FAR assumed spreads to
+    either side.
     """
     cells = evidence.cells(quantity)
     if weights is None:
@@ -161,8 +166,9 @@ def estimate_effect(evidence: Evidence, quantity: Quantity, weights: Mapping[Cel
     if quantity.spread == 0:
         return Effect(float(effect), 0.0, inf, None, "exact", runs)
     errors = {cell: quantity.error(cells[cell][0][0]) for cell in weights}
-    if all(error is not None for error in errors.values()):
-        variance = sum(w**2 * (errors[cell] ** 2 + quantity.spread**2) for cell, w in weights.items())
+    known = {cell: error for cell, error in errors.items() if error is not None}
+    if len(known) == len(errors):
+        variance = sum(w**2 * (known[cell] ** 2 + quantity.spread**2) for cell, w in weights.items())
         basis = f"one seed: error over samples and an assumed {quantity.spread_name}"
         return Effect(float(effect), sqrt(variance), inf, None, basis, runs)
     basis = f"one seed: {FAR:g} times an assumed {quantity.spread_name}"

@@ -1,4 +1,4 @@
-"""`python -m ldmlab.figures tradeoff --data scenes --tier laptop` draws the study from all its records."""
+"""`python -m ldmlab.figures tradeoff --data scenes --tier laptop` draws the trade-off from all its records."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from ldmlab.study.records.record import save_figure
 
 
 def draw_tradeoff(data: str, tier: str, size: int = 0) -> tuple[Path, list[str]]:
-    """The study's figure over the records of a data set and tier, written to results/figures/.
+    """Draw the trade-off from the records of a data set and tier, and write it to results/figures/.
 
-    Of records that do not compare, the largest group is drawn; the names of the others are returned with the path.
+    The largest group of comparable records is drawn. Returns the path and the names of the other records. `size` is
+    the side of the pictures in pixels, 0 for any. ValueError if there are no records.
     """
     records, others = study_records(data, tier, size)
     if not records:
@@ -25,12 +26,12 @@ def draw_tradeoff(data: str, tier: str, size: int = 0) -> tuple[Path, list[str]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; an error is one line."""
+    """Run the command line; errors are printed in one line, with exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m ldmlab.figures", description="Draw figures from results/.")
     parser.add_argument("figure", choices=["tradeoff"])
     parser.add_argument("--data", default="scenes", help="as given to the notebook")
     parser.add_argument("--tier", default="laptop", choices=TIERS)
-    parser.add_argument("--size", type=int, default=0, help="side in pixels; without it, the size of most records")
+    parser.add_argument("--size", type=int, default=0, help="side in pixels; default: the size of most records")
     args = parser.parse_args(arguments)
     try:
         path, left_out = draw_tradeoff(args.data, args.tier, args.size)
@@ -38,4 +39,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(1, f"{error}\n")
     print(path)
     if left_out:
-        print(f"left out, since they do not compare with the rest: {', '.join(left_out)}")
+        print(f"left out, since they are not comparable with the rest: {', '.join(left_out)}")

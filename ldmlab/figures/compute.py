@@ -1,22 +1,35 @@
-"""Compute as pictures: where operations go, quality and cost in Tab. 18, what a machine attains, estimates tried."""
+"""Notebook 18_compute: operations by part, FID against training cost [LDM v2, Tab. 18], attained FLOP/s, estimates."""
 
 from collections.abc import Mapping
 from math import log2
 
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ldmlab.experiments.compute.machine import Measured
-from ldmlab.figures.style import ACCENT, GREY, INK, NAME, PALE, SECOND, colour, log_axis, small_print, styled
+from ldmlab.figures.style import (
+    ACCENT,
+    GREY,
+    INK,
+    NAME,
+    PALE,
+    SECOND,
+    colour,
+    log_axis,
+    small_print,
+    smoke_watermark,
+    styled,
+)
 from ldmlab.paper import numbers as paper
 from ldmlab.study.config.budgets import is_smoke
 
 PARTS = {"encode": SECOND, "denoiser": ACCENT, "decode": "#c9a227"}
-WORK = {"online": "(a)  training, every picture encoded anew", "cached": "(b)  training, latents cached",
+WORK = {"online": "(a)  training, encoding at each step", "cached": "(b)  training, latents cached",
         "sampling": "(c)  sampling, {} DDIM steps"}
-# Where the names of Tab. 18 stand, so that none covers another: points to the right and up, alignment.
+# Label offsets in points (right, up) and alignment, chosen so that no labels of Tab. 18 overlap.
 _LABELS: dict[str, tuple[float, float, str]] = {
     "LSUN-Churches / StyleGAN2": (6, 4, "left"), "LSUN-Churches / LDM-8": (6, 4, "left"),
     "LSUN-Bedrooms / ADM": (-2, -11, "center"), "LSUN-Bedrooms / LDM-4": (6, -4, "left"),
@@ -34,9 +47,10 @@ FAMILIES = {"LDM": (ACCENT, "o"), "ADM": (SECOND, "s"), "GAN": (GREY, "D")}
 
 @styled
 def fig_parts(parts: Mapping[str, pd.DataFrame], num_steps: int = 200) -> Figure:
-    """Shares of encoder, denoiser and decoder in the operations of one picture, by f; the sum above each bar.
+    """Shares of encoder, denoiser and decoder in the operations per picture, by f, with the sum above each bar.
 
-    `parts` as of `compute.parts`: in ImageNet's training and sampling [LDM v2, Tab. 13].
+    `parts` is what `experiments.compute.flops.parts` returns, for training on ImageNet and for sampling with
+    `num_steps` DDIM steps [LDM v2, Tab. 13].
     """
     fig, axes = plt.subplots(1, 3, figsize=(10.2, 3.3), layout="constrained", sharey=True)
     for ax, (work, title) in zip(axes, WORK.items(), strict=True):
@@ -53,10 +67,11 @@ def fig_parts(parts: Mapping[str, pd.DataFrame], num_steps: int = 200) -> Figure
         ax.grid(False)
     axes[0].set(ylabel="share of operations [%]")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
-    small_print(fig, "Operations of one picture of 256 px, counted; above the bars their sum, G: 10^9, T: 10^12. "
-                "A training step is three forward passes of the denoiser. LDM-1 to LDM-32 of Tab. 13 with VQ first "
-                "stages; those of f = 2 and 32 were not released, and their widths are assumed. In (b), every picture "
-                "of ImageNet and its mirror image is encoded once, shared out over 2M steps at the paper's batch.")
+    small_print(fig, "Counted operations for one picture of 256 px, with their sum above the bars (G: 10^9, T: 10^12). "
+                "A training step counts as three forward passes of the denoiser. LDM-1 to LDM-32 of Tab. 13 with VQ "
+                "first stages; those of f = 2 and 32 were not released, and their widths are assumed. In (b), every "
+                "picture of ImageNet and its mirror image is encoded once, amortized over 2M steps at the paper's "
+                "batch size.")
     return fig
 
 
@@ -67,7 +82,7 @@ def _flop(value: float) -> str:
 
 @styled
 def fig_tab18() -> Figure:
-    """FID against the cost of training, from the paper's own table [LDM v2, Tab. 18]."""
+    """FID against the cost of training, with the numbers of the paper [LDM v2, Tab. 18]."""
     fig, axes = plt.subplots(1, 2, figsize=(10.2, 3.9), layout="constrained")
     for name, row in paper.table("Tab. 18").items():
         if "fid" not in row:
@@ -84,28 +99,28 @@ def fig_tab18() -> Figure:
         shown = model if data == "ImageNet" else f"{model}, {_SETS[data]}"
         ax.annotate(shown, (middle, row["fid"]), (dx, dy), textcoords="offset points", ha=side,
                     color=tint, **{**NAME, "fontsize": 7.2})
-    for ax, title, xlim, ylim in ((axes[0], "(a)  without a condition", (8, 400), (1.2, 5.8)),
-                                  (axes[1], "(b)  ImageNet, told the class", (45, 1500), (2.4, 22))):
+    for ax, title, xlim, ylim in ((axes[0], "(a)  unconditional", (8, 400), (1.2, 5.8)),
+                                  (axes[1], "(b)  class-conditional ImageNet", (45, 1500), (2.4, 22))):
         log_axis(ax.xaxis)
         ax.set(title=title, xlim=xlim, ylim=ylim, xlabel="training, classifier included [V100-days]")
     log_axis(axes[1].yaxis)
     axes[0].set_ylabel("FID  (lower is better)")
     axes[1].legend(handles=[Line2D([], [], ls="none", marker=mark, color=tint, label=name)
                             for name, (tint, mark) in FAMILIES.items()], loc="upper right")
-    small_print(fig, "[LDM v2, Tab. 18], total cost. V100-days of LDMs are days of an A100 times 2.2, those of others "
-                "from their own papers; first stages have rows of their own, 29 (VQGAN-f4) and 66 (VQGAN-f8). Data "
-                "sets differ within (a): compare within a set. BigGAN-deep is given as a range. FID as printed.")
+    small_print(fig, "[LDM v2, Tab. 18], total cost. V100-days of LDMs are A100-days times 2.2, those of other models "
+                "are from their papers; first stages are listed separately, 29 (VQGAN-f4) and 66 (VQGAN-f8). (a) has "
+                "several data sets: compare within one. BigGAN-deep is given as a range. FID as printed.")
     return fig
 
 
 def family(model: str) -> str:
-    """LDM, ADM or GAN: who a model of Tab. 18 belongs to."""
+    """Family of a model of Tab. 18: LDM, ADM or GAN."""
     return next((name for name in ("LDM", "ADM") if model.startswith(name)), "GAN")
 
 
 @styled
 def fig_attained(measured: Measured) -> Figure:
-    """Operations per second of each timed job on this machine, under its measured peaks."""
+    """Attained operations per second of each timed job on this machine, with its measured peaks."""
     jobs = measured.jobs
     fig, ax = plt.subplots(figsize=(8.4, 0.9 + 0.27 * len(jobs)), layout="constrained")
     tints = {"fp32": ACCENT, "bf16": SECOND}
@@ -127,19 +142,22 @@ def fig_attained(measured: Measured) -> Figure:
            ylim=(len(jobs) - 0.1, -0.6))
     ax.grid(False, axis="y")
     small_print(fig, f"Measured on {measured.device}; memory {measured.bandwidth.value / 1e9:.3g} GB/s. Tier "
-                f"{measured.tier}, batches as in training. Percentages: of the peak in the same precision (fastest "
-                "call of large matrix products and convolutions). Lines: slowest and fastest call. First stages count "
-                "the autoencoder alone and are timed with the perceptual loss, without a discriminator.")
-    _rehearsal(fig, measured)
+                f"{measured.tier}, batch sizes as in training. Percentages: of the peak in the same precision (fastest "
+                "call of large matrix products and convolutions). Lines: slowest and fastest call. For first stages "
+                "only the autoencoder is counted; they are timed with perceptual loss, without discriminator.")
+    _mark_smoke(fig, measured)
     return fig
 
 
 @styled
 def fig_compared(frame: pd.DataFrame, measured: Measured) -> Figure:
-    """Recorded seconds of training over estimated ones; `frame` as of `forecasts.compared`. ValueError if it is empty.
+    """Recorded against estimated seconds of training; `frame` is what `forecasts.recorded_and_estimated` returns.
+
+    ValueError if it is empty.
     """
     if frame.empty:
-        raise ValueError("nothing to compare: results/ holds no record of a training at this tier and of this data")
+        raise ValueError("no training to compare with: results/04_tradeoff has no record of this tier and data; run "
+                         "notebook 04_tradeoff first")
     fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.9), layout="constrained")
     for ax, part, title in zip(axes, ("denoiser", "first stage"), ("(a)  denoisers", "(b)  first stages"), strict=True):
         rows = frame[frame["part"] == part]
@@ -159,17 +177,15 @@ def fig_compared(frame: pd.DataFrame, measured: Measured) -> Figure:
         ax.set_aspect("equal")
     axes[0].set_ylabel("recorded [s]")
     fs = sorted({int(model.split()[0].removeprefix("LDM-")) for model in frame["model"]}, key=log2)
-    fig.legend(handles=[Line2D([], [], ls="none", marker="o", color=colour(f), label=f"f = {f}") for f in fs],
-               loc="outside right upper")
-    small_print(fig, f"{len(frame)} recorded trainings, tier {measured.tier}; estimates from this minute's measurement "
+    handles: list[Artist] = [Line2D([], [], ls="none", marker="o", color=colour(f), label=f"f = {f}") for f in fs]
+    fig.legend(handles=handles, loc="outside right upper")
+    small_print(fig, f"{len(frame)} recorded trainings, tier {measured.tier}; estimates from the rates measured now "
                 f"on {measured.device}. Filled: recorded on a device of that name; open: on another. Grey: within a "
-                "factor of two. Estimated is the time of steps at the rate measured now; other work on the machine, "
-                "then or now, is in neither.")
-    _rehearsal(fig, measured)
+                "factor of two. Estimates cover training steps only and do not account for other load on the machine.")
+    _mark_smoke(fig, measured)
     return fig
 
 
-def _rehearsal(fig: Figure, measured: Measured) -> None:
+def _mark_smoke(fig: Figure, measured: Measured) -> None:
     if is_smoke(measured.tier):
-        fig.text(0.5, 0.54, "smoke tier: a rehearsal", fontsize=26, color="#b0463c", alpha=0.25, ha="center",
-                 va="center", rotation=12, fontweight="bold")
+        smoke_watermark(fig)

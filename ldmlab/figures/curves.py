@@ -1,4 +1,4 @@
-"""Line figures: curves, schedules, latents and their scales."""
+"""Line figures used by several notebooks: curves, noise schedules, distributions and scales of latents."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldmlab.data.images import to_uint8
 from ldmlab.diffusion.schedules import Schedule
-from ldmlab.figures.style import GREY, INK, NAME, TINTS, f_axis, log_axis, small_print, styled
+from ldmlab.figures.style import GREY, INK, NAME, TINTS, f_axis, log_axis, set_layout, small_print, styled
 
 _LATENT_LIMIT = 3.0  # standard deviations at the ends of the colour scale
 
@@ -21,10 +21,13 @@ def fig_lines(
     curves: Mapping[str, Sequence[Sequence[float | int]]], *, x: str, y: str, log_x: bool = False, log_y: bool = False,
     caption: str = "", marks: Mapping[str, float] | None = None, legend: bool = False,
 ) -> Figure:
-    """Named curves of [x, y] points, each named at its end or in a legend; `marks` are named places on the x axis."""
+    """Named curves of [x, y] points, labelled at their ends or in a legend; `marks` are named positions on the x axis.
+
+    Empty curves are skipped; a figure without any curve says so.
+    """
     fig, ax = plt.subplots(figsize=(6.0, 3.1), layout="constrained")
-    curves = {name: np.array(points, dtype=float) for name, points in curves.items() if len(points)}
-    for tint, (name, points) in zip(TINTS, curves.items(), strict=False):
+    lines = {name: np.array(points, dtype=float) for name, points in curves.items() if len(points)}
+    for tint, (name, points) in zip(TINTS, lines.items(), strict=False):
         ax.plot(*points.T, color=tint, marker="o" if len(points) <= 25 else None, ms=3.5, label=name)
         if not legend:
             ax.annotate(name, points[-1], (6, 0), textcoords="offset points", va="center", color=tint,
@@ -34,12 +37,12 @@ def fig_lines(
         log_axis(ax.xaxis)
     if log_y:
         log_axis(ax.yaxis)
-    for name, place in (marks or {}).items() if curves else ():
+    for name, place in (marks or {}).items() if lines else ():
         ax.axvline(place, color=GREY, lw=0.9, ls=(0, (4, 1.6)))
         ax.annotate(name, (place, 0.03), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
                     color=GREY, fontsize=7.8)
-    if not curves:
-        ax.text(0.5, 0.5, "no curve: nothing was trained", transform=ax.transAxes, ha="center", color=GREY)
+    if not lines:
+        ax.text(0.5, 0.5, "no curves: nothing was trained", transform=ax.transAxes, ha="center", color=GREY)
     elif legend:
         ax.legend(loc="best")
     if caption:
@@ -49,7 +52,7 @@ def fig_lines(
 
 @styled
 def fig_schedule(schedules: Mapping[str, Schedule], caption: str = "") -> Figure:
-    """Weights of signal and noise over t, and the log-SNR with the step at which both are equally strong."""
+    """Weights of signal and noise over t, and log SNR with the t at which it crosses 0."""
     fig, (weights, snr) = plt.subplots(1, 2, figsize=(8.6, 3.1), layout="constrained")
     for tint, (name, schedule) in zip(TINTS, schedules.items(), strict=False):
         t, alpha_bar = np.arange(schedule.T), schedule.alpha_bar.cpu().numpy()
@@ -60,7 +63,7 @@ def fig_schedule(schedules: Mapping[str, Schedule], caption: str = "") -> Figure
         snr.plot(t, log_snr, color=tint, label=f"{name}; SNR = 1 at t = {equal}")
         snr.plot(equal, 0, "o", color=tint, ms=4.5)
     snr.axhline(0, color=GREY, lw=0.8)
-    weights.set(title="(a)  what is left of the latent, and the noise", xlabel="t", ylabel="weight")
+    weights.set(title="(a)  weights of latent and noise", xlabel="t", ylabel="weight")
     weights.legend(loc="center right", handles=[
         Line2D([], [], color=INK, label=r"$\sqrt{\bar\alpha_t}$ of $z_0$"),
         Line2D([], [], color=INK, ls=(0, (4, 1.6)), label=r"$\sqrt{1-\bar\alpha_t}$ of $\epsilon$")])
@@ -76,15 +79,15 @@ def fig_latents(
     x: Float[Tensor, "n 3 H W"], z: Float[Tensor, "n c h w"], *, everything: Float[Tensor, "m c h w"] | None = None,
     caption: str = "", shown: int = 6,
 ) -> Figure:
-    """Pictures beside the channels of their latents, and how entries are distributed by channel.
+    """Pictures in [-1, 1] beside the channels of their latents, and the distribution of the entries by channel.
 
-    `everything` are more latents for the distribution; without it, it is that of `z`.
+    At most `shown` pictures and 8 channels are drawn. The distribution is that of `everything`, or else of `z`.
     """
     rows, c = min(shown, len(x)), z.shape[1]
     channels = min(c, 8)
     fig = plt.figure(figsize=(0.74 * (1 + channels) + 3.6, max(2.5, 0.74 * rows)), layout="constrained")
-    left, right = fig.subfigures(1, 2, width_ratios=[0.74 * (1 + channels), 3.6])
-    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    left, right = fig.subfigures(1, 2, width_ratios=[0.74 * (1 + channels), 3.6])  # type: ignore[misc]  # an array
+    set_layout(fig, w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     z = z.float().cpu()
     many = z if everything is None else everything.float().cpu()
     limit = _LATENT_LIMIT * float(many.std())
@@ -114,7 +117,7 @@ def fig_latents(
 
 @styled
 def fig_scales(stats: Mapping[str, Mapping[int, tuple[float, float]]], caption: str = "") -> Figure:
-    """Standard deviations of latents, {regularizer: {f: (std, standard error)}}; diffusion wants 1."""
+    """Standard deviations of latents over f, from {regularizer: {f: (std, standard error)}}, beside the target 1."""
     fig, ax = plt.subplots(figsize=(5.2, 3.0), layout="constrained")
     for tint, (name, points) in zip(TINTS, stats.items(), strict=False):
         fs = sorted(points)

@@ -1,4 +1,4 @@
-"""Guidance in figures: success by measure with its baselines, and what it costs in diversity [LDM v2, Tab. 3, 10]."""
+"""Notebooks 08 to 10: consistency with the condition, quality and diversity against the scale [LDM v2, Tab. 3, 10]."""
 
 from collections.abc import Sequence
 
@@ -14,21 +14,21 @@ from ldmlab.figures.style import (
     GREY,
     INK,
     SECOND,
-    ink,
     label_ends,
     line_style,
     log_axis,
     mark_smoke,
+    set_log_limits,
     small_print,
-    span,
     styled,
+    text_colour,
 )
 from ldmlab.paper import numbers as paper
-from ldmlab.study.records.compare import Series, check_comparable, commits, data_name, grouped, ranged
+from ldmlab.study.records.compare import Series, check_comparable, commits, data_name, format_range, grouped
 from ldmlab.study.records.record import Record
 
 _CEILING = "#5b8c5a"
-_WAY_TINTS = {"": ACCENT, "classifier": SECOND, "classifier_alone": "#7d5a96"}
+_METHOD_TINTS = {"": ACCENT, "classifier": SECOND, "classifier_alone": "#7d5a96"}
 _TICKS = (1, 1.5, 3, 5, 10)
 
 
@@ -40,7 +40,7 @@ def _scale_axis(ax: Axes) -> None:
 
 
 def _band(ax: Axes, record: Record, name: str, tint: str, **look) -> None:
-    """A curve of one record, with the interval over its samples."""
+    """Draw a curve of one record, with its interval over samples."""
     x, y = np.array(record.curves[name]).T
     ax.plot(x, y, color=tint, **look)
     if f"{name}_low" in record.curves:
@@ -50,51 +50,63 @@ def _band(ax: Axes, record: Record, name: str, tint: str, **look) -> None:
 
 @styled
 def fig_success(record: Record) -> Figure:
-    """Each measure of success of one run against the guidance scale, between its baselines and the judge's ceiling."""
+    """Consistency of one run's samples with their condition against the guidance scale, one panel per measure.
+
+    Baselines are unconditional samples and shuffled conditions; reconstructions give the upper bound. ValueError if
+    the record has no such measure.
+    """
     kind = record.protocol["condition"]
     measures = {m: name for m, name in MEASURES[kind].items() if curve_name(m) in record.curves}
     if not measures:
-        raise ValueError(f"{record.file_name} has no measure of success: the judge knows scenes alone")
-    ways = [way for way in METHODS if curve_name(next(iter(measures)), way) in record.curves]
+        raise ValueError(f"{record.file_name} has no measure of consistency with the condition; they exist for data "
+                         f"scenes only, got {data_name(record)}")
+    methods = [method for method in METHODS if curve_name(next(iter(measures)), method) in record.curves]
     fig, axes = plt.subplots(1, len(measures), figsize=(max(4.6, 2.35 * len(measures)), 2.9), squeeze=False,
                              layout="constrained")
     for ax, (measure, name) in zip(axes[0], measures.items(), strict=True):
-        for way in ways:
-            _band(ax, record, curve_name(measure, way), _WAY_TINTS[way], marker="o", ms=4, label=METHODS[way].name)
+        for method in methods:
+            _band(ax, record, curve_name(measure, method), _METHOD_TINTS[method], marker="o", ms=4,
+                  label=METHODS[method].name)
         _band(ax, record, curve_name(f"{measure}_shuffled"), GREY, marker="x", ms=4, lw=1,
-              label="asked of another sample")
-        untold, ceiling = record.value(f"{measure}_untold"), record.value(f"{measure}_reconstructions")
-        ax.axhline(untold, color=INK, lw=1, ls=(0, (1, 1.5)), label="the model is not told")
-        ax.axhline(ceiling, color=_CEILING, lw=1.1, ls=(0, (4, 1.6)), label="the judge on reconstructions")
+              label="condition of another sample")
+        unconditional, ceiling = record.value(f"{measure}_untold"), record.value(f"{measure}_reconstructions")
+        ax.axhline(unconditional, color=INK, lw=1, ls=(0, (1, 1.5)), label="unconditional")
+        ax.axhline(ceiling, color=_CEILING, lw=1.1, ls=(0, (4, 1.6)), label="reconstructions of real pictures")
         ax.set(title=name, ylim=(0, 1.02))
         _scale_axis(ax)
-    axes[0, 0].set_ylabel("share, judged  (higher is better)" if kind != "layout" else "judged  (higher is better)")
+    axes[0, 0].set_ylabel("share of samples  (higher is better)" if kind != "layout" else
+                          "consistency  (higher is better)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper left", ncols=3 if len(measures) > 1 else 2, fontsize=7.2)
     params, score = record.params, record.metrics[next(iter(measures))]
     small_print(
         fig,
         f"{record.name} on {data_name(record)} at {params['size']} px, tier {params['tier']}, seed {params['seed']}; "
-        f"{record.protocol['guidance_n']} samples a point from equal noise, {record.protocol['num_steps']} DDIM steps, "
-        f"eta {record.protocol['eta']:g}, EMA; conditions: {record.protocol['labels']}. Judge "
-        f"{score['weights_hash'][:8]}; bands: 95 % intervals over samples. git {commits([record])}.")
+        f"{record.protocol['guidance_n']} samples per point from the same noise, "
+        f"{record.protocol['num_steps']} DDIM steps, "
+        f"eta {record.protocol['eta']:g}, EMA; conditions: {record.protocol['labels']}. Scored by "
+        f"the scene classifier {score['weights_hash'][:8]}; bands: 95 % intervals over samples. "
+        f"git {commits([record])}.")
     mark_smoke(fig, [record])
     return fig
 
 
 @styled
-def fig_trade(records: Sequence[Record]) -> Figure:
-    """What guidance buys and what it costs, over all runs: success, FD-lab, and recall against precision [Tab. 10]."""
+def fig_guidance_tradeoff(records: Sequence[Record]) -> Figure:
+    """Consistency and FD-lab over the guidance scale, and recall against precision, for all runs [LDM v2, Tab. 10].
+
+    ValueError for records that are not comparable.
+    """
     check_comparable(records, "fd_lab_by_guidance")
     kind = records[0].protocol["condition"]
-    chief = next(iter(MEASURES[kind]))
+    main = next(iter(MEASURES[kind]))
     fig, (success, fd, pr) = plt.subplots(1, 3, figsize=(10.2, 3.3), layout="constrained")
-    judged = [s for s in grouped(records) if all(curve_name(chief) in run.curves for run in s.runs)]
-    log_axis(fd.yaxis)  # scales and limits first: names are placed on what is there
-    span(fd, [y for s in grouped(records) for y in s.curve(curve_name("fd_lab"))[1]])
-    success.set(title=f"(a)  {MEASURES[kind][chief]}", ylabel="judged  (higher is better)", ylim=(0, 1.02))
+    scored = [s for s in grouped(records) if all(curve_name(main) in run.curves for run in s.runs)]
+    log_axis(fd.yaxis)  # scales and limits first, since labels are placed by them
+    set_log_limits(fd, [y for s in grouped(records) for y in s.curve(curve_name("fd_lab"))[1]])
+    success.set(title=f"(a)  {MEASURES[kind][main]}", ylabel="consistency  (higher is better)", ylim=(0, 1.02))
     fd.set(title="(b)  distance to the training pictures", ylabel="FD-lab  (lower is better)")
-    for ax, name, series in ((success, chief, judged), (fd, "fd_lab", grouped(records))):
+    for ax, name, series in ((success, main, scored), (fd, "fd_lab", grouped(records))):
         _over_f(ax, series, curve_name(name))
     for s in grouped(records):
         x, precision, *_ = s.curve(curve_name("precision"))
@@ -102,21 +114,21 @@ def fig_trade(records: Sequence[Record]) -> Figure:
         pr.plot(precision, recall, **{**line_style(s), "ms": 4})
         for i in (0, len(x) - 1):
             pr.annotate(f"{s.name}, s = {x[i]:g}" if i == 0 else f"s = {x[i]:g}", (precision[i], recall[i]), (5, -10),
-                        textcoords="offset points", fontsize=7, color=ink(s.f))
+                        textcoords="offset points", fontsize=7, color=text_colour(s.f))
     _paper_trade(pr)
     pr.set(title="(c)  fidelity and diversity", xlabel="precision", ylabel="recall", xlim=(0, 1.05), ylim=(0, 1))
     params, protocol = records[0].params, records[0].protocol
-    seeds = ranged(sorted(len(s.runs) for s in grouped(records)))
+    seeds = format_range(sorted(len(s.runs) for s in grouped(records)))
     rising = not all(s.flat for s in grouped(records))
-    flat = " † the first stage's validation PSNR was still rising when its training ended." if rising else ""
+    flat = " †: validation PSNR of the first stage was still rising when its training ended." if rising else ""
     small_print(
         fig,
         f"Ours: {data_name(records[0])} at {params['size']} px, tier {params['tier']}; classifier-free guidance, "
-        f"{protocol['guidance_n']} samples a point, {protocol['num_steps']} DDIM steps, eta {protocol['eta']:g}; "
-        f"conditions: {protocol['labels']}; seeds an f: {seeds}. Precision and recall on "
+        f"{protocol['guidance_n']} samples per point, {protocol['num_steps']} DDIM steps, eta {protocol['eta']:g}; "
+        f"conditions: {protocol['labels']}; seeds per f: {seeds}. Precision and recall with "
         f"features of fd-lab, k = 3, against {protocol['precision_recall_reference']}.{flat} "
-        f"git {commits(records)}. Paper (grey): ImageNet at 256 px, on features of Inception, Tab. 10: of its points, "
-        f"only which way they go compares with ours.")
+        f"git {commits(records)}. Paper (grey): ImageNet at 256 px, features of Inception, Tab. 10; only the direction "
+        f"of its lines is comparable with ours.")
     mark_smoke(fig, records)
     return fig
 
@@ -129,13 +141,13 @@ def _over_f(ax: Axes, series: Sequence[Series], name: str) -> None:
             low, high = s.curve(f"{name}_low")[1], s.curve(f"{name}_high")[1]
         ax.plot(x, mean, **{**line_style(s), "ms": 4})
         ax.fill_between(x, low, high, color=line_style(s)["color"], alpha=0.15, lw=0)
-        ends.append((x[-1], mean[-1], s.name, ink(s.f)))
+        ends.append((x[-1], mean[-1], s.name, text_colour(s.f)))
     _scale_axis(ax)
     ax.set_xlim(0.9, 22)
     label_ends(ax, ends)
 
 
-# Rows of Tab. 10, unguided first; the second of LDM-8 is guided by a classifier.
+# Rows of Tab. 10, unguided first; the second row of LDM-8 uses classifier guidance.
 _PAPER_PATHS = {"LDM-4": ("LDM-4", "LDM-4-G scale 1.25", "LDM-4-G scale 1.5"), "LDM-8": ("LDM-8", "LDM-8-G")}
 
 
@@ -148,7 +160,8 @@ def _paper_trade(ax: Axes) -> None:
 
 
 def fig_classifier(record: Record) -> Figure:
-    """How often the classifier of noisy latents names the class, against t: where its gradient can know anything."""
+    """Validation accuracy of the classifier of noisy latents against t; its gradient is informative where it is high.
+    """
     return fig_lines({"validation": record.curves["classifier_accuracy_by_t"]}, x="t", y="accuracy",
                      caption=f"Classifier on {record.name}'s latents, {data_name(record)} at {record.params['size']} "
-                             f"px, tier {record.params['tier']}; validation pictures, one noise each.")
+                             f"px, tier {record.params['tier']}; validation pictures, one noise sample each.")

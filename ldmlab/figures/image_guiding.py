@@ -1,4 +1,4 @@
-"""Image guiding in figures: nearness to the target, to the true picture and to the data, over the scale [Fig. 14]."""
+"""Notebook 14_image_guiding: consistency with the target, PSNR and FD-lab over the guidance scale [LDM v2, Fig. 14]."""
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -13,21 +13,21 @@ from ldmlab.study.records.record import Record
 _TINTS = {"exact": "#7d5a96", "gaussian": ACCENT, "perceptual": SECOND}
 _BASELINES = {  # in the record: its name in the legend, colour, line
     "reconstructions": ("first stage, of the true picture", "#5b8c5a", (0, (4, 1.6))),
-    "bicubic": ("bicubic enlargement", GREY, (0, (6, 2, 1, 2))),
-    "unguided": ("not guided", INK, (0, (1, 1.5))),
+    "bicubic": ("bicubic upsampling", GREY, (0, (6, 2, 1, 2))),
+    "unguided": ("unguided", INK, (0, (1, 1.5))),
 }
 
 
 @styled
 def fig_image_guiding(record: Record) -> Figure:
-    """PSNR of the shrunk sample against its target, and PSNR and FD-lab of the sample, over the guidance scale.
+    """PSNR of the downsampled sample against its target, and PSNR and FD-lab of the sample, over the guidance scale.
 
-    The distances have other units, so an axis each: below the Gaussian's, above the perceptual one's.
+    The scales of the two guiders differ in unit: the lower axis is the Gaussian's, the upper one the perceptual one's.
     """
     fig, axes = plt.subplots(1, 3, figsize=(10.2, 3.4), layout="constrained")
-    titles = {"psnr_small": ("(a)  nearness to what was asked", "PSNR of T(sample) against y [dB]"),
-              "psnr": ("(b)  nearness to the true picture", "PSNR of the sample [dB]"),
-              "fd_lab": ("(c)  nearness to the data", "FD-lab of samples  (lower is better)")}
+    titles = {"psnr_small": ("(a)  consistency with the target", "PSNR of T(sample) against y [dB]"),
+              "psnr": ("(b)  distance to the true picture", "PSNR of the sample [dB]"),
+              "fd_lab": ("(c)  distance to the data", "FD-lab of samples  (lower is better)")}
     for ax, (measure, (title, label)) in zip(axes, titles.items(), strict=True):
         _over_scales(ax, record, measure)
         ax.set_ylabel(label)
@@ -43,7 +43,7 @@ def fig_image_guiding(record: Record) -> Figure:
     small_print(
         fig,
         f"{record.name} on {data_name(record)} at {params['size']} px, tier {params['tier']}, seed {params['seed']}, "
-        f"class left out; y: {protocol['guided_n']} {protocol['targets']}, shrunk by {protocol['factor']}; "
+        f"unconditional; y: {protocol['guided_n']} {protocol['targets']}, downsampled by {protocol['factor']}; "
         f"{protocol['num_steps']} DDIM steps, eta {protocol['eta']:g}, EMA; bands: 95 % intervals over pictures. "
         f"git {commits([record])}.")
     mark_smoke(fig, [record])

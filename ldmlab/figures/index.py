@@ -1,4 +1,4 @@
-"""The figures of the study, by name: what each shows, and whose records it takes."""
+"""The figures that are drawn from records, by name: what each shows and which records it takes."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -11,13 +11,16 @@ from ldmlab.study.records.record import Record
 
 
 class Drawing(NamedTuple):
-    """A figure of the study: what it shows, whose records it takes, and the metric by which they have to compare."""
+    """A figure drawn from records: the paper's figure or table, a notebook, and the metric that has to be comparable.
+
+    With `per_f`, all records of one drawing have the same f.
+    """
 
     shows: str
     notebook: str
     metric: str
     draw: Callable[[Sequence[Record]], Figure]
-    per_f: bool = False  # one f at a time
+    per_f: bool = False
 
 
 def _load_function(figure: StudyFigure) -> Callable[[Sequence[Record]], Figure]:

@@ -1,4 +1,4 @@
-"""Tables: the paper's as figures, ours beside them, reconstruction (Tab. 8) and guidance (Tab. 10); and as text."""
+"""Notebooks 03_diffusion and 20_report: reconstruction and guidance beside the paper's tables [LDM v2, Tab. 8, 10]."""
 
 from collections.abc import Sequence
 from math import log2
@@ -15,37 +15,39 @@ from ldmlab.figures.style import (
     SECOND,
     colour,
     f_axis,
-    ink,
     label_ends,
     line_style,
     log_axis,
     mark_smoke,
+    seed_range,
+    set_layout,
+    set_log_limits,
     small_print,
-    span,
-    spread,
     styled,
+    text_colour,
 )
 from ldmlab.paper import numbers as paper
-from ldmlab.study.records.compare import Series, check_comparable, commits, data_name, grouped, ranged
+from ldmlab.study.records.compare import Series, check_comparable, commits, data_name, format_range, grouped
 from ldmlab.study.records.record import Record
 
 
-def blanks(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same table, to look at: empty where it has no value."""
+def blank_missing(frame: pd.DataFrame) -> pd.DataFrame:
+    """A copy of a table for display, with empty strings for missing values."""
     return frame.astype(object).where(frame.notna(), "")
 
 
 @styled
 def fig_reconstruction(records: Sequence[Record]) -> Figure:
-    """What first stages keep, against f: ours (open) beside the paper's (filled) [LDM v2, Tab. 8].
+    """Reconstruction by first stages against f: ours (open) beside the paper's (filled) [LDM v2, Tab. 8].
 
-    PSNR stands in one panel, for its unit is the same; R-FID and rFD-lab do not compare and stand in two.
+    PSNR has a common panel; R-FID and rFD-lab are different scales and have separate ones. ValueError for records that
+    are not comparable.
     """
     measured = [record for record in records if record.params["reg"] != "none" and "rfd_lab" in record.metrics]
     check_comparable(measured, "rfd_lab")
     series = grouped(measured)
     fig, (psnr, r_fid, rfd) = plt.subplots(1, 3, figsize=(10.4, 3.3), layout="constrained")
-    fig.get_layout_engine().set(wspace=0.04)
+    set_layout(fig, wspace=0.04)
     for reg, tint in (("kl", ACCENT), ("vq", SECOND)):
         look = {"color": tint, "ls": LINES[reg], "marker": MARKS[reg]}
         rows, main = [row for row in paper.tab8() if row.reg == reg and not row.note], paper.first_stages(reg)
@@ -58,7 +60,7 @@ def fig_reconstruction(records: Sequence[Record]) -> Figure:
             _by_f(ax, [(s.f, v.mean()) for s, v in found],
                   look | {"mfc": "white", "mew": 1.3, "ms": 6.5, "lw": 1.2, "label": f"{reg.upper()}, ours"})
             for s, v in found:
-                ax.errorbar(log2(s.f), v.mean(), yerr=spread(v), color=tint, lw=1)
+                ax.errorbar(log2(s.f), v.mean(), yerr=seed_range(v), color=tint, lw=1)
                 if not s.flat:
                     ax.annotate("†", (log2(s.f), v.mean()), (6, 3), textcoords="offset points", color=tint)
     psnr.set(title="(a)  PSNR", ylabel="PSNR [dB]  (higher is better)")
@@ -66,7 +68,7 @@ def fig_reconstruction(records: Sequence[Record]) -> Figure:
     rfd.set(title="(c)  our rFD-lab", ylabel="rFD-lab  (lower is better)")
     for ax in (r_fid, rfd):
         log_axis(ax.yaxis)
-    span(rfd, [v for s in series for v in s.values("rfd_lab") if v > 0] or [1.0])
+    set_log_limits(rfd, [v for s in series for v in s.values("rfd_lab") if v > 0] or [1.0])
     for ax in (psnr, r_fid, rfd):
         f_axis(ax, (2, 4, 8, 16, 32))
         ax.legend(loc="best")
@@ -86,16 +88,19 @@ def _reconstruction_print(fig: Figure, records: Sequence[Record], series: list[S
     small_print(
         fig,
         f"Ours: {data_name(records[0])} at {params['size']} px, tier {params['tier']}; {score['n_fake']} validation "
-        f"pictures, from the most probable latent; rFD-lab on features of {score['extractor']} "
-        f"({score.get('weights_hash', '')[:8]}); seeds an f: {ranged(sorted(len(s.runs) for s in series))}. "
-        f"git {commits(records)}.{'' if flat else ' † validation PSNR was still rising when training ended.'}",
-        "Paper: trained on OpenImages, measured on ImageNet-val at 256 px; small markers: its other rows of the same f "
+        f"pictures, decoded from the most probable latent; rFD-lab with features of {score['extractor']} "
+        f"({score.get('weights_hash', '')[:8]}); seeds per f: {format_range(sorted(len(s.runs) for s in series))}. "
+        f"git {commits(records)}.{'' if flat else ' †: validation PSNR was still rising when training ended.'}",
+        "Paper: trained on OpenImages, measured on ImageNet-val at 256 px; small markers: other rows of the same f "
         "(fewer channels or codes).")
 
 
 @styled
 def fig_guidance(records: Sequence[Record]) -> Figure:
-    """Quality against the guidance scale: the paper's FID (filled) and our FD-lab (open) [LDM v2, Tab. 10]."""
+    """Quality against the guidance scale: the paper's FID (filled) and our FD-lab (open) [LDM v2, Tab. 10].
+
+    ValueError for records that are not comparable.
+    """
     measured = [record for record in records if "fd_lab_by_guidance" in record.curves]
     check_comparable(measured, "fd_lab_by_guidance")
     fig, (theirs, ours) = plt.subplots(1, 2, figsize=(8.0, 3.1), layout="constrained")
@@ -106,20 +111,20 @@ def fig_guidance(records: Sequence[Record]) -> Figure:
         scale, mean, low, high = s.curve("fd_lab_by_guidance")
         ours.plot(scale, mean, **{**line_style(s), "mfc": "white"})
         ours.fill_between(scale, low, high, color=colour(s.f), alpha=0.16, lw=0)
-        ends.append((scale[-1], mean[-1], s.name, ink(s.f)))
+        ends.append((scale[-1], mean[-1], s.name, text_colour(s.f)))
     log_axis(ours.yaxis)
-    span(ours, [y for s in grouped(measured) for y in s.curve("fd_lab_by_guidance")[1]])
+    set_log_limits(ours, [y for s in grouped(measured) for y in s.curve("fd_lab_by_guidance")[1]])
     for ax in (theirs, ours):
         ax.set_xlabel("guidance scale s  (1 is off)")
         low, high = ax.get_xlim()
         ax.set_xlim(low, high + 0.22 * (high - low))
-    theirs.set(title="(a)  the paper, ImageNet at 256 px", ylabel="FID  (lower is better)", ylim=(0, None))
-    label_ends(theirs, [(scales[-1], fid[-1], "LDM-4", ink(4))])
+    theirs.set(title="(a)  paper, ImageNet at 256 px", ylabel="FID  (lower is better)", ylim=(0, None))
+    label_ends(theirs, [(scales[-1], fid[-1], "LDM-4", text_colour(4))])
     label_ends(ours, ends)
     ours.set(title="(b)  ours", ylabel="FD-lab of samples  (lower is better)")
     params, protocol = measured[0].params, measured[0].protocol
     small_print(fig, f"Ours: {data_name(measured[0])} at {params['size']} px, tier {params['tier']}; n = "
-                f"{protocol['guidance_n']} samples a point, {protocol['num_steps']} DDIM steps, eta "
+                f"{protocol['guidance_n']} samples per point, {protocol['num_steps']} DDIM steps, eta "
                 f"{protocol['eta']:g}. git {commits(measured)}. Paper: 250 DDIM steps, 50k samples.")
     mark_smoke(fig, records)
     return fig

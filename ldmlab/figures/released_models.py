@@ -1,4 +1,4 @@
-"""The paper's numbers of released models beside ours: one point a number, as ours over theirs [Tab. 1, 2, 3, 5, 8]."""
+"""Notebook 19_released_models: our scores of released models relative to the paper's [LDM v2, Tab. 1, 2, 3, 5, 8]."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ _SHOWN = {"fid": "FID", "inception_score": "IS", "r_fid": "rFID", "r_is": "r-IS"
 
 
 def table(record: Record) -> pd.DataFrame:
-    """The paper's numbers of the record's model, ours beside them, and what the difference says."""
+    """The paper's numbers for the record's model, ours beside them, with verdict and reason, one per row."""
     rows = [{"table": c.table, "row": c.row, "metric": _SHOWN[c.metric], "paper": c.paper,
              "ours": "" if c.ours is None else f"{c.ours:.4g}", "verdict": c.verdict, "why": c.why}
             for c in compare(record)]
@@ -26,22 +26,22 @@ def table(record: Record) -> pd.DataFrame:
 
 @styled
 def fig_released(records: Sequence[Record]) -> Figure:
-    """Ours over the paper's for every number measured of every model; open grey where the two do not compare."""
-    points = [(record.name, c) for record in sorted(records, key=lambda r: r.name) for c in compare(record)
-              if c.same and c.ours is not None and c.ours > 0]
+    """Ratio of ours to the paper's value for every measured score; open grey markers where they are not comparable."""
+    points = [(record.name, c, c.ours / c.paper) for record in sorted(records, key=lambda r: r.name)
+              for c in compare(record) if c.same and c.ours is not None and c.ours > 0]
     fig, ax = plt.subplots(figsize=(6.4, 0.9 + 0.24 * max(1, len(points))), layout="constrained")
     ax.axvspan(1 - TOLERANCE, 1 + TOLERANCE, color=PALE)
-    for y, (_, c) in enumerate(points):
+    for y, (_, c, ratio) in enumerate(points):
         edge, face = _LOOK[c.verdict]
-        ax.plot(c.ours / c.paper, y, "o", mec=edge, mfc=face, mew=1.2)
-    names = [f"{name}, {_SHOWN[c.metric]} ({c.table})" for name, c in points]
+        ax.plot(ratio, y, "o", mec=edge, mfc=face, mew=1.2)
+    names = [f"{name}, {_SHOWN[c.metric]} ({c.table})" for name, c, _ in points]
     ax.set_yticks(range(len(names)), names)
-    ratios = [c.ours / c.paper for _, c in points] or [1.0]
-    ax.set(xlabel="ours over the paper's", ylim=(len(points) - 0.4, -0.6))
+    ratios = [ratio for *_, ratio in points] or [1.0]
+    ax.set(xlabel="ours / paper", ylim=(len(points) - 0.4, -0.6))
     log_axis(ax.xaxis)
     ax.set_xlim(min(0.5, min(ratios) / 1.3), max(2.0, max(ratios) * 1.3))
-    small_print(fig, f"Filled: within (blue) or off (red). Open: not comparable, the table says why. Band: "
-                     f"{100 * TOLERANCE:g} %, by which two pipelines differ in App. E.3.1 (means over pictures are "
-                     f"allowed {100 * MEAN_TOLERANCE:g} %). git {commits(records)}.")
+    small_print(fig, f"Filled: within tolerance (blue) or off (red). Open: not comparable, see the table. Band: "
+                     f"{100 * TOLERANCE:g} %, the difference between two pipelines in App. E.3.1 (the tolerance is "
+                     f"{100 * MEAN_TOLERANCE:g} % for means over pictures). git {commits(records)}.")
     mark_smoke(fig, records)
     return fig

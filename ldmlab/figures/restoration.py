@@ -1,6 +1,7 @@
-"""Super-resolution, inpainting and semantic synthesis in figures, the paper's tables beside ours [Tab. 5, 6, 7]."""
+"""Notebooks 11 to 13 and 15: semantic synthesis, super-resolution, inpainting, larger sizes [LDM v2, Tab. 5 to 7]."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -19,21 +20,21 @@ _TINTS = {
     "bicubic": GREY, "masked": GREY, "regression": SECOND, "pixels": "#c08a2d", "ldm": ACCENT, "samples": ACCENT,
     "guided": "#7d5a96", "others": GREY, "reconstructions": "#5b8c5a", "truth": INK,
 }
-_NEAR = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 7.4}
-_BESIDE = {  # where a name stands, so that neighbours keep apart
+_NEAR: dict[str, Any] = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 7.4}
+_BESIDE: dict[str, dict[str, Any]] = {  # label offsets that keep neighbours apart
     "ldm": {"xytext": (-7, -9), "ha": "right"}, "guided": {"xytext": (-7, 6), "ha": "right"},
     "reconstructions": {"xytext": (4, -12), "ha": "center"}, "regression": {"xytext": (7, 6)},
 }
-_FAR_DB = 5.0  # methods this much below bicubic would squeeze all others together; they are told in words
+_FAR_DB = 5.0  # methods this far below bicubic are listed in the small print instead of plotted
 
 
 def _shown(record: Record, method: str) -> str:
-    """What a method is called in figures: the run's own model by its name."""
+    """Name of a method in figures: the run's own model by the record's name."""
     return record.name if method in ("ldm", "samples") else method
 
 
 def _value(record: Record, metric: str) -> tuple[float, float, float] | None:
-    """(value, low, high) of a metric; equal ones where it has no interval."""
+    """(value, low, high) of a metric, three times the value where it has no interval; None if it is absent."""
     entry = record.metrics.get(metric)
     if entry is None or entry["value"] is None:
         return None
@@ -42,7 +43,7 @@ def _value(record: Record, metric: str) -> tuple[float, float, float] | None:
 
 
 def _bars(points: Sequence[tuple[float, float, float]]) -> np.ndarray:
-    """Values with their ends as what `errorbar` takes."""
+    """(value, low, high) of points as error bars, (2, n), as `errorbar` takes them."""
     value, low, high = np.array(points).T
     return np.stack([np.maximum(value - low, 0), np.maximum(high - value, 0)])
 
@@ -58,9 +59,9 @@ def _about(records: Sequence[Record], *sentences: str) -> tuple[str, ...]:
 
 @styled
 def fig_super_resolution(records: Sequence[Record]) -> Figure:
-    """Distance to the true picture against distance to all pictures, for every method; the paper's Tab. 5 beside.
+    """Notebook 12: FD-lab and PD-referee against PSNR for every method, beside FID against PSNR of the paper's Tab. 5.
 
-    Where the pictures are too few for FD-lab, KID-lab stands in, and the axis says so.
+    KID-lab replaces FD-lab where the pictures are too few for it. ValueError for records that are not comparable.
     """
     check_comparable(records, "psnr_bicubic")
     fd = "fd_lab" if all("fd_lab_bicubic" in record.metrics for record in records) else "kid_lab"
@@ -76,14 +77,14 @@ def fig_super_resolution(records: Sequence[Record]) -> Figure:
                            f"{MEASURES[fd]} {record.value(f'{fd}_{method}'):.0f}")
                 continue
             for ax, x, y in ((plane, "psnr", fd), (pairs, "psnr", "pd_referee")):
-                at = [_value(record, f"{m}_{method}") for m in (x, y)]
-                if None not in at:
-                    ax.errorbar(at[0][0], at[1][0], xerr=_bars(at[:1]), yerr=_bars(at[1:]), color=_TINTS[method],
+                at_x, at_y = _value(record, f"{x}_{method}"), _value(record, f"{y}_{method}")
+                if at_x is not None and at_y is not None:
+                    ax.errorbar(at_x[0], at_y[0], xerr=_bars([at_x]), yerr=_bars([at_y]), color=_TINTS[method],
                                 marker="o", ms=5, lw=1)
                     look = _NEAR | _BESIDE.get(method, {})
-                    ax.annotate(_shown(record, method), (at[0][0], at[1][0]), color=_TINTS[method], **look)
-    for ax, y, title in ((plane, fd, "(a)  near the picture, or near all pictures"),
-                         (pairs, "pd_referee", "(b)  two ways to be near the picture")):
+                    ax.annotate(_shown(record, method), (at_x[0], at_y[0]), color=_TINTS[method], **look)
+    for ax, y, title in ((plane, fd, "(a)  distortion and realism"),
+                         (pairs, "pd_referee", "(b)  two measures of distortion")):
         ax.set(title=title, xlabel="PSNR [dB]  (higher is better)", ylabel=f"{MEASURES[y]}  (lower is better)")
         ax.margins(x=0.28, y=0.1)
     log_axis(plane.yaxis)
@@ -98,16 +99,19 @@ def fig_super_resolution(records: Sequence[Record]) -> Figure:
     theirs.margins(x=0.3, y=0.12)
     log_axis(theirs.yaxis)
     protocol = records[0].protocol
-    outside = f" Outside of (a) and (b): {'; '.join(far)}." if far else ""
-    small_print(fig, *_about(records, f"Shrunk by {protocol['factor']}, {protocol['degradation']}. PD-referee: "
-                             f"distance of pairs on a network that trained nothing here.{outside}"))
+    outside = f" Outside the range of (a) and (b): {'; '.join(far)}." if far else ""
+    small_print(fig, *_about(records, f"Downsampled by {protocol['factor']}, {protocol['degradation']}. PD-referee: "
+                             f"pairwise distance in features of a network that was used in no training.{outside}"))
     mark_smoke(fig, records)
     return fig
 
 
 @styled
 def fig_inpainting(records: Sequence[Record]) -> Figure:
-    """Distance to the true picture by how much is missing; to all pictures, on both sets of masks; Tab. 6 of speed."""
+    """Notebook 13: PD-referee by mask size, FD-lab or KID-lab on both sets of masks, speed beside the paper's Tab. 6.
+
+    ValueError for records that are not comparable.
+    """
     check_comparable(records, "psnr_masked_all")
     fig, (by_coverage, sets, speed) = plt.subplots(1, 3, figsize=(10.4, 3.5), layout="constrained",
                                                    gridspec_kw={"width_ratios": (1.1, 1, 1.25)})
@@ -120,19 +124,19 @@ def fig_inpainting(records: Sequence[Record]) -> Figure:
             if len(first.curves.get(f"{name}_low", ())) == len(x):
                 ends = [np.array(first.curves[f"{name}{end}"]).T[1] for end in ("_low", "_high")]
                 by_coverage.fill_between(100 * x, *ends, color=_TINTS[method], alpha=0.15, lw=0)
-    by_coverage.set(title="(a)  near the picture", xlabel="missing [% of the picture]",
+    by_coverage.set(title="(a)  distance to the true picture", xlabel="missing [% of the picture]",
                     ylabel="PD-referee  (lower is better)", ylim=(0, None))
     by_coverage.legend(loc="upper left")
     _two_sets(sets, records)
     _speed(speed, first)
-    several = {name: first.metrics.get(f"pd_referee_{name}_of_{budget_of(first.params['tier']).repeats}")
-               for name in ("first", "nearest")}
-    told = ("" if None in several.values() else
-            f" Several samples of a hard hole, PD-referee: the first {several['first']['value']:.3f}, the nearest of "
-            f"{budget_of(first.params['tier']).repeats} {several['nearest']['value']:.3f}.")
+    several = budget_of(first.params["tier"]).repeats
+    of_first, of_nearest = (_value(first, f"pd_referee_{name}_of_{several}") for name in ("first", "nearest"))
+    nearest = ("" if of_first is None or of_nearest is None else
+               f" Several samples per hard mask, PD-referee: first sample {of_first[0]:.3f}, nearest of {several} "
+               f"{of_nearest[0]:.3f}.")
     small_print(fig, *_about(records, f"Masks: {first.protocol['masks_all']}; hard: {first.protocol['masks_hard']}; "
-                             f"known pixels kept.{told} (c): untrained models timed in turn, "
-                             f"{first.protocol['timed_rounds']} rounds, batch {first.protocol['timed_batch']}; bars "
+                             f"known pixels kept.{nearest} (c): untrained models timed in turn, "
+                             f"{first.protocol['timed_rounds']} rounds, batch {first.protocol['timed_batch']}; bars: "
                              f"range over rounds. Paper: one A100, 256 and 512 px."))
     mark_smoke(fig, records)
     return fig
@@ -145,10 +149,11 @@ def _two_sets(ax: Axes, records: Sequence[Record]) -> None:
     rows = [(record, method) for record, method in rows if f"{fd}_{method}_all" in record.metrics]
     for i, (record, method) in enumerate(rows):
         for which, fill in (("all", _TINTS[method]), ("hard", "white")):
-            at = _value(record, f"{fd}_{method}_{which}")
-            ax.errorbar(at[0], i, xerr=_bars([at]), color=_TINTS[method], marker="o", mfc=fill, ms=5.5, lw=1)
+            if (at := _value(record, f"{fd}_{method}_{which}")) is not None:
+                ax.errorbar(at[0], i, xerr=_bars([at]), color=_TINTS[method], marker="o", mfc=fill, ms=5.5, lw=1)
     ax.set_yticks(range(len(rows)), [_row_name(r) if m == "ldm" else m for r, m in rows], fontsize=7.4)
-    ax.set(title="(b)  near all pictures", xlabel=f"{MEASURES[fd]}: all masks (filled), hard (open)", xlim=(0, None))
+    ax.set(title="(b)  distance to real pictures", xlabel=f"{MEASURES[fd]}: all masks (filled), hard (open)",
+           xlim=(0, None))
     ax.invert_yaxis()
 
 
@@ -159,7 +164,7 @@ def _row_name(record: Record) -> str:
 
 
 def _speed(ax: Axes, record: Record) -> None:
-    """How many times as fast as LDM-1 each row of Tab. 6 is, here and in the paper."""
+    """Draw the speed-up over LDM-1 of each row of Tab. 6, ours and the paper's."""
     theirs = paper.table("Tab. 6")
     columns = {"train": "train_images_per_s", "small": "images_per_s", "large": "images_per_s_512"}
     marks = {"train": ("s", SECOND), "small": ("o", ACCENT), "large": ("^", "#7d5a96")}
@@ -173,24 +178,29 @@ def _speed(ax: Axes, record: Record) -> None:
             ax.plot(theirs[row][column] / theirs["LDM-1"][column], y, marker=mark, ms=5, mfc="white", mec=GREY, ls="")
             if i == 0:
                 ax.plot([], [], color=tint, marker=mark, ls="", label=inpainting_speed.PASSES[name])
-    ax.plot([], [], marker="o", mfc="white", mec=GREY, ls="", label="the paper's")
+    ax.plot([], [], marker="o", mfc="white", mec=GREY, ls="", label="paper")
     ax.axvline(1, color=INK, lw=0.8)
     ax.set_yticks(range(len(rows)), [row.replace(" no", "\nno") for row in rows], fontsize=7.4)
-    ax.set(title="(c)  times as fast as LDM-1", xlabel="speed-up over LDM-1", xlim=(0, None),
+    ax.set(title="(c)  speed [cf. Tab. 6]", xlabel="speed-up over LDM-1", xlim=(0, None),
            ylim=(len(rows) - 0.2, -0.55))
     ax.legend(fontsize=6.6, loc="lower right", ncols=2, handletextpad=0.2, columnspacing=0.8)
 
 
 @styled
 def fig_semantic(record: Record) -> Figure:
-    """Whether samples show what their maps say, between another's map and pictures that are right."""
+    """Notebook 11: agreement of samples with their label maps, beside other maps and reconstructions as baselines.
+
+    ValueError if the record has no such measure.
+    """
     measures = {m: name for m, name in semantic_synthesis.MEASURES.items() if f"{m}_samples" in record.metrics}
     if not measures:
-        raise ValueError(f"{record.file_name} has no measure of success: the judge knows scenes alone")
+        raise ValueError(f"{record.file_name} has no measure of agreement with label maps; they exist for data scenes "
+                         f"only, got {data_name(record)}")
     fig, axes = plt.subplots(1, len(measures), figsize=(4.4 * len(measures), 2.2), sharey=True, layout="constrained")
     for ax, (measure, name) in zip(axes, measures.items(), strict=True):
         for i, method in enumerate(semantic_synthesis.METHODS):
-            at = _value(record, f"{measure}_{method}")
+            if (at := _value(record, f"{measure}_{method}")) is None:
+                continue
             ax.barh(i, at[0], color=_TINTS[method], height=0.62)
             ax.errorbar(at[0], i, xerr=_bars([at]), color=INK, lw=1)
             ax.annotate(f"{at[0]:.2f}", (at[0], i), (6, 0), textcoords="offset points", va="center", fontsize=7.6)
@@ -198,15 +208,15 @@ def fig_semantic(record: Record) -> Figure:
         ax.set_yticks(range(len(semantic_synthesis.METHODS)), list(semantic_synthesis.METHODS.values()))
         ax.grid(False, axis="y")
     axes[0].invert_yaxis()
-    judge = record.metrics["pixels_samples"]["weights_hash"][:8]
-    small_print(fig, *_about([record], f"{record.name}; judged at 32 px by judge {judge}."))
+    weights = record.metrics["pixels_samples"]["weights_hash"][:8]
+    small_print(fig, *_about([record], f"{record.name}; labels at 32 px by the scene classifier {weights}."))
     mark_smoke(fig, [record])
     return fig
 
 
 @styled
 def fig_beyond(record: Record) -> Figure:
-    """Distance to real pictures of the same size, over that size: samples of each task, and what the decoder adds."""
+    """Notebook 15: FD-lab against real pictures of the same size over that size, by task, and of reconstructions."""
     names = {"super_resolution": ("super-resolution", ACCENT), "inpainting": ("inpainting", SECOND),
              "semantic": ("semantic synthesis", "#7d5a96"), "reconstructions": ("first stage alone", "#5b8c5a"),
              "real": ("other real pictures", GREY)}
@@ -224,7 +234,7 @@ def fig_beyond(record: Record) -> Figure:
     ax.set(xlabel="side of the picture [px]", ylabel="FD-lab  (lower is better)",
            title=f"{record.name}, trained at {record.params['size']} px")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    small_print(fig, *_about([record], "Reference: training pictures rendered or resized to each size; values of two "
-                             "sizes do not compare, lines at one size do."))
+    small_print(fig, *_about([record], "Reference: training pictures rendered or resized to each size; values are "
+                             "comparable at one size only."))
     mark_smoke(fig, [record])
     return fig

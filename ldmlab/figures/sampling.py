@@ -1,4 +1,5 @@
-"""Figures on sampling: quality against throughput, samplers side by side, orders of convergence; Tab. 18 for speed."""
+"""Notebook 07_sampling: quality against throughput, samplers compared, orders of convergence [LDM v2, Fig. 7, Tab. 18].
+"""
 
 from collections.abc import Mapping, Sequence
 from math import ceil
@@ -27,14 +28,15 @@ from ldmlab.figures.style import (
     GREY,
     INK,
     TINTS,
-    ink,
     label_ends,
     line_style,
     log_axis,
     mark_smoke,
+    set_layout,
+    set_log_limits,
     small_print,
-    span,
     styled,
+    text_colour,
 )
 from ldmlab.paper import numbers as paper
 from ldmlab.study.records.compare import (
@@ -43,8 +45,8 @@ from ldmlab.study.records.compare import (
     commits,
     data_name,
     device_of,
+    format_range,
     grouped,
-    ranged,
     timed_alike,
 )
 from ldmlab.study.records.record import Record
@@ -56,15 +58,15 @@ _TINTS = (TINTS[0], TINTS[4], TINTS[1], TINTS[2], TINTS[3])
 
 @styled
 def fig_steps(records: Sequence[Record]) -> Figure:
-    """Quality against throughput and against DDIM steps, a line per f, Pareto front marked [LDM v2, Fig. 7].
+    """FD-lab against throughput and against DDIM steps, a line per f, with the Pareto front [LDM v2, Fig. 7].
 
-    One seed shows intervals over samples, several show the range of their seeds. ValueError for records that do not
-    compare.
+    Bars are intervals over samples where there is one seed, and the range of the seeds elsewhere. ValueError for
+    records that are not comparable.
     """
     check_comparable(records)
     here, timed = timed_alike(records)
     fig, (speed, steps) = plt.subplots(1, 2, figsize=(10.4, 4.3), layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.08, wspace=0.04)
+    set_layout(fig, w_pad=0.08, wspace=0.04)
     _by_speed(speed, grouped(timed))
     _by_steps(steps, grouped(records))
     seen = [y for record in records for end in ("_low", "", "_high") for _, y in record.curves[FD + end] if y > 0]
@@ -72,7 +74,7 @@ def fig_steps(records: Sequence[Record]) -> Figure:
         ax.set_ylabel("FD-lab of samples  (lower is better)")
         log_axis(ax.xaxis)
         log_axis(ax.yaxis)
-        span(ax, seen, margin=1.15)
+        set_log_limits(ax, seen, margin=1.15)
     speed.set(title="(a)  quality and throughput  [cf. Fig. 7]", xlabel="throughput, decoding included [images/s]")
     steps.set(title="(b)  the same runs by number of steps", xlabel="DDIM steps, eta 0")
     for ax in (speed, steps):
@@ -84,8 +86,8 @@ def fig_steps(records: Sequence[Record]) -> Figure:
     first = records[0].protocol
     small_print(fig, _protocol(records), f"(a) Timed on {here}, batches of {first.get('timed_batch')}, median of "
                 f"{first.get('timed_repeats')}. Along a line from left to right: {_listed(records)} steps. Grey line "
-                "and rings: Pareto front of the points, none of which another beats in speed without losing quality; "
-                "where intervals overlap, which of two points is on it may be chance."
+                "and rings: Pareto front, the points that no other point exceeds in both speed and quality; where "
+                "intervals overlap, membership may be due to chance."
                 + (f" {left_out} record(s) timed on another device left out." if left_out else ""))
     mark_smoke(fig, records)
     return fig
@@ -105,9 +107,9 @@ def _points(s: Series, throughput: bool) -> tuple[np.ndarray, ...]:
 
 
 def _end(s: Series, throughput: bool) -> tuple:
-    """Where to name a line: at its right end, which is the fewest steps where x is throughput."""
+    """Position, text and colour of a line's label at its right end: the fewest steps if x is throughput."""
     x, mean, *_ = _points(s, throughput)
-    return float(x.max()), float(mean[x.argmax()]), s.name, ink(s.f)
+    return float(x.max()), float(mean[x.argmax()]), s.name, text_colour(s.f)
 
 
 def _line(ax: Axes, s: Series, points: tuple[np.ndarray, ...]) -> None:
@@ -116,7 +118,7 @@ def _line(ax: Axes, s: Series, points: tuple[np.ndarray, ...]) -> None:
 
 
 def _by_speed(ax: Axes, series: list[Series]) -> None:
-    pairs = []
+    pairs: list[tuple[float, float]] = []
     for s in series:
         points = _points(s, throughput=True)
         _line(ax, s, points)
@@ -135,10 +137,10 @@ def _by_steps(ax: Axes, series: list[Series]) -> None:
 
 @styled
 def fig_samplers(records: Sequence[Record]) -> Figure:
-    """FD-lab of the samplers side by side over calls of the denoiser, all from the same noise; a panel per f.
+    """FD-lab of several samplers against the number of denoiser calls, all from the same noise; a panel per f.
 
-    One seed shows intervals over samples, several show the range of their seeds. ValueError for records that do not
-    compare.
+    Bars are intervals over samples where there is one seed, and the range of the seeds elsewhere. ValueError for
+    records that are not comparable.
     """
     check_comparable(records)
     series = grouped(records)
@@ -158,8 +160,8 @@ def fig_samplers(records: Sequence[Record]) -> Figure:
     else:
         fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=7.4)
     small_print(fig, _protocol(records), "All samplers start from the same noise. PLMS calls the denoiser once more "
-                "than it has steps. DDPM on fewer than T steps is ancestral sampling on those that remain, which is "
-                "DDIM at eta = 1. DDIM and PLMS begin a stride of T / steps below T, DPM-Solver++ at t = T - 1.")
+                "than it has steps. DDPM with fewer than T steps is ancestral sampling on a subsequence of the time "
+                "steps, that is DDIM with eta = 1. DDIM and PLMS start T / steps below T, DPM-Solver++ at t = T - 1.")
     mark_smoke(fig, records)
     return fig
 
@@ -171,7 +173,7 @@ def _look(key: str) -> dict[str, Any]:
 
 
 def _samplers(ax: Axes, s: Series) -> None:
-    """One f and regularizer: bars of points at equal calls are moved apart a little."""
+    """Draw one f and regularizer; points at equal numbers of calls are offset slightly."""
     for i, key in enumerate(variants()):
         name = curve_name(key)
         if not all(name in run.curves for run in s.runs):
@@ -197,7 +199,10 @@ def _is_compared(s: Series, num_steps: int) -> bool:
 
 @styled
 def fig_convergence(curves: Mapping[str, Sequence[tuple[int, float]]], caption: str = "") -> Figure:
-    """Error against the exact path over steps, with fitted orders: what a sampler does when the denoiser is perfect."""
+    """Distance to the exact ODE solution over the number of steps, with fitted orders of convergence.
+
+    `curves` are [steps, error] by sampler, for the exact denoiser of a Gaussian random field.
+    """
     fig, ax = plt.subplots(figsize=(5.8, 3.7), layout="constrained")
     low, high = ORDER_RANGE
     for name, curve in curves.items():
@@ -211,39 +216,40 @@ def fig_convergence(curves: Mapping[str, Sequence[tuple[int, float]]], caption: 
         ax.plot(x[at], level * x[at] ** -k, color=look["color"], lw=1.2)
         ax.plot(x, y, color=look["color"], lw=0.8, alpha=0.35)
     log_axis(ax.xaxis)
-    ax.set(xlabel="steps", ylabel="RMS distance to the exact path, per entry", yscale="log")
+    ax.set(xlabel="steps", ylabel="RMS error per entry, against the exact solution", yscale="log")
     ax.legend(loc="lower left")
-    small_print(fig, f"Gaussian random field of 8 x 8, one noise, float64, the best denoiser in closed form; T = 1000. "
-                f"Lines: fits over {low} to {high} steps.", caption)
+    small_print(fig, f"Gaussian random field of 8 x 8, one noise sample, float64, optimal denoiser in closed form; T = "
+                f"1000. Lines: fits over {low} to {high} steps.", caption)
     return fig
 
 
 def _listed(records: Sequence[Record]) -> str:
-    """All numbers of steps that were timed and scored, the most first."""
+    """All numbers of steps that were both timed and scored, in descending order."""
     found = {steps for r in records for steps, _ in r.curves[FD]} & {steps for r in records
                                                                     for steps, _ in r.curves["images_per_s"]}
     return ", ".join(map(str, sorted(found, reverse=True)))
 
 
 def _protocol(records: Sequence[Record]) -> str:
-    """What all points of a figure share, and what is missing."""
+    """Score, data, tier, seeds and gaps of the records, in words for the small print."""
     record = records[0]
     score, params = record.metrics["fd_lab"], record.params
     seeds = sorted({len(s.runs) for s in grouped(records)})
     level = score.get("interval", {}).get("level", 0.95)
-    bars = f"bars: {level:.0%} intervals over samples where there is one seed, else the range of the seeds"
+    bars = f"bars: {level:.0%} intervals over samples for one seed, else the range over seeds"
     skipped = sum(any("left out:" in event for event in r.events) for r in records)
-    gaps = f" {skipped} of {len(records)} records lack numbers of steps over a time budget." if skipped else ""
-    return (f"FD-lab: Fréchet distance on features of {score['extractor']} ({score.get('weights_hash', '')[:8]}), n = "
+    gaps = (f" {skipped} of {len(records)} records lack the numbers of steps that exceeded the time budget."
+            if skipped else "")
+    return (f"FD-lab: Fréchet distance of features of {score['extractor']} ({score.get('weights_hash', '')[:8]}), n = "
             f"{score['n_fake']} samples against {score['n_real']} training pictures; EMA weights, no guidance. Data "
-            f"{data_name(record)} at {params['size']} px, tier {params['tier']}; {ranged(seeds)} "
-            f"seed{'s' if seeds[-1] > 1 else ''} a line, {bars}. git {commits(records)}.{gaps}")
+            f"{data_name(record)} at {params['size']} px, tier {params['tier']}; {format_range(seeds)} "
+            f"seed{'s' if seeds[-1] > 1 else ''} per line, {bars}. git {commits(records)}.{gaps}")
 
 
 def paper_rates(records: Sequence[Record]) -> pd.DataFrame:
-    """Throughput of the unguided LDMs of Tab. 18 and what it implies for a picture step; ours, over all runs, below.
+    """Throughput of the unguided LDMs of Tab. 18 in images/s and picture steps/s, with our runs below.
 
-    A picture step is one call of the denoiser for one picture, with its share of the decoder's time.
+    A picture step is one denoiser call for one picture, including its share of the decoder's time.
     """
     rows = []
     for name, row in paper.table("Tab. 18").items():

@@ -1,6 +1,7 @@
-"""Figures on the scale of a latent: log SNR, sampling beyond the training size, one step of denoising at any scale."""
+"""Notebook 06_snr_rescaling: log SNR and latent scale, sampling beyond the training size [LDM v2, Fig. 15]."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -20,11 +21,12 @@ from ldmlab.figures.style import (
     INK,
     SECOND,
     TINTS,
+    format_number,
     log_axis,
     mark_smoke,
-    plain,
+    seed_range,
+    set_layout,
     small_print,
-    spread,
     styled,
 )
 from ldmlab.study.records.compare import check_comparable, commits, data_name
@@ -34,14 +36,14 @@ VARIANT_TINTS = dict(zip(VARIANTS, (SECOND, ACCENT, TINTS[2]), strict=True))
 DASHED = (0, (4, 1.6))
 BAND_LINES = dict(zip(BANDS, ("-", DASHED), strict=True))
 VIEWS = {  # marker, face, name
-    "1x": ("o", "white", "at the training size"), "2x": ("s", None, "twice the size: windows of the training size"),
-    "2x_whole": ("D", None, "twice the size: whole, reduced"),
+    "1x": ("o", "white", "training size"), "2x": ("s", None, "twice the size, crops of the training size"),
+    "2x_whole": ("D", None, "twice the size, downsampled"),
 }
 
 
 @styled
 def fig_log_snr(stds: Mapping[str, float], schedule: Schedule, caption: str = "") -> Figure:
-    """log SNR over t: (a) the released schedules, (b) one schedule under latents of the standard deviations `stds`."""
+    """log SNR over t of (a) the released schedules, (b) `schedule` with latents of the standard deviations `stds`."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.5), layout="constrained", sharey=True)
     for tint, (name, (start, end)) in zip(TINTS, RELEASED_BETAS.items(), strict=False):
         released = scaled_linear(1000, start, end)
@@ -51,7 +53,7 @@ def fig_log_snr(stds: Mapping[str, float], schedule: Schedule, caption: str = ""
         at = schedule.crossing(std)
         where = f"t = {at}" if at < schedule.T else "no t"
         _log_snr_line(right, schedule, std, tint, "-", f"{name}, std {std:.2f}; SNR = 1 at {where}")
-    left.set(title=r"(a)  released $\beta_1, \beta_T$; dashed: KL-f8 as it comes, std 5.49",
+    left.set(title=r"(a)  released $\beta_1, \beta_T$; dashed: KL-f8, not rescaled, std 5.49",
              ylabel=r"$\log\,\mathrm{SNR}(t)$")
     right.set(title="(b)  the latents of this run")
     for ax in (left, right):
@@ -63,7 +65,7 @@ def fig_log_snr(stds: Mapping[str, float], schedule: Schedule, caption: str = ""
     return fig
 
 
-def _log_snr_line(ax: Axes, schedule: Schedule, std: float, tint: str, line, label: str | None = None) -> None:
+def _log_snr_line(ax: Axes, schedule: Schedule, std: float, tint: str, line: Any, label: str | None = None) -> None:
     curve = schedule.log_snr.cpu().numpy() + 2 * np.log(std)
     ax.plot(curve, color=tint, ls=line, lw=1.3, label=label)
     at = schedule.crossing(std)
@@ -73,14 +75,15 @@ def _log_snr_line(ax: Axes, schedule: Schedule, std: float, tint: str, line, lab
 
 @styled
 def fig_rescaling(records: Sequence[Record]) -> Figure:
-    """Rescaling in numbers [cf. LDM v2, Fig. 15]: FD-lab at once and twice the size, long waves, what settles when.
+    """Effect of rescaling the latent [cf. LDM v2, Fig. 15]: FD-lab at 1x and 2x the training size, power spectrum of
+    samples, and the t at which layout and texture are determined.
 
-    One record gives intervals over samples; several, its seeds, give means and ranges. ValueError for records that do
-    not compare.
+    Bars are intervals over samples for one record, the range over seeds for several. ValueError for records that are
+    not comparable.
     """
     check_comparable(records, "fd_lab_2x_kl_rescaled")
     fig, (scores, waves, times) = plt.subplots(1, 3, figsize=(11.4, 3.7), layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.07, wspace=0.04)
+    set_layout(fig, w_pad=0.07, wspace=0.04)
     _scores(scores, records)
     _waves(waves, records)
     _times(times, records)
@@ -92,29 +95,29 @@ def fig_rescaling(records: Sequence[Record]) -> Figure:
 def _rescaling_print(records: Sequence[Record]) -> tuple[str, ...]:
     first, seeds = records[0], len(records)
     params, metric, large = first.params, first.metrics["fd_lab_2x_kl_rescaled"], first.protocol.get("large_size")
-    intervals = "1 seed: 95 % intervals by resampling the pictures" if seeds == 1 else f"{seeds} seeds: means, ranges"
+    intervals = "1 seed: 95 % bootstrap intervals over pictures" if seeds == 1 else f"{seeds} seeds: means and ranges"
     real = first.metrics.get("fd_lab_2x_real")
     return (
-        f"LDM-{params['f']}, data {data_name(first)}, trained at {params['size']} px, sampled at {large} px too; tier "
+        f"LDM-{params['f']}, data {data_name(first)}, trained at {params['size']} px, also sampled at {large} px; tier "
         f"{params['tier']}; {intervals}. DDIM, {first.protocol.get('num_steps')} steps, eta 0, EMA weights. git "
         f"{commits(records)}.",
-        f"(a) FD-lab on features of {metric['extractor']} ({metric['weights_hash'][:8]}), n = {metric['n_fake']} "
+        f"(a) FD-lab with features of {metric['extractor']} ({metric['weights_hash'][:8]}), n = {metric['n_fake']} "
         f"against {metric['n_real']} training pictures."
         + (f" Grey: real pictures of {large} px, n = {real['n_fake']}." if real else ""),
-        f"(b) Brightness, cosine transform, n = {metric['n_fake']}; shaded: 95 % by resampling the pictures"
-        f"{'' if seeds == 1 else ' of the first seed'}; dashed: the side of a training picture.",
-        f"(c) What one step of denoising explains of the variance of {first.metrics['layout_t_kl_none']['n']} "
-        f"validation pictures of {params['size']} px. Layout: waves of at least half a picture; texture: of less than "
-        "a quarter.",
+        f"(b) Cosine transform of brightness, n = {metric['n_fake']}; shaded: 95 % bootstrap intervals over pictures"
+        f"{'' if seeds == 1 else ' of the first seed'}; dashed: side of a training picture.",
+        f"(c) From the share of variance explained by one denoising step, over "
+        f"{first.metrics['layout_t_kl_none']['n']} validation pictures of {params['size']} px. Layout: wavelengths of "
+        "at least half a picture; texture: less than a quarter.",
     )
 
 
 def _point(records: Sequence[Record], name: str) -> tuple[float, list[list[float]] | None]:
-    """A metric and its error bars: over samples for one record, over seeds for more."""
+    """A metric and its error bars: interval over samples for one record, range over seeds for several."""
     values = np.array([record.value(name) for record in records])
     mean, over_samples = values.mean(), records[0].metrics[name].get("interval")
     if len(records) > 1:
-        return mean, spread(values)
+        return mean, seed_range(values)
     return mean, over_samples and [[mean - over_samples["low"]], [over_samples["high"] - mean]]
 
 
@@ -129,14 +132,14 @@ def _scores(ax: Axes, records: Sequence[Record]) -> None:
             ax.axhline(records[0].value(f"fd_lab_{view}_real"), color=GREY, lw=1, ls=line)
     log_axis(ax.yaxis)
     ax.set_xticks(range(len(VARIANTS)), list(TITLES.values()))
-    ax.set(title="(a)  samples against training pictures", ylabel="FD-lab  (lower is better)", xlim=(-0.5, 2.5))
+    ax.set(title="(a)  distance to training pictures", ylabel="FD-lab  (lower is better)", xlim=(-0.5, 2.5))
     ax.grid(axis="x", visible=False)
     low, high = ax.get_ylim()
     ax.set_ylim(low / 1.15, high * (high / low) ** 0.62)  # room for the legend
     marks = [Line2D([], [], color=INK, marker=marker, mfc=face, ls="none", label=text)
              for marker, face, text in VIEWS.values()]
-    real = [Line2D([], [], color=GREY, lw=1, ls=":", label="real, windows"),
-            Line2D([], [], color=GREY, lw=1, ls=DASHED, label="real, whole, reduced")]
+    real = [Line2D([], [], color=GREY, lw=1, ls=":", label="real, crops"),
+            Line2D([], [], color=GREY, lw=1, ls=DASHED, label="real, downsampled")]
     ax.legend(handles=marks + real, loc="upper right", fontsize=6.8, labelspacing=0.3)
 
 
@@ -144,17 +147,17 @@ def _waves(ax: Axes, records: Sequence[Record]) -> None:
     for key, tint in VARIANT_TINTS.items():
         curves = [np.array(record.curves[f"spectrum_2x_{key}"]) for record in records]
         ax.plot(curves[0][:, 0], np.mean([curve[:, 1] for curve in curves], 0), color=tint, label=TITLES[key],
-                lw=2.8 if key == "kl_none" else 1.4)  # seen below the next where the two agree
+                lw=2.8 if key == "kl_none" else 1.4)  # wider, to be visible under the next where the two agree
         low, high = (np.array(records[0].curves[f"spectrum_2x_{key}_{end}"])[:, 1] for end in ("low", "high"))
         ax.fill_between(curves[0][:, 0], low, high, color=tint, alpha=0.16, lw=0)
     ax.axhline(1, color=GREY, lw=0.9)
     ax.axvline(records[0].params["size"], color=GREY, lw=0.9, ls=DASHED)
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
     log_axis(ax.yaxis)
     ax.invert_xaxis()
-    ax.set(title="(b)  waves in samples of twice the size", xlabel="wavelength [px]  (long to short)",
-           ylabel="power, over that of real pictures")
+    ax.set(title="(b)  power spectrum of samples at 2x", xlabel="wavelength [px]  (long to short)",
+           ylabel="power relative to real pictures")
     ax.legend(loc="best")
 
 
@@ -168,26 +171,26 @@ def _times(ax: Axes, records: Sequence[Record]) -> None:
             for band, shift in zip(BANDS, (0.13, -0.13), strict=True):
                 ax.plot(_point(records, f"{band}_t_kl_none_predicted")[0], row + shift, "x", color=INK, ms=6, zorder=4)
     ax.set_yticks(range(len(VARIANTS)), [TITLES[key] for key in reversed(VARIANTS)])
-    ax.set(title="(c)  the step below which half is settled", xlabel="t", xlim=(0, 1000), ylim=(-0.6, 3.3))
+    ax.set(title="(c)  t at which half the variance is explained", xlabel="t", xlim=(0, 1000), ylim=(-0.6, 3.3))
     ax.grid(axis="y", visible=False)
     ax.legend(loc="upper left", ncols=3, fontsize=6.8, columnspacing=1, handletextpad=0.2, handles=[
         Line2D([], [], color=INK, marker="o", ls="none", label="layout"),
         Line2D([], [], color=INK, marker="^", mfc="white", ls="none", label="texture"),
-        Line2D([], [], color=INK, marker="x", ls="none", label="predicted from the rescaled")])
+        Line2D([], [], color=INK, marker="x", ls="none", label="predicted from rescaled")])
 
 
 @styled
-def fig_scales(view: ScaleView, stds: Sequence[float], *, num_t: int = 8, caption: str = "") -> Figure:
-    """log SNR, what x0_hat explains and x0_hat itself over t, for latents of the standard deviations `stds`.
+def fig_latent_scales(view: ScaleView, stds: Sequence[float], *, num_t: int = 8, caption: str = "") -> Figure:
+    """log SNR, share of variance explained by x0_hat, and x0_hat over t, for latents of standard deviations `stds`.
 
-    One standard deviation shows all pictures of the view, several show the first picture each.
+    With one standard deviation all pictures of the view are shown, with several the first picture of each.
     """
     T = view.schedule.T
     ts = [round(t) for t in np.linspace(0, T - 1, num_t + 1)[1:]]
     rows = [(std, i) for std in stds for i in range(len(view.z0) if len(stds) == 1 else 1)]
     shown = {std: [to_uint8(x) for x in view.pictures(std, ts)] for std in stds}
     fig = plt.figure(figsize=(10.6, max(3.2, 0.86 * len(rows) + 0.4)), layout="constrained")
-    left, right = fig.subfigures(1, 2, width_ratios=[3.4, 7.2])
+    left, right = fig.subfigures(1, 2, width_ratios=[3.4, 7.2])  # type: ignore[misc]  # an array for two columns
     snr, share = left.subplots(2, 1, sharex=True)
     base = view.schedule.log_snr.numpy()
     tints = [ACCENT] if len(stds) == 1 else colormaps["viridis"](np.linspace(0, 0.85, len(stds)))
@@ -205,7 +208,7 @@ def fig_scales(view: ScaleView, stds: Sequence[float], *, num_t: int = 8, captio
     share.legend(loc="lower left", fontsize=7, handles=[Line2D([], [], color=INK, lw=1.3, ls=line, label=band)
                                                        for band, line in BAND_LINES.items()])
     grid = right.subplots(len(rows), num_t, squeeze=False)
-    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    set_layout(fig, w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for line, (std, i) in zip(grid, rows, strict=True):
         for ax, x in zip(line, shown[std], strict=True):
             ax.imshow(x[i].permute(1, 2, 0).numpy(), interpolation="nearest")
@@ -214,8 +217,8 @@ def fig_scales(view: ScaleView, stds: Sequence[float], *, num_t: int = 8, captio
             line[0].text(-0.08, 0.5, f"std {std:.3g}", transform=line[0].transAxes, ha="right", va="center", fontsize=7)
     for ax, t in zip(grid[0], ts, strict=True):
         ax.set_title(f"t = {t}", loc="center", fontsize=7.8, pad=3)
-    small_print(fig, caption, "Right: one step of denoising, the model's guess at the picture from z_t. Explained: "
-                "share of the variance over validation pictures, in waves of at least half a picture (layout) and of "
-                "less than a quarter (texture). Every scale is seen through the model of rescaled latents, at the step "
-                "of equal noise.", "" if 1.0 in stds else "Dashed in log SNR: standard deviation 1.")
+    small_print(fig, caption, "Right: x0_hat, the model's one-step estimate of the picture from z_t. Explained: share "
+                "of the variance over validation pictures, for wavelengths of at least half a picture (layout) and of "
+                "less than a quarter (texture). Every scale uses the model of rescaled latents, at the step of equal "
+                "SNR.", "" if 1.0 in stds else "Dashed in log SNR: standard deviation 1.")
     return fig

@@ -1,7 +1,8 @@
-"""The compression trade-off drawn from its records; small print says what it rests on [LDM v2, Fig. 6, 7, 17]."""
+"""Notebook 04_tradeoff: sample quality against downsampling factor, training and speed [LDM v2, Fig. 6, 7, 17]."""
 
 from collections.abc import Callable, Sequence
 from math import log2
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -14,18 +15,20 @@ from ldmlab.figures.style import (
     INK,
     LINES,
     NAME,
+    EndLabel,
     colour,
     f_axis,
-    ink,
     label_ends,
     line_style,
     log_axis,
     mark_smoke,
     rounded,
+    seed_range,
+    set_layout,
+    set_log_limits,
     small_print,
-    span,
-    spread,
     styled,
+    text_colour,
 )
 from ldmlab.paper import numbers as paper
 from ldmlab.study.records.compare import (
@@ -33,8 +36,8 @@ from ldmlab.study.records.compare import (
     check_comparable,
     commits,
     data_name,
+    format_range,
     grouped,
-    ranged,
     throughput,
     timed_alike,
 )
@@ -43,16 +46,20 @@ from ldmlab.study.records.record import Record
 
 @styled
 def fig_tradeoff(records: Sequence[Record]) -> Figure:
-    """The study: quality against steps, seconds and throughput, and the floor under it [LDM v2, Fig. 6, 7, 17; Tab. 8].
+    """FD-lab against steps, seconds, throughput and f, with the first stage's rFD-lab [LDM v2, Fig. 6, 7, 17; Tab. 8].
 
-    ValueError for records that cannot be compared. Runs of tier smoke give a figure that says it is a rehearsal.
+    ValueError for no records, and for records that are not comparable. Records of tier smoke get a watermark.
+
+    >>> from ldmlab.study.records.record import load_records
+    >>> records = load_records("04_tradeoff", data="scenes", tier="laptop", size=32, f=8, reg="kl", seed=0)
+    >>> fig = fig_tradeoff(records) if records else None
     """
     check_comparable(records)
     series = grouped(records)
     here, alike = timed_alike(records)
     timed = grouped(alike)
     fig, axes = plt.subplots(2, 2, figsize=(9.6, 6.9), layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.09, h_pad=0.06, wspace=0.05, hspace=0.05)
+    set_layout(fig, w_pad=0.09, h_pad=0.06, wspace=0.05, hspace=0.05)
     (by_step, by_time), (by_speed, by_f) = axes
 
     step_ends = quality_lines(by_step, series, lambda s, steps: steps)
@@ -63,11 +70,11 @@ def fig_tradeoff(records: Sequence[Record]) -> Figure:
     by_step.set(title="(a)  at equal steps  [cf. Fig. 6]", xlabel="training step")
     by_time.set(title="(b)  at equal training time  [cf. Fig. 17]", xlabel="training time of the diffusion model [s]")
     by_speed.set(title="(c)  quality and speed  [cf. Fig. 7]", xlabel="throughput, decoding included [images/s]")
-    by_f.set(title="(d)  the floor that the first stage sets  [cf. Tab. 8]", ylabel="FD-lab  (lower is better)")
+    by_f.set(title="(d)  the limit set by the first stage  [cf. Tab. 8]", ylabel="FD-lab  (lower is better)")
     seen = [y for s in series for y in (*s.curve("fd_lab")[2], *s.curve("fd_lab")[3], *s.values("fd_lab"))]
     for ax in (by_step, by_time, by_speed):
         ax.set_ylabel("FD-lab of samples  (lower is better)")
-        span(ax, seen)
+        set_log_limits(ax, seen)
     label_ends(by_step, step_ends)
     label_ends(by_time, time_ends)
     _tradeoff_print(fig, records, series, timed, here)
@@ -75,9 +82,14 @@ def fig_tradeoff(records: Sequence[Record]) -> Figure:
     return fig
 
 
-def quality_lines(ax: Axes, series: list[Series], x_of: Callable) -> list[tuple]:
-    """FD-lab along training, a line per f, the range of the seeds around it; returns where to name the lines."""
-    ends = []
+def quality_lines(
+    ax: Axes, series: Sequence[Series], x_of: Callable[[Series, np.ndarray], np.ndarray]
+) -> list[EndLabel]:
+    """Draw FD-lab over `x_of(series, steps)`, a line per series with the range of its seeds; returns the end labels.
+
+    The labels are for `style.label_ends`.
+    """
+    ends: list[EndLabel] = []
     for s in series:
         steps, mean, low, high = s.curve("fd_lab")
         if not len(steps):
@@ -86,17 +98,17 @@ def quality_lines(ax: Axes, series: list[Series], x_of: Callable) -> list[tuple]
         ax.plot(x, mean, **line_style(s))
         if len(s.runs) > 1:
             ax.fill_between(x, low, high, color=colour(s.f), alpha=0.16, lw=0)
-        ends.append((x[-1], mean[-1], s.name, ink(s.f)))
+        ends.append((x[-1], mean[-1], s.name, text_colour(s.f)))
     log_axis(ax.xaxis)
     log_axis(ax.yaxis)
     if ends:
-        low, high = ax.get_xlim()
-        ax.set_xlim(low, high * (high / low) ** 0.14)  # room for the names
+        left, right = ax.get_xlim()
+        ax.set_xlim(left, right * (right / left) ** 0.14)  # room for the labels
     return ends
 
 
 def _seconds_at(s: Series, steps: np.ndarray) -> np.ndarray:
-    """Training seconds at given steps, mean over the seeds."""
+    """Seconds of training at the given steps, mean over the seeds."""
     return np.mean([np.interp(steps, *np.array(run.curves["train_s"]).T) for run in s.runs], axis=0)
 
 
@@ -106,10 +118,12 @@ def _quality_by_speed(ax: Axes, series: list[Series]) -> None:
         fd, speed = s.values("fd_lab"), np.array([v for run in s.runs if (v := throughput(run)) is not None])
         if len(fd) and len(speed):
             x, y = speed.mean(), fd.mean()
-            ax.errorbar(x, y, yerr=spread(fd), xerr=spread(speed), **line_style(s) | {"ls": "none"}, ms=8, elinewidth=1)
+            ax.errorbar(x, y, yerr=seed_range(fd), xerr=seed_range(speed), **line_style(s) | {"ls": "none"}, ms=8,
+                        elinewidth=1)
             if s.reg != "vq" or not any(other.f == s.f and other.reg == "kl" for other in series):  # else crowded
                 beside = (0, -15 if log2(s.f) % 2 else 8)  # below and above in turn
-                ax.annotate(s.name, (x, y), beside, textcoords="offset points", color=ink(s.f), ha="center", **NAME)
+                ax.annotate(s.name, (x, y), beside, textcoords="offset points", color=text_colour(s.f), ha="center",
+                            **NAME)
     log_axis(ax.xaxis)
     log_axis(ax.yaxis)
     ax.margins(x=0.13)
@@ -120,21 +134,22 @@ def _quality_by_f(ax: Axes, series: list[Series]) -> None:
     seen = []
     for reg, shift, named in (("kl", 0.0, True), ("vq", 0.14, not any(s.reg == "kl" for s in series))):
         row = [s for s in series if s.reg == reg or (s.reg == "none" and reg == "kl")]
-        looks = {"rfd_lab": (GREY, {"marker": "_", "ms": 13, "mew": 2.4}), "fd_lab": (INK, {"ms": 8})}
+        looks: dict[str, tuple[str, dict[str, Any]]] = {
+            "rfd_lab": (GREY, {"marker": "_", "ms": 13, "mew": 2.4}), "fd_lab": (INK, {"ms": 8})}
         for metric, (line, look) in looks.items():
             points = [(log2(s.f) + shift, v.mean(), v, s) for s in row if len(v := s.values(metric)) and v.mean() > 0]
             seen += [y for _, y, _, _ in points]
             ax.plot([x for x, *_ in points], [y for _, y, *_ in points], color=line, ls=LINES[reg], lw=1.2, zorder=2)
             for x, y, values, s in points:
-                ax.errorbar(x, y, yerr=spread(values), **{**line_style(s), "ls": "none", **look}, elinewidth=1)
+                ax.errorbar(x, y, yerr=seed_range(values), **{**line_style(s), "ls": "none", **look}, elinewidth=1)
                 other = s.values("fd_lab" if metric == "rfd_lab" else "rfd_lab")
                 if named:
                     below = len(other) and (y, metric == "fd_lab") < (other.mean(), metric == "rfd_lab")
                     ax.annotate(rounded(y), (x, y), (0, -14 if below else 8), textcoords="offset points", ha="center",
-                                **{**NAME, "fontsize": 7.2, "fontweight": "normal"}, color=ink(s.f))
+                                **{**NAME, "fontsize": 7.2, "fontweight": "normal"}, color=text_colour(s.f))
     log_axis(ax.yaxis)
     if seen:
-        span(ax, seen, margin=1.9)
+        set_log_limits(ax, seen, margin=1.9)
     f_axis(ax, [s.f for s in series])
     ax.legend(loc="best", handles=[
         Line2D([], [], color=INK, lw=1.2, marker="o", ms=7, label="samples, at the end of training"),
@@ -144,33 +159,33 @@ def _quality_by_f(ax: Axes, series: list[Series]) -> None:
 def _tradeoff_print(fig: Figure, records: Sequence[Record], series: list[Series], timed: list[Series],
                     here: str) -> None:
     seeds = sorted({len(s.runs) for s in series})
-    how = ": means, with their range" if seeds[-1] > 1 else ", so the noise of training is not shown"
-    said = [f"{protocol_of(records)} {ranged(seeds)} seed{'s' if seeds[-1] > 1 else ''} an f{how}. {_sizes(records)} "
-            f"Timed on {here}. git {commits(records)}."]
+    how = ": mean and range" if seeds[-1] > 1 else ", so the variation over seeds is not shown"
+    sentences = [f"{protocol_of(records)} {format_range(seeds)} seed{'s' if seeds[-1] > 1 else ''} per f{how}. "
+                 f"{_sizes(records)} Timed on {here}. git {commits(records)}."]
     first = sorted(v for s in timed for v in s.values("first_stage_train_s") if v)
     if first:
-        said.append(f"(b) leaves out the training of the first stages, {ranged([round(v) for v in first])} s.")
+        sentences.append(f"(b) excludes the training of the first stages, {format_range([round(v) for v in first])} s.")
     if any(s.reg == "none" for s in series):
-        said.append("LDM-1 works on pixels and has no first stage.")
+        sentences.append("LDM-1 works on pixels and has no first stage.")
     if any(s.reg == "vq" for s in series):
-        said.append("Circles and solid lines: KL; squares and dashed lines: VQ.")
+        sentences.append("Circles and solid lines: KL; squares and dashed lines: VQ.")
     left_out = len(records) - sum(len(s.runs) for s in timed)
     if left_out:
-        said.append(f"(b), (c): {left_out} record{'s' if left_out > 1 else ''} timed on another device left out.")
+        sentences.append(f"(b), (c): {left_out} record{'s' if left_out > 1 else ''} timed on another device left out.")
     if not all(s.flat for s in series):
-        said.append("† and hollow: the second half of its training still improved the first stage (by 0.3 dB PSNR or "
-                    "more), so part of what is lost there is time, not information.")
-    small_print(fig, " ".join(said),
-                "The paper (ImageNet, 256 px, FID of 5k samples on Inception) draws its values in Fig. 6, 7, 17 and "
-                f"does not tabulate them; its text gives a gap of {paper.FID_GAP_LDM1_LDM8:g} FID between LDM-1 and "
-                "LDM-8 after 2M steps.")
+        sentences.append("† and hollow markers: the first stage still improved in the second half of its training (by "
+                         "0.3 dB PSNR or more), so that part of its loss is due to short training, not to compression.")
+    small_print(fig, " ".join(sentences),
+                "The paper (ImageNet, 256 px, FID of 5k samples with Inception features) plots its values in Fig. 6, "
+                "7, 17 and does not tabulate them; its text gives a gap of "
+                f"{paper.FID_GAP_LDM1_LDM8:g} in FID between LDM-1 and LDM-8 after 2M steps.")
 
 
 def protocol_of(records: Sequence[Record]) -> str:
-    """What all records of a figure share, in one sentence."""
+    """Score, sampler, data and tier of comparable records, in words for the small print."""
     record = records[0]
     score, params = record.metrics["fd_lab"], record.params
-    return (f"FD-lab: Fréchet distance on features of {score['extractor']} ({score.get('weights_hash', '')[:8]}), n = "
+    return (f"FD-lab: Fréchet distance of features of {score['extractor']} ({score.get('weights_hash', '')[:8]}), n = "
             f"{score['n_fake']} samples against {score['n_real']} training pictures; DDIM, "
             f"{record.protocol.get('num_steps')} steps, eta {record.protocol.get('eta', 0):g}, EMA weights. Data "
             f"{data_name(record)} at {params['size']} px, tier {params['tier']}.")
@@ -182,11 +197,3 @@ def _sizes(records: Sequence[Record]) -> str:
         return ""
     shown = sorted({f"{size / 1e6:.2f}" for size in (sizes[0], sizes[-1])})
     return f"Denoisers of {' to '.join(shown)} M parameters."
-
-
-
-
-
-
-if __name__ == "__main__":
-    main()

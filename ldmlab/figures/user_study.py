@@ -1,4 +1,4 @@
-"""The user study in figures: shares with their intervals beside Tab. 4, strengths, and how many answers it takes."""
+"""Notebook 17_user_study: preference shares beside the paper's, strengths, answers needed [LDM v2, Tab. 4]."""
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -22,10 +22,13 @@ def tab4() -> dict[str, tuple[float, float]]:
 
 @styled
 def fig_user_study(record: Record) -> Figure:
-    """Both tasks and the strengths of one record; the paper's own shares, which come without intervals, below ours."""
+    """Preference shares of both tasks and Bradley-Terry strengths of one record, with the paper's shares below ours.
+
+    The paper states no intervals.
+    """
     fig, axes = plt.subplots(1, 3, figsize=(11.0, 3.9), layout="constrained")
     for ax, prefix, title, column in ((axes[0], "vs_truth_", "(a)  task 1: preferred to the real picture", 0),
-                                      (axes[1], "prefer_", "(b)  task 2: the first preferred to the second", 1)):
+                                      (axes[1], "prefer_", "(b)  task 2: first preferred to second", 1)):
         rows = _rows(record, prefix)
         named = [name.replace("_", " ") for name in rows]
         for y, name in enumerate(rows):
@@ -42,19 +45,19 @@ def fig_user_study(record: Record) -> Figure:
         axes[0].plot([], [], "o-", color=tint, label=f"{label}, 95 %")
     axes[0].plot([], [], "|", color=INK, ms=9, mew=1.4, label="known preference")
     axes[0].plot([], [], ".", color=GREY, ms=3, label="one rater")
-    axes[0].plot([], [], "D", ms=4.5, mfc="white", mec=INK, ls="", label="the paper, Tab. 4")
+    axes[0].plot([], [], "D", ms=4.5, mfc="white", mec=INK, ls="", label="paper, Tab. 4")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=5, fontsize=7.2)
     p = record.protocol
-    people = (f"{p['raters_human']} people kept, {p['excluded_human']} left out" if "raters_human" in p
-              else "no person has answered yet")
+    people = (f"{p['raters_human']} people included, {p['excluded_human']} excluded" if "raters_human" in p
+              else "no answers by people yet")
     small_print(
         fig,
         f"{record.name} on {data_name(record)} at {record.params['size']} px, tier {record.params['tier']}, seed "
-        f"{record.params['seed']}; {p['num_pictures']} validation pictures, shrunk by {p['factor']}. "
-        f"{p['raters_simulated']} simulated raters kept, {p['excluded_simulated']} left out, "
-        f"{p['simulated_questions']} questions each, prefer by {p['simulated_by']['utility']}; {people}. Intervals are "
-        f"for other raters and other pictures. The paper's rows are other methods at 256 px, and it states no number "
-        f"of answers. git {commits([record])}.")
+        f"{record.params['seed']}; {p['num_pictures']} validation pictures, downsampled by {p['factor']}. "
+        f"{p['raters_simulated']} simulated raters included, {p['excluded_simulated']} excluded, "
+        f"{p['simulated_questions']} questions each, utility: {p['simulated_by']['utility']}; {people}. Intervals "
+        f"account for raters and pictures as random. The paper's rows are other methods at 256 px, and it states no "
+        f"number of answers. git {commits([record])}.")
     mark_smoke(fig, [record])
     return fig
 
@@ -65,7 +68,7 @@ def _rows(record: Record, prefix: str) -> list[str]:
 
 
 def _present(record: Record, name: str) -> list[tuple[float, str, dict, str]]:
-    """Offset, colour, entry and key of each kind of rater that has this number."""
+    """(offset, colour, metric, its key) for each kind of rater that has the metric `name`."""
     found = [(who, f"{name}_{who}") for who in _WHO if f"{name}_{who}" in record.metrics]
     return [((i - (len(found) - 1) / 2) * 0.4, _WHO[who][1], record.metrics[key], key)
             for i, (who, key) in enumerate(found)]
@@ -95,22 +98,22 @@ def _strengths(ax: Axes, record: Record) -> None:
     ax.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
     ax.set(title="(c)  Bradley-Terry strengths", xlabel="logits, mean 0", ylim=(len(rows) - 0.4, -0.6))
     if not rows:
-        ax.text(0.5, 0.5, "no finite strengths: more answers\nare needed", transform=ax.transAxes, ha="center",
+        ax.text(0.5, 0.5, "no finite strengths:\nmore answers needed", transform=ax.transAxes, ha="center",
                 color=GREY)
 
 
 @styled
 def fig_questions_needed(record: Record) -> Figure:
-    """How many answers tell a preference from a coin, over the preference; the paper's and ours are marked."""
+    """Number of answers needed to distinguish a preference from 0.5, over the preference; the paper's are marked."""
     fig, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     shares = np.round(np.arange(0.53, 0.96, 0.01), 2)
     effects = [m["design_effect"] for key, m in record.metrics.items() if key.endswith("_simulated") and "known" in m]
     effect = float(np.median(effects)) if effects else 1.0
-    for wanted, line in ((0.8, "-"), (0.9, (0, (4, 1.6)))):
-        ax.plot(shares, [questions_needed(float(p), wanted) for p in shares], color=ACCENT, ls=line,
-                label=f"power {100 * wanted:.0f} %, independent answers")
+    for power, line in ((0.8, "-"), (0.9, (0, (4, 1.6)))):
+        ax.plot(shares, [questions_needed(float(p), power) for p in shares], color=ACCENT, ls=line,
+                label=f"power {100 * power:.0f} %, independent answers")
     ax.plot(shares, [questions_needed(float(p), 0.8, design_effect=effect) for p in shares], color=SECOND,
-            label=f"power 80 %, design effect {effect:.1f} of the simulated class")
+            label=f"power 80 %, design effect {effect:.1f} of simulated raters")
     for y, (row, (_, share)) in zip((0, -40, 0, -16), tab4().items(), strict=True):
         if share > 0.5:
             n = questions_needed(share)
@@ -118,9 +121,9 @@ def fig_questions_needed(record: Record) -> Figure:
             ax.annotate(f"{row}: {n}", (share, n), (-12, y), textcoords="offset points", fontsize=7, ha="right",
                         arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6})
     log_axis(ax.yaxis)
-    ax.set(xlabel="preference to tell from 0.5", ylabel="answers needed")
+    ax.set(xlabel="preference to distinguish from 0.5", ylabel="answers needed")
     ax.legend()
-    small_print(fig, "Exact two-sided binomial test at 5 %; the number from which on power stays reached. Diamonds: "
-                     "preferences of Tab. 4, task 2, as if they were exact; the paper states no number of answers.")
+    small_print(fig, "Exact two-sided binomial test at 5 %; the smallest number from which on the power is reached. "
+                     "Diamonds: preferences of Tab. 4, task 2, taken as exact; the paper states no number of answers.")
     mark_smoke(fig, [record])
     return fig

@@ -1,10 +1,10 @@
-"""Which rows of `paper.csv` are one model: the names that tables, text and released files have for it."""
+"""Rows of `paper.csv` that describe the same model under different names, in tables, text and released files."""
 
 Place = tuple[str, str]  # table, row
 
-# One model under several names: what Tab. 12-15, the text and the released files call a row "data / model" elsewhere.
-# A row of that form is the same model wherever it stands.
-ALSO: dict[str, tuple[Place, ...]] = {
+# Names of the same model in Tab. 12-15, the text and the released files, by its name "data / model" in other tables.
+# Rows with equal names of that form are the same model in every table.
+ALIASES: dict[str, tuple[Place, ...]] = {
     "CelebA-HQ / LDM-4": (("Tab. 12", "CelebA-HQ"), ("Released", "celeba256")),
     "FFHQ / LDM-4": (("Tab. 12", "FFHQ"), ("Released", "ffhq256")),
     "LSUN-Churches / LDM-8": (("Tab. 12", "LSUN-Churches"), ("Released", "lsun_churches256")),
@@ -21,16 +21,17 @@ ALSO: dict[str, tuple[Place, ...]] = {
     "DALL-E": (("Tab. 8", "DALL-E f8 Z8192"), ("Fig. 1", "DALL-E f8 Z8192")),
     "VQGAN": (("Tab. 8", "VQGAN f16 Z16384"), ("Fig. 1", "VQGAN f16 Z16384")),
 }
-# Runs of their own, of the same architecture: only the number of parameters has to agree.
+# Separate trainings of the same architecture: only the number of parameters has to agree.
 SAME_SIZE: dict[str, tuple[Place, ...]] = {
     "ImageNet / LDM-4": (("Tab. 13", "LDM-4"),), "ImageNet / LDM-8": (("Tab. 13", "LDM-8"),)}
-# Rows whose training the released configurations give a base rate for, to be multiplied by the batch size.
-TRAINED_AS: tuple[tuple[Place, str], ...] = (
+# Rows for which a released configuration gives the base learning rate, to be multiplied by the batch size.
+BASE_RATES: tuple[tuple[Place, str], ...] = (
     (("Tab. 12", "CelebA-HQ"), "celeba256"), (("Tab. 12", "FFHQ"), "ffhq256"),
     (("Tab. 12", "LSUN-Bedrooms"), "lsun_beds256"), (("Tab. 13", "LDM-8"), "cin256"),
     (("Tab. 15", "layout OpenImages"), "layout2img-openimages256"),
     (("Tab. 15", "semantic Landscapes"), "semantic_synthesis256"), (("Tab. 15", "inpainting Places"), "inpainting_big"))
-HEADS_OF: tuple[tuple[Place, str], ...] = (
+# Rows for which a released configuration gives the number of attention heads.
+HEADS: tuple[tuple[Place, str], ...] = (
     (("Tab. 13", "LDM-8"), "cin256"), (("Tab. 15", "text LAION"), "txt2img-1p4B"),
     (("Tab. 15", "layout OpenImages"), "layout2img-openimages256"), (("Tab. 15", "class ImageNet"), "cin256-v2"),
     (("Tab. 15", "semantic Landscapes"), "semantic_synthesis256"))

@@ -1,4 +1,4 @@
-"""Departures from the paper and from the released code, as the code base marks them."""
+"""Departures from the paper and the released code, collected from "Deviation:" marks in docstrings and comments."""
 
 import ast
 import io
@@ -11,17 +11,17 @@ from ldmlab.study.config.paths import PACKAGE
 
 
 def deviations(folder: Path = PACKAGE) -> pd.DataFrame:
-    """Every departure from the paper or the released code that the code base marks, with where it stands."""
+    """A table of all marked departures in the Python files under `folder`, with file and line."""
     rows = []
     for path in sorted(folder.rglob("*.py")):
-        for line, text in _said(path.read_text()):
+        for line, text in _texts(path.read_text()):
             for part in text.split("Deviation:")[1:]:
                 sentence = " ".join(part.split("\n\n")[0].split())
                 rows.append({"where": f"{path.relative_to(folder.parent)}:{line}", "deviation": sentence})
     return pd.DataFrame(rows, columns=["where", "deviation"])
 
 
-def _said(source: str) -> list[tuple[int, str]]:
+def _texts(source: str) -> list[tuple[int, str]]:
     """Docstrings and blocks of comments with their first lines, in order."""
     found: list[tuple[int, str]] = []
     for node in ast.walk(ast.parse(source)):

@@ -7,16 +7,21 @@ from ldmlab.figures.style import TINTS
 
 
 class BoxDrawing:
-    """A canvas on which boxes are drawn by dragging the mouse; `boxes` are (name, x0, y0, x1, y1) in fractions."""
+    """A canvas on which boxes are drawn by dragging the mouse.
 
-    SIDE = 288  # pixels of the canvas
+    `boxes` are (name, x0, y0, x1, y1) with coordinates as fractions of the picture's sides; `names` are the choices.
+    """
+
+    SIDE = 288  # side of the canvas in pixels
 
     def __init__(self, names: Sequence[str], boxes: Sequence[tuple] = ()):
         import ipycanvas
         import ipywidgets
 
-        self.boxes, self._start, self._now = list(boxes), None, None
-        self.name = ipywidgets.Dropdown(options=list(names), description="thing")
+        self.boxes = list(boxes)
+        self._start: tuple[float | int, float | int] | None = None
+        self._now: tuple[float | int, float | int] = (0, 0)
+        self.name = ipywidgets.Dropdown(options=list(names), description="object")
         undo, clear = (ipywidgets.Button(description=text) for text in ("undo", "clear"))
         undo.on_click(lambda _: self._keep(self.boxes[:-1]))
         clear.on_click(lambda _: self._keep([]))
@@ -28,17 +33,17 @@ class BoxDrawing:
         self._draw()
 
     def press(self, x: float | int, y: float | int) -> None:
-        """The first corner, in pixels of the canvas."""
+        """Start a box at a corner, in pixels of the canvas."""
         self._start = self._now = (x, y)
 
     def move(self, x: float | int, y: float | int) -> None:
-        """The box so far, while the button is held."""
+        """Move the opposite corner while the mouse button is held."""
         if self._start is not None:
             self._now = (x, y)
             self._draw()
 
     def release(self, x: float | int, y: float | int) -> None:
-        """The other corner; a click without a drag is no box."""
+        """End the box at the opposite corner; boxes of at most 3 pixels a side are dropped, as from plain clicks."""
         if self._start is not None:
             (x0, x1), (y0, y1) = (sorted(ends) for ends in zip(self._start, (x, y), strict=True))
             self._start = None

@@ -1,4 +1,4 @@
-"""Pictures of one's own in a notebook: from a path, or uploaded in the browser; a wrong file is told in its place."""
+"""The user's own pictures in a notebook, from a path or uploaded in the browser; errors are shown in the widget."""
 
 import contextlib
 import html
@@ -21,30 +21,31 @@ if TYPE_CHECKING:
     from ipywidgets import Widget
 
 Use = Callable[..., Mapping[str, Tensor]]  # (picture), (picture, mask) or (labels) -> columns of (1, 3, h, w)
-NOTHING = "no picture of your own: give -p picture PATH"
+NO_PICTURE = "no picture of your own: pass one with -p picture PATH"
 
 
 def open_labels(raw: bytes, name: str) -> Tensor:
-    """A label map of one's own, (h, w) int64."""
+    """Decode the bytes of a label map to (h, w) int64; `name` is used in errors. ValueError if it is no label map."""
     return torch.from_numpy(map_labels(bytes(raw), name)).long()
 
 
 def own_pictures(use: Use, path: str = "", wants: str = "picture", caption: str = "") -> "Widget | Figure | None":
-    """What `use` makes of the pictures under `path`, a row each; without a path, an upload field where there is one.
+    """Apply `use` to the pictures under `path`, one row each; without a path, show an upload field.
 
     `wants` is "picture", "mask" (a picture and its mask, `a_mask.png` beside `a.png`) or "labels" (a label map).
-    ValueError for files that are not what is wanted, before any is used.
+    Without a path and a front end, a hint is printed and None returned. ValueError for files of another kind, before
+    any is used.
     """
     if wants not in ("picture", "mask", "labels"):
-        raise ValueError(f"wants is picture, mask or labels; got {wants!r}")
+        raise ValueError(f"wants must be picture, mask or labels; got {wants!r}")
     if path:
-        rows, columns = {}, ()
+        rows, columns = {}, list[str]()
         for name, given in _opened(path, wants):
             made = use(*given)
-            rows[name], columns = torch.cat(list(made.values())), tuple(made)
+            rows[name], columns = torch.cat(list(made.values())), list(made)
         return picture_grid(rows, columns=columns, caption=caption, cell=1.7)
     if not has_front_end():
-        print(NOTHING)
+        print(NO_PICTURE)
         return None
     return _uploads(use, wants, caption)
 
@@ -53,12 +54,13 @@ def _opened(path: str, wants: str) -> list[tuple[str, tuple[Tensor, ...]]]:
     if wants == "labels":
         files = find_pairs(path)
         return [(Path(entry.name).stem, (open_labels(entry.bytes(), entry.name),)) for entry, _ in files]
-    opened = []
+    opened: list[tuple[str, tuple[Tensor, ...]]] = []
     for entry, mask in find_pairs(path):
         if wants == "mask" and mask is None:
-            raise ValueError(f"{entry.name} has no mask; beside it should lie {Path(entry.name).stem}_mask.png")
+            raise ValueError(f"{entry.name} has no mask; add {Path(entry.name).stem}_mask.png beside it")
         picture = open_picture(entry)
-        given = (picture, open_mask(mask, tuple(picture.shape[1:]))) if wants == "mask" else (picture,)
+        given = (picture, open_mask(mask, (picture.shape[1], picture.shape[2]))) if mask and wants == "mask" else (
+            picture,)
         opened.append((Path(entry.name).stem[:16], given))
     return opened
 
@@ -70,29 +72,30 @@ def _uploads(use: Use, wants: str, caption: str) -> "Widget":
     fields = [ipywidgets.FileUpload(accept="image/*", multiple=False, description=name) for name in names]
     picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start",
                                                      "display": "none"})
-    said = ipywidgets.HTML("Choose a file." if len(names) == 1 else "Choose a picture and its mask, white where the "
-                                                                     "hole is.")
+    message = ipywidgets.HTML("Choose a file." if len(names) == 1 else "Choose a picture and its mask, white in the "
+                           "hole.")
 
     def show(_: object = None) -> None:
         if not all(field.value for field in fields):
             return
-        said.value = "working …"
+        message.value = "working …"
         try:
             raw = [bytes(field.value[0]["content"]) for field in fields]
+            given: tuple[Tensor, ...]
             if wants == "labels":
                 given = (open_labels(raw[0], "the upload"),)
             else:
                 first = decode_bytes(raw[0])
-                given = (first, *(open_mask(part, tuple(first.shape[1:])) for part in raw[1:]))
+                given = (first, *(open_mask(part, (first.shape[1], first.shape[2])) for part in raw[1:]))
             notes = io.StringIO()
-            with contextlib.redirect_stdout(notes):  # what is printed in a handler would go to JupyterLab's log
+            with contextlib.redirect_stdout(notes):  # prints of a handler would go to JupyterLab's log
                 made = use(*given)
             fig = picture_grid({"": torch.cat(list(made.values()))}, columns=tuple(made), caption=caption, cell=1.9)
             picture.value, picture.layout.display = as_png(fig), None
-            said.value = "<br>".join(dict.fromkeys(map(html.escape, notes.getvalue().splitlines())))
+            message.value = "<br>".join(dict.fromkeys(map(html.escape, notes.getvalue().splitlines())))
         except ValueError as error:
-            said.value = html.escape(str(error))
+            message.value = html.escape(str(error))
 
     for field in fields:
         field.observe(show, "value")
-    return ipywidgets.VBox([ipywidgets.HBox(fields), said, picture])
+    return ipywidgets.VBox([ipywidgets.HBox(fields), message, picture])

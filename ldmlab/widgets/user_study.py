@@ -1,4 +1,4 @@
-"""The user study in JupyterLab: two pictures, shown for some seconds, and two buttons [LDM v2, App. E.3.6]."""
+"""The user study in JupyterLab: two pictures, shown for a few seconds, and two buttons [LDM v2, App. E.3.6]."""
 
 import asyncio
 import html
@@ -21,15 +21,15 @@ from ldmlab.study.training.progress import has_front_end
 if TYPE_CHECKING:
     from ipywidgets import Widget
 
-SIDE = 256  # pixels on the screen, about: a whole multiple of the picture's
-_GAP_S = 0.4  # between an answer and the next pictures: blank, so that nobody compares across questions
+SIDE = 256  # approximate side on the screen in pixels; rounded to a multiple of the picture's side
+_GAP_S = 0.4  # blank seconds between an answer and the next pictures, against comparing across questions
 
 
 def ask(session: Session, exposure_s: float | int = 3.0) -> "Widget | Figure":
-    """The panel of a session; without a front end, one of its questions as a still picture.
+    """The panel of a session; without a front end, a figure of one of its questions.
 
-    The condition stands between the two pictures, as in the paper. They are hidden after `exposure_s` seconds, and
-    only then can be answered; with 0 they stay.
+    The condition is shown between the two pictures, as in the paper. Pictures are hidden after `exposure_s` seconds,
+    and answers are accepted from then on; with 0 the pictures stay. ValueError if `exposure_s` is negative.
     """
     if exposure_s < 0:
         raise ValueError(f"exposure_s must be 0 (no limit) or more seconds, got {exposure_s}")
@@ -41,24 +41,24 @@ def ask(session: Session, exposure_s: float | int = 3.0) -> "Widget | Figure":
         "left": left, session.comparison.given: condition, "right": right}
     shown = torch.stack([enlarged(picture, left.shape[-1]) for picture in columns.values()])
     return picture_grid({"": shown}, columns=list(columns), cell=1.8, caption=(
-        f"{session.comparison.ask} One of {len(session.questions)} questions. Nobody can answer here: in "
-        f"JupyterLab, this cell shows the pictures with two buttons."))
+        f"{session.comparison.ask} One of {len(session.questions)} questions. To answer, run this cell in "
+        f"JupyterLab, where it shows the pictures with two buttons."))
 
 
 def enlarged(x: Float[Tensor, "*n 3 h w"], side: int) -> Float[Tensor, "*n 3 H W"]:
-    """Pictures made `side` pixels wide, every pixel repeated: nothing is smoothed."""
+    """Pictures upsampled to `side` pixels in width by nearest-neighbour interpolation."""
     h, w = x.shape[-2:]
     return F.interpolate(x if x.ndim == 4 else x[None], (round(h * side / w), side), mode="nearest").view(
         *x.shape[:-2], -1, side)
 
 
 def _later(seconds: float | int, call: Callable[[], None]) -> None:
-    """Call from the kernel's own loop, which also runs the buttons: nothing happens at the same time."""
+    """Call after `seconds` in the kernel's event loop, which also runs the buttons, so that handlers never overlap."""
     asyncio.get_running_loop().call_later(seconds, call)
 
 
 class Panel:
-    """The widgets of a session and their handlers; `later(seconds, call)` is the clock."""
+    """The widgets of a session and their handlers; `later(seconds, call)` schedules a call."""
 
     def __init__(
         self, session: Session, exposure_s: float | int = 3.0, later: Callable[[float, Callable], object] = _later
@@ -78,31 +78,31 @@ class Panel:
         self.start = w.Button(description="start", button_style="primary")
         self.start.on_click(lambda _: self.show())
         self.bar = w.IntProgress(min=0, max=len(session.questions), layout={"width": "200px"})
-        self.told, self.said = w.HTML(), w.HTML()
+        self.progress, self.message = w.HTML(), w.HTML()
         given = w.HTML(f"<div style='text-align:center'>{html.escape(session.comparison.given)}</div>")
         places = [w.VBox([self.left, self.buttons["left"]]), w.VBox([self.right, self.buttons["right"]])]
         if session.comparison.condition is not None:
             places.insert(1, w.VBox([self.middle, given]))
         self.pictures = w.HBox(places)
-        self.widget = w.VBox([w.HTML(f"<b>{html.escape(session.comparison.ask)}</b>"), w.HBox([self.bar, self.told]),
-                              self.pictures, self.said, self.start])
+        self.widget = w.VBox([w.HTML(f"<b>{html.escape(session.comparison.ask)}</b>"),
+                              w.HBox([self.bar, self.progress]), self.pictures, self.message, self.start])
         self.hide()
         self._count()
-        going_on = f"You have answered {self.bar.value} before, and go on. " if self.bar.value else ""
-        limit = f"Each pair is shown for {exposure_s:g} s; then choose." if exposure_s else "Take your time."
-        keys = "Space presses a button, Tab goes to the other."
-        self.said.value = "<br>".join([f"You are {session.rater}. {going_on}{limit} {keys}",
+        resumed = f"Questions answered before: {self.bar.value}. " if self.bar.value else ""
+        limit = f"Each pair is shown for {exposure_s:g} s; then choose." if exposure_s else "There is no time limit."
+        keys = "Space presses a button, Tab moves to the other one."
+        self.message.value = "<br>".join([f"You are {session.rater}. {resumed}{limit} {keys}",
                                        *map(html.escape, session.problems)])
         if session.current is None:
             self.thank()
 
     def show(self) -> None:
-        """The current question's pictures appear; in `exposure_s` they are hidden."""
+        """Show the pictures of the current question, and hide them after `exposure_s` seconds."""
         self._turn += 1
         turn, question = self._turn, self.session.current
         if question is None:
             return self.thank()
-        self.start.layout.display, self.said.value = "none", ""
+        self.start.layout.display, self.message.value = "none", ""
         condition, left, right = self.session.pictures(question)
         for place, picture in ((self.left, left), (self.middle, condition), (self.right, right)):
             if picture is not None:
@@ -114,27 +114,27 @@ class Panel:
             self._enable(True)
 
     def _time_is_up(self, turn: int) -> None:
-        if turn == self._turn:  # and not of a question that is long answered
+        if turn == self._turn:  # not the timer of an earlier question
             self.session.hidden()
             self.hide()
             self._enable(True)
 
     def hide(self) -> None:
-        """Grey where the pictures were."""
+        """Replace the pictures by grey ones."""
         h, w = self.session.comparison.truth.shape[2:]
         grey = _png(torch.full((3, h, w), 0.8))
         for place in (self.left, self.middle, self.right):
             place.value = grey
 
     def answer(self, side: Side) -> None:
-        """One of the buttons: write the answer down, and go on after a moment."""
+        """Save the answer of a button and continue with the next question after a short pause."""
         if self.buttons[side].disabled:
-            return  # a second click that was on its way already
+            return  # a second click before the button was disabled
         self._enable(False)
         try:
             self.session.answer(side)
         except OSError as error:
-            self.said.value = f"The answer was not written down: {html.escape(str(error))}"
+            self.message.value = f"The answer was not saved: {html.escape(str(error))}"
             self._enable(True)
             return
         self.hide()
@@ -142,10 +142,10 @@ class Panel:
         self._later(_GAP_S, self.show)
 
     def thank(self) -> None:
-        """The end: thanks, and what this rater preferred."""
+        """Show the final message with a summary of this rater's answers."""
         self.start.layout.display = self.pictures.layout.display = "none"
-        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.session.so_far())
-        self.said.value = f"<b>Thank you, {self.session.rater}.</b> Your answers:<ul>{lines}</ul>"
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.session.summary())
+        self.message.value = f"<b>Thank you, {self.session.rater}.</b> Your answers:<ul>{lines}</ul>"
 
     def _enable(self, on: bool) -> None:
         for button in self.buttons.values():
@@ -155,7 +155,7 @@ class Panel:
 
     def _count(self) -> None:
         done, num = len(self.session.answers), len(self.session.questions)
-        self.bar.value, self.told.value = done, f"question {done + 1} of {num}" if done < num else f"{num} of {num}"
+        self.bar.value, self.progress.value = done, f"question {done + 1} of {num}" if done < num else f"{num} of {num}"
 
 
 def _png(picture: Float[Tensor, "3 h w"]) -> bytes:

@@ -175,16 +175,16 @@ def test_a_claim_is_contradicted_where_it_does_not_hold(claim_id):
 
 @pytest.mark.parametrize("claim_id", [c for c in OTHERWISE if c != "flops-fall"])  # counted, so no seed is off
 def test_a_claim_is_underpowered_where_seeds_disagree(claim_id):
-    """An interval that holds the threshold decides nothing."""
+    """An interval that contains the threshold decides nothing."""
     verdict = judge(of(claim_id), evidence_of(make(WORLD, wobble=3.0)))
-    assert verdict.verdict == UNDERPOWERED and "holds the threshold" in verdict.why, verdict
+    assert verdict.verdict == UNDERPOWERED and "contains the threshold" in verdict.why, verdict
 
 
 def test_an_interval_that_only_just_misses_the_threshold_says_so():
     """Below it at the ledger's level, but not at the one that allows for all parts: a reason, no verdict."""
     world = otherwise({"rfd_lab": {(32, "kl"): 0.98 * WORLD["rfd_lab"][16, "kl"]}})
     verdict = verdicts(make(world))["rfd-rises"]
-    assert verdict.verdict == UNDERPOWERED and "allows for all 4 parts" in verdict.why
+    assert verdict.verdict == UNDERPOWERED and "corrected for all 4 parts" in verdict.why
     assert "f=32" in verdict.deciding
 
 

@@ -115,7 +115,7 @@ def test_tab_18_is_the_paper_s():
 def test_implied_rates_are_count_over_time():
     """By hand for CelebA-HQ: pictures times operations over seconds of an A100, and samples per second times theirs."""
     costs = flops.costs_of_row(LDMS["celeba256"])
-    row = flops.implied([Model("CelebA-HQ / LDM-4", 4, costs, 410_000, 48)]).loc["CelebA-HQ / LDM-4"]
+    row = flops.implied_rates([Model("CelebA-HQ / LDM-4", 4, costs, 410_000, 48)]).loc["CelebA-HQ / LDM-4"]
     seconds = 14.4 * 86_400 / V100_PER_A100
     assert row["training [TFLOP/s]"] == pytest.approx(410_000 * 48 * costs.training(True) / seconds / 1e12)
     assert row["sampling [TFLOP/s]"] == pytest.approx(0.43 * costs.sampling(500) / 1e12)
@@ -124,8 +124,8 @@ def test_implied_rates_are_count_over_time():
 def test_implied_rates_take_the_steps_of_tab_18_and_double_what_is_guided():
     """Churches has other steps in Tab. 12; a scale of guidance means two passes."""
     churches = Model("LSUN-Churches / LDM-8", 8, Costs(1, 0, 0, 1, 1), 500_000, 96)
-    assert flops.implied([churches])["pictures seen [M]"].item() == pytest.approx(0.410 * 96)
-    found = flops.implied([Model("ImageNet / LDM-4", 4, Costs(10, 0, 0, 1, 1), 1, 1)])
+    assert flops.implied_rates([churches])["pictures seen [M]"].item() == pytest.approx(0.410 * 96)
+    found = flops.implied_rates([Model("ImageNet / LDM-4", 4, Costs(10, 0, 0, 1, 1), 1, 1)])
     assert found.loc["ImageNet / LDM-4-G scale 1.5", "sample [TFLOP]"] == pytest.approx(
         2 * found.loc["ImageNet / LDM-4", "sample [TFLOP]"])
 
@@ -134,10 +134,11 @@ def test_implied_rates_take_the_steps_of_tab_18_and_double_what_is_guided():
 def test_floors_are_work_over_peak():
     """Days of a training; of one call at batch 1 the slower of operations and of weights through memory."""
     slow = Machine("slow", "fp32", 1.0, 2.0, "made up")
-    assert forecasts.floors([a_model(), a_model(num_steps=0)], [slow]).loc["a model", "slow"] * 86_400 == (
+    assert forecasts.time_lower_bounds([a_model(), a_model(num_steps=0)], [slow]).loc["a model", "slow"] * 86_400 == (
         pytest.approx(15_000))
-    assert forecasts.forward_floors([a_model()], [slow]).loc["a model", "slow"] == 10_000
-    assert forecasts.forward_floors([a_model()], [replace(slow, flops_per_s=100.0)]).loc["a model", "slow"] == 1000
+    assert forecasts.forward_lower_bounds([a_model()], [slow]).loc["a model", "slow"] == 10_000
+    faster = replace(slow, flops_per_s=100.0)
+    assert forecasts.forward_lower_bounds([a_model()], [faster]).loc["a model", "slow"] == 1000
 
 
 def test_estimates_take_the_rate_of_their_own_kind():
@@ -169,14 +170,14 @@ def test_records_are_compared_with_their_own_estimate(lab_root):
     for changes in ({}, {"tier": "smoke"}, {"data": "cifar10-train"}):
         Record("04_tradeoff", "LDM-8", params | changes, dict(seconds), env=env).save()
     measured = a_machine(training={8: rate(1e9)}, first_stage={8: rate(1e9)})
-    found = forecasts.compared(measured, "scenes").set_index("part")
+    found = forecasts.recorded_and_estimated(measured, "scenes").set_index("part")
     work = study_spec(8).diffusion.num_steps * 64 * flops.costs_of_spec(study_spec(8)).training()
     assert found.loc["denoiser", "estimated [s]"] == pytest.approx(work / 1e9)
     assert found.loc["denoiser", "ratio"] == pytest.approx(100e9 / work) and len(found) == 2
-    off = forecasts.how_far_off(forecasts.compared(measured, "scenes"), measured)
+    off = forecasts.estimate_errors(forecasts.recorded_and_estimated(measured, "scenes"), measured)
     assert off["this machine"].all() and off["trainings"].tolist() == [1, 1]
-    assert forecasts.compared(measured, "nothing").empty
-    assert forecasts.how_far_off(forecasts.compared(measured, "nothing"), measured).empty
+    assert forecasts.recorded_and_estimated(measured, "nothing").empty
+    assert forecasts.estimate_errors(forecasts.recorded_and_estimated(measured, "nothing"), measured).empty
 
 
 # --- Measuring
@@ -223,5 +224,5 @@ def test_names_in_the_figure_of_tab_18_do_not_overlap():
 def test_a_figure_of_nothing_says_so():
     """Not an empty pair of axes."""
     measured = a_machine()
-    with pytest.raises(ValueError, match="nothing to compare"):
-        figures.fig_compared(forecasts.compared(measured, "nothing"), measured)
+    with pytest.raises(ValueError, match="no training to compare with"):
+        figures.fig_compared(forecasts.recorded_and_estimated(measured, "nothing"), measured)

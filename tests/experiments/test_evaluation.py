@@ -130,7 +130,7 @@ def test_errors_of_the_solvable_world_stack_up():
     for name in ("model", "first_stage"):
         assert record.curves[f"world_{name}"][0][1] > last[name]
         assert last[name] == pytest.approx(record.value(f"world_{name}"), rel=0.01)
-    assert figures.fig_world(record).axes
+    assert figures.fig_solvable(record).axes
 
 
 def test_figures_are_drawn_from_a_record_alone(run):
@@ -138,7 +138,7 @@ def test_figures_are_drawn_from_a_record_alone(run):
     record = Record("16_evaluation", "LDM-8", PARAMS, protocol={"game_n": 4})
     ev.measure_number(run, record, ev.pictures(run, "val", 64))
     assert "fd_lab_infinity_real" not in record.metrics
-    (caption,) = {text.get_text() for text in figures.fig_number(record).texts if "Against n" in text.get_text()}
+    (caption,) = {text.get_text() for text in figures.fig_sample_size(record).texts if "Against n" in text.get_text()}
     assert "too few for an FD∞" in caption.replace("\n", " ")
     for name, scale in (("fd_lab", 1.0), ("fd_referee", 2.0)):
         record.metrics[f"{name}_floor"] = {"value": 0.5, "n_fake": 4, "n_real": 4}

@@ -20,7 +20,7 @@ from ldmlab.experiments.guidance import (
     record_guidance,
     sample_prompts,
 )
-from ldmlab.figures.guidance import fig_classifier, fig_success, fig_trade
+from ldmlab.figures.guidance import fig_classifier, fig_guidance_tradeoff, fig_success
 from ldmlab.figures.image_guiding import fig_image_guiding
 from ldmlab.perception import FeatureNet
 from ldmlab.study.config.budgets import BUDGETS
@@ -57,9 +57,9 @@ def test_a_run_is_measured_once_and_drawn(tiny_run, few, kind, capsys):
     run.finish(record)
     assert record_guidance(tiny_run(NOTEBOOKS[kind])).curves == record.curves
     assert "loaded" in capsys.readouterr().out
-    for fig in (fig_success(record), fig_trade([record])):
+    for fig in (fig_success(record), fig_guidance_tradeoff([record])):
         text = " ".join(t.get_text() for t in fig.findobj(lambda artist: hasattr(artist, "get_text")))
-        assert "rehearsal" in text and record.params["data"] in text
+        assert "testing only" in text and record.params["data"] in text
     if kind == "class":
         assert {curve_name(chief, way) for way in METHODS} <= record.curves.keys()
         fig_classifier(record)
@@ -113,7 +113,7 @@ def test_data_without_success_to_judge_says_so():
     """A record of photographs has FD-lab, and a figure of success would have nothing to show."""
     record = Record("08_class_conditional", "LDM-8", {"data": "cats", "size": 32, "tier": "laptop", "seed": 0, "f": 8},
                     curves={"fd_lab_by_guidance": [[1.0, 50.0]]}, protocol={"condition": "class"})
-    with pytest.raises(ValueError, match="the judge knows scenes alone"):
+    with pytest.raises(ValueError, match="for data scenes only"):
         fig_success(record)
     asked = Prompts("", [Annotation(0, "", ())], torch.zeros(1, dtype=torch.long))
     with pytest.raises(ValueError, match="this model's condition is none"):

@@ -77,11 +77,11 @@ def test_what_does_not_compare_is_refused(other):
         fig_rate_distortion([a_record(8), a_record(4, **other)])
 
 
-def test_rehearsals_and_unfinished_first_stages_are_marked():
+def test_smoke_records_and_unfinished_first_stages_are_marked():
     """The smoke tier is no evidence; a first stage that was still improving carries its dagger."""
-    assert "rehearsal" in words(fig_rate_distortion([a_record(tier="smoke")]))
+    assert "testing only" in words(fig_rate_distortion([a_record(tier="smoke")]))
     said = words(fig_rate_distortion([a_record(8), a_record(16, flat=False)]))
-    assert "KL-f16†" in said and "KL-f8†" not in said and "rehearsal" not in said
+    assert "KL-f16†" in said and "KL-f8†" not in said and "testing only" not in said
 
 
 def test_a_first_stage_without_bits_does_not_break_the_figure():
@@ -104,7 +104,7 @@ def test_table_8_stands_beside_ours():
     table = tab8_rates([a_record(4, "vq"), a_record(8, "kl")])
     assert table.loc["VQ-f4", "paper: bpp"] == round(13 / 16, 3)
     assert table["paper: bpp"].isna().tolist() == [name.startswith("KL") for name in table.index]
-    assert table.loc["KL-f8", "ours: bpp, true"] == 1.0 and table.loc["VQ-f4", "ours: bpp, fixed length"] == 0.562
+    assert table.loc["KL-f8", "ours: bpp, coded"] == 1.0 and table.loc["VQ-f4", "ours: bpp, fixed length"] == 0.562
 
 
 def test_the_free_step_is_the_coarsest_that_costs_nothing_to_see():

@@ -12,7 +12,7 @@ from ldmlab.checkpoints.diffusers_format.folders import read_pipeline
 from ldmlab.checkpoints.released import FIRST_STAGES, LDMS, ROWS, released_row, scaled_down
 from ldmlab.checkpoints.released_model import build
 from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
-from ldmlab.experiments.released.run import ReleasedRun, drawn
+from ldmlab.experiments.released.run import ReleasedRun, sample_rows
 from ldmlab.experiments.released.scores import record_released
 from ldmlab.experiments.released.targets import NO_ROW, TARGETS, compare, reconstruction_target, sampling_target
 from ldmlab.figures.released_models import fig_released, table
@@ -104,16 +104,17 @@ def test_half_a_decibel_is_off():
 
 
 @pytest.mark.parametrize(("changes", "why"), [
-    ({"params": {"data": "scenes"}}, "the pictures are scenes, the paper's ImageNet"),
-    ({"params": {"data": "imagenette"}}, "the pictures are imagenette"),
-    ({"params": {"size": 128}}, "128 px, the paper's 256"),
+    ({"params": {"data": "scenes"}}, "data scenes instead of ImageNet"),
+    ({"params": {"data": "imagenette"}}, "data imagenette instead of ImageNet"),
+    ({"params": {"size": 128}}, "128 px instead of 256"),
     ({"protocol": {"weights": "random"}}, "the weights are random"),
-    ({"protocol": {"num_steps": 20}}, "num_steps = 20, the paper's 250"),
-    ({"protocol": {"eta": 1.0}}, "eta = 1, the paper's 0"),
-    ({"protocol": {"guidance_scale": 3.0}}, "guidance_scale = 3, the paper's 1.5"),
+    ({"protocol": {"num_steps": 20}}, "num_steps = 20 instead of 250"),
+    ({"protocol": {"eta": 1.0}}, "eta = 1 instead of 0"),
+    ({"protocol": {"guidance_scale": 3.0}}, "guidance_scale = 3 instead of 1.5"),
     ({"protocol": {"reference_whole": False}}, "a part of the split train"),
-    ({"n_fake": 5000}, "5000 pictures, the paper's 50,000"),
-    ({"name": "FD-lab"}, "FD-lab is no FID"), ({"name": "FD-unverified"}, "FD-unverified is no FID"),
+    ({"n_fake": 5000}, "5000 pictures instead of 50,000"),
+    ({"name": "FD-lab"}, "the score is FD-lab instead of FID"),
+    ({"name": "FD-unverified"}, "the score is FD-unverified instead of FID"),
 ])
 def test_any_difference_of_protocol_makes_a_number_not_comparable(changes, why):
     """However near the value: one entry is changed, and the reason names it."""
@@ -133,7 +134,7 @@ def test_as_many_pictures_are_compared_with_as_in_the_paper():
     of_layouts = {"params": {"model": "layout2img-openimages256", "data": "OpenImages", "guidance_scale": 1.0},
                   "protocol": {"num_steps": 200, "guidance_scale": 1.0}, "n_fake": 2048}
     assert judged(record(32.02, **of_layouts, n_real=2048)).verdict == "within"
-    assert "5000 pictures to compare with, the paper's 2,048" in judged(record(32.02, **of_layouts, n_real=5000)).why
+    assert "5000 reference pictures instead of 2,048" in judged(record(32.02, **of_layouts, n_real=5000)).why
 
 
 def test_what_is_missing_is_said():
@@ -185,9 +186,9 @@ def test_a_model_without_no_class_refuses_guidance(lab_root):
 def test_models_without_a_condition_refuse_guidance(lab_root):
     """Neither an unconditional model nor a first stage is guided."""
     for name in ("celeba256", "kl-f8"):
-        with pytest.raises(ValueError, match="no condition, so no guidance"):
+        with pytest.raises(ValueError, match="unconditional and needs guidance_scale = 1"):
             run(model=name, guidance_scale=2.0)
-    with pytest.raises(ValueError, match="takes multiples of 128"):
+    with pytest.raises(ValueError, match="needs a multiple of 128"):
         run(model="lsun_churches256", size=64)
 
 
@@ -236,7 +237,7 @@ def test_a_run_with_random_weights_measures_all_and_claims_nothing(lab_root, mon
 def test_a_first_stage_alone_is_measured_and_samples_nothing(lab_root):
     """Tab. 8 is its table; there is no row of samples."""
     r = run(model="kl-f8")
-    assert drawn(r) == {}
+    assert sample_rows(r) == {}
     assert {c.table for c in compare(record_released(r))} == {"Tab. 8"}
     with pytest.raises(ValueError, match="is a first stage, which cannot sample"):
         released_sampling.latent_diffusion(build(r.row), 32)

@@ -119,11 +119,11 @@ def test_what_does_not_compare_is_refused_or_marked():
     assert [sum("LDM-2" == text.get_text() for text in ax.texts) for ax in (speed, steps)] == [0, 1]
 
 
-def test_rehearsals_and_gaps_are_marked():
+def test_smoke_records_and_gaps_are_marked():
     """The smoke tier is no evidence; a record with steps left out is counted, and drawn with what it has."""
-    assert "rehearsal" in words(fig_steps([a_record(tier="smoke")]))
+    assert "testing only" in words(fig_steps([a_record(tier="smoke")]))
     said = words(fig_steps([a_record(8), a_record(1, most=50)]))
-    assert "1 of 2 records lack numbers of steps" in said and "LDM-1" in said and "rehearsal" not in said
+    assert "1 of 2 records lack the numbers of steps" in said and "LDM-1" in said and "testing only" not in said
 
 
 def test_table_18_stands_beside_ours():

@@ -202,7 +202,7 @@ def test_answers_to_pictures_that_have_changed_do_not_count(comparison, path):
     other = made(seed=1)
     assert len(Session(other, path, "anna", 10).answers) == 0
     found = results(other, read_answers(path)[0])
-    assert found.raters == [] and "10 answers are about other versions of the pictures" in found.notes
+    assert found.raters == [] and "10 answers refer to other versions of the pictures" in found.notes
 
 
 # --- Results
@@ -240,7 +240,7 @@ def test_results_say_what_is_missing(comparison, path):
     answer_all(session, prefer)
     found = results(comparison, read_answers(path)[0])
     assert found.strengths is None and any("won every comparison" in note for note in found.notes)
-    assert found.vs_truth["a"].share == 0 and "attention checks right: 4 of 4" in session.so_far()
+    assert found.vs_truth["a"].share == 0 and "attention checks right: 4 of 4" in session.summary()
 
 
 def test_a_run_is_recorded_once_and_again_when_people_have_answered(tiny_run, monkeypatch, capsys):
@@ -262,7 +262,7 @@ def test_a_run_is_recorded_once_and_again_when_people_have_answered(tiny_run, mo
     assert again.protocol["raters_human"] + again.protocol["excluded_human"] == 1 and "anna" not in str(again)
     for fig in (fig_user_study(record), fig_user_study(again), fig_questions_needed(record)):
         text = " ".join(t.get_text() for t in fig.findobj(lambda artist: hasattr(artist, "get_text")))
-        assert "rehearsal" in text
+        assert "testing only" in text
 
 
 def test_the_paper_s_table_is_read_as_shares():

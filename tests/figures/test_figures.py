@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldmlab.figures import training_clocks
+from ldmlab.figures import training_cost
 from ldmlab.figures.__main__ import draw_tradeoff, main
 from ldmlab.figures.paper_tables import fig_reconstruction
 from ldmlab.figures.tradeoff import fig_tradeoff
@@ -86,8 +86,8 @@ def test_no_records_is_an_error():
 @pytest.mark.parametrize("draw", [fig_tradeoff, fig_reconstruction])
 def test_figures_of_smoke_runs_say_that_they_are_no_evidence(draw):
     """Numbers of the smoke tier mean nothing, and nobody can take them for a result."""
-    assert "rehearsal" in words(draw([a_record(8, tier="smoke")]))
-    assert "rehearsal" not in words(draw([a_record(8)]))
+    assert "testing only" in words(draw([a_record(8, tier="smoke")]))
+    assert "testing only" not in words(draw([a_record(8)]))
 
 
 def test_first_stages_that_were_still_improving_are_marked():
@@ -165,30 +165,30 @@ STEPS = np.array([100.0, 800.0])
 
 def test_paper_steps_undo_the_paper_s_batches():
     """Equal pictures are 16 times as many of the paper's steps at f = 1 as at f = 16 [LDM v2, Tab. 13]."""
-    one, sixteen = (training_clocks.paper_steps(grouped([a_record(f)])[0], STEPS) for f in (1, 16))
+    one, sixteen = (training_cost.paper_steps(grouped([a_record(f)])[0], STEPS) for f in (1, 16))
     assert one / sixteen == pytest.approx(112 / 7)
 
 
 def test_time_includes_the_first_stage():
     """LDM-1 has none; the others start late."""
-    one, eight = (training_clocks.all_seconds(grouped([a_record(f)])[0], STEPS) for f in (1, 8))
+    one, eight = (training_cost.all_seconds(grouped([a_record(f)])[0], STEPS) for f in (1, 8))
     assert one == pytest.approx([100, 800]) and eight == pytest.approx([12.5 + 88, 100 + 88])
 
 
 def test_training_costs_three_forward_passes():
     """For every picture seen."""
     series = grouped([a_record(8)])[0]
-    assert training_clocks.training_gflop(series, STEPS) == pytest.approx(
-        3 * 1e8 / 8 * training_clocks.pictures_seen(series, STEPS) / 1e9)
+    assert training_cost.training_gflop(series, STEPS) == pytest.approx(
+        3 * 1e8 / 8 * training_cost.pictures_seen(series, STEPS) / 1e9)
 
 
 def test_clocks_name_every_model_and_the_batches():
     """Four panels, a line per f each, the paper's batch sizes in the small print."""
-    fig = training_clocks.fig_clocks([a_record(f) for f in FS])
+    fig = training_cost.fig_training_cost([a_record(f) for f in FS])
     assert len(fig.axes) == 4 and all(len(ax.lines) == 6 for ax in fig.axes)
     assert "7, 9, 40, 64, 112, 112" in words(fig)
 
 
 def test_clocks_refuse_records_that_do_not_compare():
     with pytest.raises(ValueError, match="tier"):
-        training_clocks.fig_clocks([a_record(8), a_record(8, tier="gpu")])
+        training_cost.fig_training_cost([a_record(8), a_record(8, tier="gpu")])

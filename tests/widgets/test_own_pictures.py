@@ -40,7 +40,7 @@ def test_what_is_wrong_is_told_before_anything_is_used(tmp_path):
     """A missing mask, one of another size, and a file that is no picture: named, and nothing has run."""
     seen = []
     _save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png has no mask; beside it should lie a_mask\.png"):
+    with pytest.raises(ValueError, match=r"a\.png has no mask; add a_mask\.png beside it"):
         own_pictures(_use(seen), str(tmp_path / "a.png"), "mask")
     _save(tmp_path / "a_mask.png", size=(8, 8), colour=255, mode="L")
     with pytest.raises(ValueError, match="a_mask.png is 8 x 8, its picture 16 x 20"):

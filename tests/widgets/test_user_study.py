@@ -57,10 +57,10 @@ def test_pictures_are_shown_hidden_after_three_seconds_and_then_answered(session
     """The protocol of the paper: three pictures, 3 s, then a choice; the next question comes by itself."""
     later = Later()
     panel = Panel(session, later=later)
-    assert hidden(panel) and disabled(panel) and "anna" in panel.said.value
+    assert hidden(panel) and disabled(panel) and "anna" in panel.message.value
     question = session.current
     panel.start.click()
-    assert not hidden(panel) and disabled(panel) and panel.told.value == "question 1 of 5"
+    assert not hidden(panel) and disabled(panel) and panel.progress.value == "question 1 of 5"
     left = session.comparison.pictures[question.left][question.item]
     assert Image.open(io.BytesIO(panel.left.value)).size == (256, 256)  # 16 px, each pixel 16 times
     assert seen(panel.left) == len(to_uint8(left).flatten(1).T.unique(dim=0))
@@ -68,7 +68,7 @@ def test_pictures_are_shown_hidden_after_three_seconds_and_then_answered(session
     assert hidden(panel) and not disabled(panel)
     panel.buttons["right"].click()
     assert hidden(panel) and disabled(panel) and read_answers(session.path)[0][0].answer == "right"
-    assert panel.bar.value == 1 and panel.told.value == "question 2 of 5"
+    assert panel.bar.value == 1 and panel.progress.value == "question 2 of 5"
     later.strike()
     assert not hidden(panel) and later.waiting[0][0] == 3.0
 
@@ -82,11 +82,11 @@ def test_the_last_answer_is_thanked_for_and_a_second_panel_says_so_at_once(sessi
         later.strike()
         panel.buttons["left"].click()
         later.strike()
-    assert "Thank you, anna" in panel.said.value and "attention checks right" in panel.said.value
-    assert panel.told.value == "5 of 5" and later.waiting == [] and panel.start.layout.display == "none"
+    assert "Thank you, anna" in panel.message.value and "attention checks right" in panel.message.value
+    assert panel.progress.value == "5 of 5" and later.waiting == [] and panel.start.layout.display == "none"
     assert len(read_answers(session.path)[0]) == 5
     again = Panel(Session(session.comparison, session.path, "anna", 5), later=later)
-    assert "Thank you" in again.said.value
+    assert "Thank you" in again.message.value
 
 
 def test_a_double_click_and_a_late_timer_change_nothing(session):
@@ -115,7 +115,7 @@ def test_an_answer_that_cannot_be_written_is_said_and_can_be_given_again(session
         patch.setattr("ldmlab.experiments.user_study.session.append_answer",
                       lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         panel.buttons["left"].click()
-        assert "disk full" in panel.said.value and not disabled(panel) and panel.bar.value == 0
+        assert "disk full" in panel.message.value and not disabled(panel) and panel.bar.value == 0
     panel.buttons["left"].click()
     assert panel.bar.value == 1
 
@@ -125,7 +125,7 @@ def test_a_panel_that_is_reopened_goes_on(session):
     session.shown()
     session.answer("left")
     panel = Panel(Session(session.comparison, session.path, "anna", 5), later=Later())
-    assert panel.told.value == "question 2 of 5" and "answered 1 before" in panel.said.value
+    assert panel.progress.value == "question 2 of 5" and "answered before: 1" in panel.message.value
 
 
 def test_the_question_is_no_markup(session):

@@ -1,8 +1,8 @@
-"""What every model costs, counted: the paper's models and this workbench's runs; Tab. 18 beside [LDM v2, App. F].
+"""Counted operations of the paper's models and of the runs of this project, beside Tab. 18 [LDM v2, App. F].
 
-Counting needs no weights and no machine: models are built on torch's "meta" device. Operations are those of
-convolutions and matrix products, two for a multiplication with its addition, for one picture. A context of one token
-is counted as in the released code, at every position; ours attends to it once and does up to 4 % less.
+Models are built on torch's "meta" device, so that counting needs neither weights nor compute. Operations are those of
+convolutions and matrix products for one picture, with a multiply-add counted as two. A context of one token is counted
+as in the released code, at every position; ours attends to it once and needs up to 4 % less.
 """
 
 import json
@@ -28,10 +28,10 @@ from ldmlab.study.config.paths import results_dir
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import ConditionSpec, StudySpec, denoiser_config
 
-PASSES = 3  # a training step in forward passes: its backward pass is about two
+PASSES = 3  # forward passes per training step, counting its backward pass as two
 DAY = 86_400  # seconds
 IMAGENET = 1_281_167  # training pictures
-# Where the paper states batch and steps of a released model. The super-resolution model of Tab. 15 is another, larger.
+# Where the paper states batch size and steps of a released model. That of super-resolution differs from Tab. 15's.
 TRAINED = {
     "celeba256": ("Tab. 12", "CelebA-HQ"), "ffhq256": ("Tab. 12", "FFHQ"), "lsun_beds256": ("Tab. 12", "LSUN-Bedrooms"),
     "lsun_churches256": ("Tab. 12", "LSUN-Churches"), "cin256": ("Tab. 18", "ImageNet / LDM-8"),
@@ -44,10 +44,10 @@ TRAINED = {
 # --- Counting ---------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Costs:
-    """Operations of one picture through each part of a model, forward, and the parts' parameters.
+    """Operations of each part of a model for one picture, forward, in FLOP, and the parts' numbers of parameters.
 
-    `tau` is the transformer of a condition, trained with the denoiser. `num_encodes` pictures are encoded for one that
-    is trained on or sampled: an inpainting model encodes the masked picture too.
+    `tau` is the transformer of the condition, which is trained with the denoiser. `masked` marks an inpainting model,
+    which also encodes the masked picture.
     """
 
     denoiser: int
@@ -61,27 +61,27 @@ class Costs:
 
     @property
     def num_encodes(self) -> int:
-        """Pictures encoded in a training step that keeps no latents."""
+        """Encoder calls per picture in a training step without cached latents."""
         return 1 + self.masked
 
     def training(self, online: bool = False) -> int:
-        """Operations a picture of the denoiser's training: latents given, or `online`, encoded anew each time."""
+        """FLOP per picture of the denoiser's training, with cached latents, or encoding at each step (`online`)."""
         return PASSES * (self.denoiser + self.tau) + self.num_encodes * self.encode * online
 
     def sampling(self, num_steps: int, guided: bool = False) -> int:
-        """Operations a sample: `num_steps` of the denoiser, twice when guided without a classifier, and the decoder."""
+        """FLOP per sample: `num_steps` denoiser calls, doubled by classifier-free guidance, and the decoder."""
         return (1 + guided) * (num_steps * self.denoiser + self.tau) + self.masked * self.encode + self.decode
 
     @property
     def first_stage_training(self) -> int:
-        """Operations a picture of the autoencoder's own training, without perceptual network and discriminator."""
+        """FLOP per picture of the autoencoder's training, without perceptual network and discriminator."""
         return PASSES * (self.encode + self.decode)
 
 
 def count_denoiser(config: DenoiserConfig, side: int, num_tokens: int = 1) -> int:
-    """Operations of one forward pass on one latent of `side` squared, with `num_tokens` of context if it takes one."""
+    """FLOP of one forward pass on one latent of `side` squared, with `num_tokens` of context if it takes one."""
     config = replace(config, attention_at=tuple(sorted(config.attention_at)))
-    if num_tokens == 1:  # from two on each token adds as much as another; our pass with a single one takes a short cut
+    if num_tokens == 1:  # extrapolated from 2 and 3, since our UNet has a shortcut for a single token
         return 2 * _count_denoiser(config, side, 2) - _count_denoiser(config, side, 3)
     return _count_denoiser(config, side, num_tokens)
 
@@ -96,27 +96,28 @@ def _count_denoiser(config: DenoiserConfig, side: int, num_tokens: int) -> int:
 
 @cache
 def count_first_stage(config: AutoencoderConfig, size: int) -> tuple[int, int, int]:
-    """Operations of encoder and decoder on one picture of `size` squared, and the parameters of both."""
+    """FLOP of encoder and decoder on one picture of `size` squared, and their number of parameters."""
     if config.f == 1:
         return 0, 0, 0
     with torch.device("meta"):
-        model, x = build_autoencoder(config), torch.empty(1, 3, size, size)
+        model: Any = build_autoencoder(config)
+        x = torch.empty(1, 3, size, size)
         z = torch.empty(1, model.z_channels, size // config.f, size // config.f)
-    encode = count_flops(lambda: model.to_latent(model.encoder(x)))  # `encode` would look at the picture's range
+    encode = count_flops(lambda: model.to_latent(model.encoder(x)))  # `encode` would read the picture's values
     return encode, count_flops(model.decode, z), count_params(model)
 
 
 @cache
 def count_tau(vocab_size: int, length: int, dim: int, layers: int, heads: int = 8, head_dim: int = 64
               ) -> tuple[int, int]:
-    """Operations of a condition's transformer on `length` tokens, and its parameters."""
+    """FLOP of a condition's transformer on `length` tokens, and its number of parameters."""
     with torch.device("meta"):
         tau, ids = TokenTransformer(vocab_size, length, dim, layers, heads, head_dim), torch.zeros(1, length).long()
     return count_flops(tau, ids), count_params(tau)
 
 
 def costs_of_row(row: LdmRow) -> Costs:
-    """The costs of a released model at the size that it was trained on."""
+    """Costs of a released model at its training size."""
     c, first_stage = row.condition, row.first_stage.config
     tau = (0, 0)
     if c and c.num_layers:
@@ -126,7 +127,7 @@ def costs_of_row(row: LdmRow) -> Costs:
 
 
 def costs_of_spec(spec: StudySpec) -> Costs:
-    """The costs of a run of this workbench, or of one of the paper's sweep at tier `paper`; its data has classes."""
+    """Costs of the run that a spec describes, for data with classes; at tier `paper` one of the paper's sweep."""
     c, tau, num_tokens = spec.diffusion.condition, (0, 0), 1
     if isinstance(c, ConditionSpec):
         kind = condition_kind(c.kind)
@@ -146,7 +147,7 @@ def _costs(denoiser: DenoiserConfig, first_stage: AutoencoderConfig, size: int, 
 # --- Models -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Model:
-    """A model with its costs and how long both its parts were trained; steps are 0 where nobody states them."""
+    """A model with its costs and the training of its denoiser and first stage; steps are 0 if they are not stated."""
 
     name: str
     f: int
@@ -158,18 +159,20 @@ class Model:
     first_stage_batch: int = 0
 
     def training(self, online: bool = False) -> int:
-        """Operations of the denoiser's whole training."""
+        """FLOP of the denoiser's whole training."""
         return self.num_steps * self.batch_size * self.costs.training(online)
 
     @property
     def first_stage_training(self) -> int:
-        """Operations of the first stage's whole training: a lower bound, see `Costs`."""
+        """FLOP of the first stage's whole training; a lower bound, see `Costs.first_stage_training`."""
         return self.first_stage_steps * self.first_stage_batch * self.costs.first_stage_training
 
 
 def paper_models() -> list[Model]:
-    """The models of the paper that this workbench can build: those released, the inpainting model of Tab. 15, and the
-    sweep of Tab. 13 (`VQ`; our assumptions for first stages that were not released are in `paper_models`)."""
+    """The released models, the inpainting model of Tab. 15, and the sweep of Tab. 13 with VQ first stages.
+
+    The configurations of first stages that were not released are assumed, see `ldmlab.study.config.paper_models`.
+    """
     found = []
     for row in LDMS.values():
         if row.name == "semantic_synthesis512":  # the model of 256 px, continued
@@ -182,34 +185,34 @@ def paper_models() -> list[Model]:
         found.append(Model(row.paper, row.first_stage.config.f, costs_of_row(row), plan.get("num_steps", 0),
                            plan.get("batch_size", 0), row.first_stage.paper, stage.get("num_steps", 0),
                            stage.get("batch_size", 0)))
-    found.append(planned(study_spec(4, "vq", tier="paper", condition="mask"), "inpainting Places, Tab. 15"))
+    found.append(model_of_spec(study_spec(4, "vq", tier="paper", condition="mask"), "inpainting Places, Tab. 15"))
     return found + sweep()
 
 
 def sweep() -> list[Model]:
-    """LDM-1 to LDM-32 on ImageNet, the paper's central study [LDM v2, Tab. 13]."""
-    return [planned(study_spec(f, "vq", tier="paper"), f"LDM-{f}, Tab. 13") for f in FS]
+    """LDM-1 to LDM-32 on ImageNet, the paper's sweep over f [LDM v2, Tab. 13]."""
+    return [model_of_spec(study_spec(f, "vq", tier="paper"), f"LDM-{f}, Tab. 13") for f in FS]
 
 
 def workbench_models(tier: str, size: int = 0, reg: str = "kl") -> list[Model]:
-    """What this workbench trains at a tier: the sweep of notebook 04, and every other kind of condition at f = 4."""
+    """The models that the notebooks train at a tier: the sweep of 04, and every other condition at f = 4."""
     specs = {f"LDM-{f}": study_spec(f, reg, tier=tier, size=size) for f in FS}
     specs |= {f"LDM-4, {kind.replace('_', ' ')}": study_spec(4, reg, tier=tier, size=size, condition=kind)
               for kind in KINDS if kind != "class"}
-    return [planned(spec, name) for name, spec in specs.items()]
+    return [model_of_spec(spec, name) for name, spec in specs.items()]
 
 
-def planned(spec: StudySpec, name: str) -> Model:
-    """The training that a spec plans, counted."""
+def model_of_spec(spec: StudySpec, name: str) -> Model:
+    """The model that a spec describes, with its costs and length of training."""
     stage, plan = spec.first_stage, spec.diffusion
     return Model(name, spec.f, costs_of_spec(spec), plan.num_steps, plan.batch_size, stage.name, stage.num_steps,
                  stage.batch_size if stage.num_steps else 0)
 
 
-def counted(models: Iterable[Model], num_steps: int = 200, unit: str = "EFLOP") -> pd.DataFrame:
-    """Models side by side: parameters in millions, GFLOP a picture, whole trainings in EFLOP (10^18) or PFLOP (10^15).
+def cost_table(models: Iterable[Model], num_steps: int = 200, unit: str = "EFLOP") -> pd.DataFrame:
+    """A table of models: parameters in millions, GFLOP per picture, whole trainings in EFLOP (10^18) or PFLOP (10^15).
 
-    Training that nobody states is empty.
+    Cells are empty for trainings that are not stated. KeyError for another `unit`.
     """
     whole, rows = {"EFLOP": 1e18, "PFLOP": 1e15}[unit], []
     for m in models:
@@ -229,9 +232,9 @@ def counted(models: Iterable[Model], num_steps: int = 200, unit: str = "EFLOP") 
 
 
 def parts(models: Sequence[Model], num_steps: int = 200) -> dict[str, pd.DataFrame]:
-    """Operations a picture by f and by part: encode, denoiser, decode; for three kinds of work.
+    """FLOP per picture by f and part (encode, denoiser, decode), for "online" and "cached" training and "sampling".
 
-    "cached" encodes every picture of ImageNet and its mirror image once, and shares that out over the training.
+    "cached" encodes every picture of ImageNet and its mirror image once, amortized over the training.
     """
     found: dict[str, dict[int, tuple[float, float, float]]] = {"online": {}, "cached": {}, "sampling": {}}
     for m in models:
@@ -244,7 +247,7 @@ def parts(models: Sequence[Model], num_steps: int = 200) -> dict[str, pd.DataFra
 
 # --- Tab. 18 ----------------------------------------------------------------------------------------------------------
 def tab18() -> pd.DataFrame:
-    """The paper's own account, row by row as printed [LDM v2, Tab. 18]."""
+    """The paper's compute requirements, row by row as printed [LDM v2, Tab. 18]."""
     columns = {"generator_v100_days": "generator [V100-days]", "classifier_v100_days": "classifier [V100-days]",
                "total_v100_days": "total [V100-days]", "images_per_s": "samples/s", "num_params": "parameters [M]",
                "fid": "FID", "is": "IS", "precision": "precision", "recall": "recall", "r_fid": "R-FID",
@@ -254,13 +257,13 @@ def tab18() -> pd.DataFrame:
     return frame.rename_axis("data / model")
 
 
-def implied(models: Iterable[Model]) -> pd.DataFrame:
-    """The rate at which the authors' A100 must have worked: operations counted here over the time of Tab. 18.
+def implied_rates(models: Iterable[Model]) -> pd.DataFrame:
+    """Operations per second of the authors' A100 implied by Tab. 18: operations counted here over the time stated.
 
-    Training as in the released code, every picture encoded anew, without what gradient checkpointing computes twice;
-    of first stages the autoencoder alone. V100-days become seconds of an A100 by the 2.2 of App. F, which the paper
-    takes from another source, so rates of training are as uncertain as that; those of sampling are not.
-    Classifier-guided rows are left out: the paper does not describe the classifier.
+    Training encodes every picture at each step, as the released code does; recomputation by gradient checkpointing is
+    not counted, and of first stages only the autoencoder is. V100-days are converted to seconds of an A100 by the
+    factor 2.2 of App. F, which the paper takes from another source: rates of training depend on it, those of sampling
+    do not. Rows with classifier guidance are omitted, since the paper does not describe the classifier.
     """
     known, rows = {m.name: m for m in models}, []
     for name, row in paper.table("Tab. 18").items():
@@ -283,12 +286,12 @@ def implied(models: Iterable[Model]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("data / model").astype(float)
 
 
-# --- What the levers buy ----------------------------------------------------------------------------------------------
+# --- Benchmarks -------------------------------------------------------------------------------------------------------
 def benchmark_tables(folder: Path | None = None) -> pd.DataFrame:
-    """The tables of `benchmarks/` in `folder`, by default results/benchmarks: each of our ways beside each peer's.
+    """Results of `benchmarks/` in `folder`, by default results/benchmarks: each of our variants against each peer.
 
-    `ratio` is how many times as fast ours is, `goal` what was asked of its lower end. What `void` marks was measured on
-    a machine that was not quiet. A file in another form, or none at all, is passed over.
+    `ratio` is our speed over the peer's with its interval `low` to `high`, and `goal` the target for `low`. `void`
+    marks measurements on a machine with other load. Files of another format are skipped.
     """
     columns = ("table", "work", "variant", "peer", "exact", "seconds", "ratio", "low", "high", "goal", "void")
     found = []

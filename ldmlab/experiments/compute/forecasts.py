@@ -1,7 +1,7 @@
-"""What trainings cost on a machine: floors at its peak, estimates from a minute's measurement, how far these are off.
+"""Time of trainings on a machine: lower bounds at its peak, estimates from measured rates, and their errors.
 
-A floor is the time that a count of operations takes at the peak, which no training reaches. An estimate divides the
-same count by the rate that steps like the training's own attained when they were timed.
+A lower bound divides the counted operations by the peak rate, which no training reaches. An estimate divides them by
+the rate that similar training steps attained when they were timed.
 """
 
 import statistics
@@ -12,35 +12,38 @@ from math import log2
 import numpy as np
 import pandas as pd
 
-from ldmlab.experiments.compute.flops import DAY, Model, planned
+from ldmlab.experiments.compute.flops import DAY, Model, model_of_spec
 from ldmlab.experiments.compute.machine import PUBLISHED, Machine, Measured, Rate, measure_machine
 from ldmlab.study.records.compare import data_name, device_of, grouped, spec_of
 from ldmlab.study.records.record import Record, environment, load_records
 from ldmlab.study.runs.run import Run
 
 
-def floors(models: Iterable[Model], machines: Sequence[Machine] = PUBLISHED) -> pd.DataFrame:
-    """Days of each denoiser's training at each machine's peak, latents given: the least that it can take.
+def time_lower_bounds(models: Iterable[Model], machines: Sequence[Machine] = PUBLISHED) -> pd.DataFrame:
+    """Lower bounds on the days of each denoiser's training: operations, with cached latents, at each machine's peak.
 
-    Models whose training nobody states are left out.
+    Models whose training is not stated are omitted.
     """
     rows = {m.name: {machine.name: m.training() / machine.flops_per_s / DAY for machine in machines}
             for m in models if m.num_steps}
     return pd.DataFrame(rows).T.rename_axis("days at the peak of")
 
 
-def forward_floors(models: Iterable[Model], machines: Sequence[Machine] = PUBLISHED, num_bytes: int = 2
-                   ) -> pd.DataFrame:
-    """Milliseconds of one denoiser call at batch 1: operations at the peak, or weights of `num_bytes` each through
-    memory, whichever takes longer."""
+def forward_lower_bounds(
+    models: Iterable[Model], machines: Sequence[Machine] = PUBLISHED, num_bytes: int = 2
+) -> pd.DataFrame:
+    """Lower bounds on the milliseconds of one denoiser call at batch size 1.
+
+    The longer of two times: operations at the peak, and reading all weights of `num_bytes` each from memory.
+    """
     rows = {m.name: {k.name: 1e3 * max(m.costs.denoiser / k.flops_per_s, num_bytes * m.costs.num_params / k.bytes_per_s)
                      for k in machines} for m in models}
-    return pd.DataFrame(rows).T.rename_axis("ms a call at batch 1")
+    return pd.DataFrame(rows).T.rename_axis("ms per call at batch size 1")
 
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Seconds of a training here: likely, and between the fastest and the slowest rates that were measured for it."""
+    """Estimated seconds of a training on this machine: at the median, fastest (`low`) and slowest (`high`) rate."""
 
     seconds: float
     low: float
@@ -48,10 +51,11 @@ class TimeEstimate:
 
 
 def estimate_time(model: Model, measured: Measured, wide: bool) -> tuple[TimeEstimate, TimeEstimate | None]:
-    """Training here of the denoiser, latents given, and of the first stage, None where nobody states its steps.
+    """Estimated times of training the denoiser, with cached latents, and the first stage (None if its steps are not
+    stated) on the measured machine.
 
-    `wide` takes the rates at the paper's widths, else those of the tier that was measured, for an f in between by
-    interpolation in the logarithms. What is not a step (loading, encoding, scoring) comes on top.
+    `wide` uses the rates at the paper's widths, otherwise those of the measured tier, log-interpolated over f. Time
+    outside of training steps (loading, encoding, scoring) is not included.
     """
     if wide:
         rates = list(measured.wide.values())
@@ -67,9 +71,11 @@ def estimate_time(model: Model, measured: Measured, wide: bool) -> tuple[TimeEst
 def _between(rates: Mapping[int, Rate], f: int) -> Rate:
     fs = sorted(rates)
     at = [log2(k) for k in fs]
-    ends = {name: float(np.exp(np.interp(log2(f), at, [np.log(getattr(rates[k], name)) for k in fs])))
-            for name in ("value", "low", "high")}
-    return replace(rates[fs[0]], **ends)
+
+    def between(name: str) -> float:
+        return float(np.exp(np.interp(log2(f), at, [np.log(getattr(rates[k], name)) for k in fs])))
+
+    return replace(rates[fs[0]], value=between("value"), low=between("low"), high=between("high"))
 
 
 def _seconds(work: float | int, rate: Rate) -> TimeEstimate:
@@ -77,9 +83,10 @@ def _seconds(work: float | int, rate: Rate) -> TimeEstimate:
 
 
 def estimates(models: Iterable[Model], measured: Measured, wide: bool) -> pd.DataFrame:
-    """Each training that is stated, here: hours of a tier's, days of the paper's (`wide`); the range is the denoiser's.
+    """Estimated training times on the measured machine, in hours, or in days for the paper's widths (`wide`).
 
-    Beside it the floor at this machine's peak, and the share of that peak which the estimate assumes.
+    "from" and "to" are the range for the denoiser. Lower bounds at the machine's peak, and the share of the peak that
+    the estimate assumes, are given beside. Models whose training is not stated are omitted.
     """
     rows, peak, unit = [], measured.machine.flops_per_s, "d" if wide else "h"
     per = DAY if wide else 3600
@@ -87,7 +94,7 @@ def estimates(models: Iterable[Model], measured: Measured, wide: bool) -> pd.Dat
         if not m.num_steps:
             continue
         denoiser, stage = estimate_time(m, measured, wide)
-        rows.append({"model": m.name, f"floor [{unit}]": m.training() / peak / per,
+        rows.append({"model": m.name, f"lower bound [{unit}]": m.training() / peak / per,
                      f"denoiser [{unit}]": denoiser.seconds / per, "from": denoiser.low / per,
                      "to": denoiser.high / per,
                      f"first stage [{unit}]": stage.seconds / per if stage else None,
@@ -96,18 +103,18 @@ def estimates(models: Iterable[Model], measured: Measured, wide: bool) -> pd.Dat
 
 
 # --- Estimates and records --------------------------------------------------------------------------------------------
-def compared(measured: Measured, data: str) -> pd.DataFrame:
-    """Every recorded training of this data and of the measured tier beside its estimate from this machine.
+def recorded_and_estimated(measured: Measured, data: str) -> pd.DataFrame:
+    """Recorded and estimated seconds of every training of 04_tradeoff on this data at the measured tier.
 
-    `ratio` is recorded over estimated. Records of other devices are there too, marked by their device: for them it
-    says which machine is faster, and not how good the estimate is. Training of a laptop's first stage is all steps;
-    at tier `gpu` half of them have a discriminator, which the estimate leaves out.
+    `ratio` is recorded over estimated. Records of other devices are included and named; for them it compares machines
+    rather than testing the estimate. At tier `gpu`, half of a first stage's steps use a discriminator, which estimates
+    do not include.
     """
     rows = []
     for record in load_records("04_tradeoff", tier=measured.tier):
         if data_name(record) != data:
             continue
-        model = planned(spec_of(grouped([record])[0]), record.name)
+        model = model_of_spec(spec_of(grouped([record])[0]), record.name)
         for part, metric, found in zip(("denoiser", "first stage"), ("train_s", "first_stage_train_s"),
                                        estimate_time(model, measured, wide=False), strict=True):
             recorded = record.metrics.get(metric, {}).get("value")
@@ -120,8 +127,8 @@ def compared(measured: Measured, data: str) -> pd.DataFrame:
                                        "device"])
 
 
-def how_far_off(frame: pd.DataFrame, measured: Measured) -> pd.DataFrame:
-    """By device and part: recorded over estimated, median and extremes, and the share of trainings within the range."""
+def estimate_errors(frame: pd.DataFrame, measured: Measured) -> pd.DataFrame:
+    """Recorded over estimated time by device and part: median, extremes, and the share of trainings in the range."""
     inside = frame["recorded [s]"].between(frame["from"], frame["to"])
     groups = frame.assign(inside=inside).groupby(["device", "part"])
     table = groups.agg(trainings=("ratio", "size"), median=("ratio", "median"), least=("ratio", "min"),
@@ -131,15 +138,15 @@ def how_far_off(frame: pd.DataFrame, measured: Measured) -> pd.DataFrame:
 
 
 def record_compute(run: Run) -> tuple[Record, Measured]:
-    """Measure this machine, and what this run's training would take on it; nothing is trained.
+    """Measure this machine and estimate the training time of this run on it; nothing is trained.
 
-    It is measured anew each time: a machine has other work at other times.
+    The measurement is repeated at each call, since the load of a machine changes.
     """
     seconds = run.spec.budget.machine_s
     measured = measure_machine(run.spec, run.device, seconds)
     record = Record(run.notebook, run.spec.name, run.params, started=run.started, env=environment(run.device))
     record.metrics = measured.metrics()
-    model = planned(run.spec, run.spec.name)
+    model = model_of_spec(run.spec, run.spec.name)
     record.metrics |= {
         "flops_denoiser": {"value": model.costs.denoiser, "unit": "FLOP a picture, forward"},
         "flops_training": {"value": model.training(), "unit": "FLOP, latents given"},

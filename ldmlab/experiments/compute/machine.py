@@ -1,13 +1,13 @@
-"""What a machine can do and what it attains: published peaks, and a minute's measurement of this one.
+"""Peak and attained rates of machines: published peaks, and a measurement of this machine in about a minute.
 
-The peak is the rate of large matrix products and convolutions. What real steps attain is far below it, and differs from
-model to model: small ones keep a machine waiting for the next call, wide ones come closer. So both kinds are timed.
+The peak is the rate of large matrix products and convolutions. Training and sampling steps attain less, and how much
+less depends on the model: small models are limited by launch overhead, wide ones come closer. Both are timed.
 """
 
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,7 +38,7 @@ INNER = DenoiserConfig(3, 3, (896,), attention_at=(1,), num_head_channels=32)
 
 @dataclass(frozen=True)
 class Machine:
-    """A device's peaks: operations per second in `precision`, bytes of memory per second."""
+    """Peak rates of a device: FLOP/s in `precision`, memory bandwidth in byte/s, and their source."""
 
     name: str
     precision: str
@@ -59,24 +59,24 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Rate:
-    """Operations (or bytes) per second of a job: the median over its calls, the slowest and the fastest of them."""
+    """FLOP/s (or byte/s) of a job: median over its calls, slowest and fastest call."""
 
     value: float
     low: float
     high: float
-    seconds: float  # a call, median
+    seconds: float  # per call, median
     precision: str = "fp32"
 
 
 @dataclass
 class Measured:
-    """What was measured: peaks by precision, bandwidth, and attained rates of steps.
+    """Measured rates of a device: peaks by precision, memory bandwidth, and attained rates of steps.
 
-    `training` and `first_stage` are steps of a tier's denoisers and autoencoders by f, `sampling` is that of one f,
-    `wide` are forward and backward passes through parts as wide as the paper's models.
+    `training` and `first_stage` are training steps of a tier's denoisers and autoencoders by f, `sampling` is sampling
+    at one f, `wide` are forward and backward passes through parts of UNets of the paper's width.
     """
 
-    device: str  # as `series.device_of` names that of a record
+    device: str  # as named by `compare.device_of`
     tier: str
     peaks: dict[str, Rate]
     bandwidth: Rate
@@ -87,24 +87,24 @@ class Measured:
 
     @property
     def machine(self) -> Machine:
-        """This device among the published ones: its fastest precision."""
+        """This device as a `Machine`, in its fastest precision."""
         name, rate = max(self.peaks.items(), key=lambda peak: peak[1].value)
         return Machine("this machine", name, rate.value, self.bandwidth.value, f"measured: {self.device}")
 
     @property
     def jobs(self) -> dict[str, Rate]:
-        """The attained rates by what was done."""
+        """Attained rates by job."""
         steps = {f"train LDM-{f}": rate for f, rate in self.training.items()}
         steps |= {f"train first stage, f = {f}": rate for f, rate in self.first_stage.items()}
         steps |= {f"sample, {SAMPLING_STEPS} steps": self.sampling}
         return steps | {f"paper's width, {name}": rate for name, rate in self.wide.items()}
 
     def share(self, rate: Rate) -> float:
-        """A rate's part of the peak in its own precision."""
+        """A rate as a share of the peak in its precision."""
         return rate.value / self.peaks[rate.precision].value
 
     def metrics(self) -> dict[str, dict]:
-        """For a record."""
+        """Metrics as stored in a record."""
         found = {f"peak_{name}": (rate, "FLOP/s") for name, rate in self.peaks.items()}
         found |= {"bandwidth": (self.bandwidth, "byte/s")}
         found |= {f"attained {name}": (rate, "FLOP/s") for name, rate in self.jobs.items()}
@@ -115,15 +115,15 @@ class Measured:
 
 # --- Measuring --------------------------------------------------------------------------------------------------------
 def measure_machine(spec: StudySpec, device: torch.device | str, seconds: float | int) -> Measured:
-    """Measure this machine for about `seconds`: its peak, its memory, and steps of the tier and f of `spec`.
+    """Measure peak, memory bandwidth, and steps of the tier and f of `spec` on this machine, for about `seconds`.
 
-    Weights are random and so are pictures, since speed depends on neither. A step on a slow machine takes as long as
-    it takes, so the whole can be longer. ValueError unless seconds > 0.
+    Weights and pictures are random, since speed does not depend on them. Every job runs at least three times, so that
+    slow machines take longer. ValueError unless seconds > 0.
     """
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
     device, large = torch.device(device), torch.device(device).type == "cuda"
-    if spec.budget.paper_scale:  # its own steps need such a machine; `wide` stands for them
+    if spec.budget.paper_scale:  # its own steps need larger machines; `wide` replaces them
         spec = study_spec(spec.f, spec.reg, tier=auto_tier(device.type), seed=spec.seed)
     precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if _has_bf16(device) else {})
     fs, stages = sorted({1, 4, 16, spec.f}), sorted({2, 4, 8, 32, spec.f} - {1})
@@ -137,7 +137,7 @@ def measure_machine(spec: StudySpec, device: torch.device | str, seconds: float 
 
         peaks = {}
         for name, dtype in precisions.items():
-            # The fastest call of the best: a peak is what can be, others' work aside.
+            # The fastest call of the best job, which other load on the machine affects least.
             found = [_rate(job, work, budget, name) for job, work in peak_jobs(device, dtype)]
             best = max(found, key=lambda rate: rate.high)
             peaks[name] = replace(best, value=best.high)
@@ -172,15 +172,14 @@ def measure_machine(spec: StudySpec, device: torch.device | str, seconds: float 
 
 
 def _at(spec: StudySpec, f: int) -> StudySpec:
-    """The class-conditional run of the same tier at another f: of the same size, or the tier's if f does not divide it.
-    """
+    """The class-conditional run of the same tier at another f, of the same size if f divides it, else of the tier's."""
     size = spec.data.size if spec.data.size % f == 0 else 0
     return study_spec(f, "kl" if spec.reg == "none" else spec.reg, tier=spec.tier, size=size)
 
 
-def _precision(asked: str, device: torch.device) -> str:
-    """The precision that training would take here: bf16 or fp32."""
-    return "bf16" if "bf16" in usable_precision(asked, device) else "fp32"
+def _precision(requested: str, device: torch.device) -> str:
+    """The precision that training would use on a device: bf16 or fp32."""
+    return "bf16" if "bf16" in usable_precision(requested, device) else "fp32"
 
 
 def _has_bf16(device: torch.device) -> bool:
@@ -188,10 +187,12 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def _rate(job: Callable[[], object], work: float | int, budget: float, precision: str = "fp32") -> Rate:
-    """`work` over the seconds of a call: after one to warm up, as many as fit into `budget` seconds, two at least."""
+    """Rate of a job of `work` operations, from the calls that fit into `budget` seconds, at least two, after a warm-up.
+    """
     job()
     synchronize()
-    times, began = [], time.perf_counter()
+    times: list[float] = []
+    began = time.perf_counter()
     while len(times) < 2 or time.perf_counter() - began < budget:
         start = time.perf_counter()
         job()
@@ -201,14 +202,15 @@ def _rate(job: Callable[[], object], work: float | int, budget: float, precision
     return Rate(work / median, work / max(times), work / min(times), median, precision)
 
 
-def _autocast(precision: str, device: torch.device):
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def _training_step(spec: StudySpec, device: torch.device) -> Callable[[], object]:
-    """A whole step as in training: objective, gradient, AdamW, moving average; latents given."""
+    """A complete training step on given latents: loss, gradient, AdamW, EMA."""
     plan = spec.diffusion
     unet, schedule = UNet(denoiser_config(plan, NUM_CLASSES)), scaled_linear(plan.T, *plan.beta)
+    assert plan.denoiser.context_dim is not None  # class-conditional, see _at
     tau = ClassEmbedder(NUM_CLASSES, plan.denoiser.context_dim, plan.p_uncond)
     module = DiffusionModule(unet, schedule, tau, lr=plan.lr).to(device)
     module.on_fit_start()
@@ -230,7 +232,7 @@ def _training_step(spec: StudySpec, device: torch.device) -> Callable[[], object
 
 
 def _first_stage_step(spec: StudySpec, device: torch.device) -> Callable[[], object]:
-    """A step of the autoencoder with perceptual loss, before the discriminator joins in."""
+    """A training step of the autoencoder with perceptual loss, without discriminator."""
     plan, perceptual = spec.first_stage, perceptual_loss("psim-lab").to(device)
     model = build_autoencoder(plan.autoencoder).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=plan.lr, fused=device.type in ("cuda", "cpu"))
@@ -249,12 +251,13 @@ def _first_stage_step(spec: StudySpec, device: torch.device) -> Callable[[], obj
 
 
 def _sampling(spec: StudySpec, device: torch.device, n: int) -> Callable[[], object]:
-    """DDIM from noise to `n` pictures, in float32 as samples are scored."""
+    """DDIM sampling and decoding of `n` pictures in float32."""
     spec = _at(spec, spec.f)
     plan, side = spec.diffusion, spec.data.size // spec.f
     unet = UNet(denoiser_config(plan, NUM_CLASSES)).eval().to(device)
     model = build_autoencoder(spec.first_stage.autoencoder).eval().to(device)
     schedule = scaled_linear(plan.T, *plan.beta).to(device)
+    assert plan.denoiser.context_dim is not None  # class-conditional, see _at
     context = torch.randn(n, 1, plan.denoiser.context_dim, device=device)
     z_T = torch.randn(n, plan.denoiser.in_channels, side, side, device=device)
 
@@ -266,7 +269,7 @@ def _sampling(spec: StudySpec, device: torch.device, n: int) -> Callable[[], obj
 
 
 def _passes(config: DenoiserConfig, side: int, n: int, precision: str, device: torch.device) -> Callable[[], object]:
-    """Forward and backward, without an optimizer: at the paper's batches its share is small."""
+    """Forward and backward pass, without optimizer, whose share is small at the paper's batch sizes."""
     unet = UNet(config).to(device)
     z, t = torch.randn(n, config.in_channels, side, side, device=device), torch.arange(n, device=device)
 

@@ -1,4 +1,4 @@
-"""A released model in a notebook: its parameters checked, its file opened, pictures for it, and its record."""
+"""The run of notebook 19_released_models: checks parameters, opens a released model, provides pictures and record."""
 
 import hashlib
 import json
@@ -15,14 +15,13 @@ from torch import Tensor
 
 from ldmlab.atomic import atomic_write
 from ldmlab.checkpoints.diffusers_format.folders import read_pipeline
-from ldmlab.checkpoints.released import LdmRow, released_row, scaled_down
-from ldmlab.checkpoints.released_model import ReleasedModel, build, load_compvis, save_compvis
+from ldmlab.checkpoints.released import FirstStageRow, LdmRow, scaled_down
+from ldmlab.checkpoints.released_model import build, load_compvis, save_compvis
 from ldmlab.checkpoints.released_sampling import bert_folder, find_checkpoint, latent_diffusion, unconditional_error
 from ldmlab.data.images import ImageSet, quantize_8bit, to_float, to_uint8
 from ldmlab.data.masks import KINDS as MASKS
 from ldmlab.data.masks import inpainting_masks
 from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
-from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.experiments.released.targets import sampling_target
 from ldmlab.perception import file_hash
 from ldmlab.study.config.budgets import auto_tier, budget_of
@@ -38,16 +37,16 @@ from ldmlab.study.training.progress import progress
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CHUNK = 64  # pictures sampled, written down, and never sampled again
+CHUNK = 64  # pictures per file of samples on disk
 STEPS_WITHOUT_ROW = 100
-_CLASS_STRIDE = 379  # neighbours in ImageNet's list look alike; this visits all 1000 and starts far apart
+_CLASS_STRIDE = 379  # neighbouring classes of ImageNet are similar; this stride visits all 1000
 
 
 class ReleasedRun:
-    """What the notebook works with: one released model, its file, pictures, and record.
+    """A released model with its file, pictures and record.
 
-    At tier smoke without a file, a scaled-down one with random weights is made. Whatever is missing or cannot be is
-    told before any work: FileNotFoundError, ValueError.
+    At tier smoke without a file, a scaled-down model with random weights is made. Errors are raised before any work:
+    FileNotFoundError for missing weights, ValueError for parameters that do not fit the model.
     """
 
     def __init__(self, notebook: str, params: dict[str, Any], device: str = "auto", quiet: bool = False):
@@ -56,9 +55,9 @@ class ReleasedRun:
         self.tier = auto_tier(self.device.type) if params["tier"] == "auto" else params["tier"]
         self.budget = budget_of(self.tier)
         self.random = self.budget.is_smoke and not params["file"]
-        self.row = scaled_down(released_row(params["model"])) if self.random else released_row(params["model"])
+        self.row = _row(params["model"], self.random)
         self.samples_pictures, self.seed = isinstance(self.row, LdmRow), params["seed"]
-        self.stage_row = self.row.first_stage if self.samples_pictures else self.row
+        self.stage_row: FirstStageRow = self.row.first_stage if self.samples_pictures else self.row
         self.target = sampling_target(params["model"], params["guidance_scale"])
         self.num_steps = params["num_steps"] or self.budget.released_steps or (
             self.target.num_steps if self.target else STEPS_WITHOUT_ROW)
@@ -68,7 +67,7 @@ class ReleasedRun:
                      else Path(params["file"] or find_checkpoint(params["model"])).expanduser())
         if self.samples_pictures and self.row.condition and self.row.condition.kind == "text":
             self.vocabulary = SCENES_VOCABULARY if self.random else None if self.path.is_dir() else bert_folder()
-        # Records travel: of a path they keep the name.
+        # Records store file names instead of paths, which differ between machines.
         config = self.stage_row.config
         self.params = {**params, "f": config.f, "reg": config.reg, "data": Path(str(params["data"])).stem,
                        "file": Path(params["file"]).name, "tier": self.tier, "size": self.size,
@@ -80,19 +79,19 @@ class ReleasedRun:
 
     @property
     def origin(self) -> str:
-        """Where the weights come from, in a sentence."""
+        """The origin of the weights, as a sentence."""
         return f"weights: random, scaled down, {self.path.name}" if self.random else f"weights: {self.path}"
 
     @property
     def about(self) -> str:
-        """What pictures show, for small print."""
+        """Data, size, model, tier and seed, in words for the small print."""
         weights = "random weights, scaled down" if self.random else self.path.name
         return (f"{self.params['data']} at {self.size} px; {self.row.name}, {weights}; tier {self.tier}, "
                 f"seed {self.seed}.")
 
     @property
     def stride(self) -> int:
-        """What sides of a picture have to be multiples of."""
+        """The number of pixels of which the sides of a picture must be multiples."""
         halvings = len(self.row.denoiser.widths) - 1 if self.samples_pictures else 0
         return self.stage_row.config.f * 2**halvings
 
@@ -103,15 +102,17 @@ class ReleasedRun:
 
     def _check(self, params: dict[str, Any]) -> None:
         if self.size % self.stride:
-            raise ValueError(f"size = {self.size}: {self.row.name} takes multiples of {self.stride}")
+            raise ValueError(f"size = {self.size}, but {self.row.name} needs a multiple of {self.stride}")
         wanted, c = f"guidance_scale = {params['guidance_scale']:g}", getattr(self.row, "condition", None)
-        if params["guidance_scale"] != 1 and c is None:
-            raise ValueError(f"{self.row.name} has no condition, so no guidance; asked was {wanted}")
-        if params["guidance_scale"] != 1 and not c.has_null_condition:
+        if params["guidance_scale"] == 1:
+            return
+        if c is None:
+            raise ValueError(f"{self.row.name} is unconditional and needs guidance_scale = 1; got {wanted}")
+        if not c.has_null_condition:
             raise ValueError(f"{self.row.name}: {unconditional_error(c.kind, wanted)}")
 
     def _made_file(self) -> Path:
-        """A file of the scaled-down row with random weights, in CompVis's layout; the same for the same seed."""
+        """A checkpoint of the scaled-down model with random weights in CompVis's format, determined by the seed."""
         path = runs_dir() / "released" / f"{self.row.name.replace(' ', '-')}-s{self.seed}.ckpt"
         if not path.exists():
             torch.manual_seed(self.seed)
@@ -121,10 +122,13 @@ class ReleasedRun:
 
     # --- Models and pictures ------------------------------------------------------------------------------------------
     @cached_property
-    def model(self) -> LatentDiffusion | ReleasedModel:
-        """The model, ready to sample; a first stage alone as it was loaded."""
+    def model(self) -> Any:
+        """The `LatentDiffusion` on the run's device, or the `ReleasedModel` of a first stage alone.
+
+        ValueError if a folder holds another model.
+        """
         if self.path.is_dir():
-            model = read_pipeline(self.path, self.device)
+            model: Any = read_pipeline(self.path, self.device)
             if not self.samples_pictures or model.denoiser.config.widths != self.row.denoiser.widths:
                 raise ValueError(f"{self.path} holds a pipeline with widths {model.denoiser.config.widths}, which is "
                                  f"no {self.row.name}")
@@ -137,7 +141,7 @@ class ReleasedRun:
 
     @cached_property
     def file_hash(self) -> str:
-        """sha256 of the file, or of a folder's names and files."""
+        """SHA-256 of the file, or of the names and contents of a folder's files."""
         if not self.path.is_dir():
             return file_hash(self.path)
         files = sorted(p for p in self.path.rglob("*") if p.is_file())
@@ -146,14 +150,14 @@ class ReleasedRun:
 
     @cached_property
     def val(self) -> ImageSet:
-        """Validation pictures: reconstructed, and what conditions are read of."""
+        """Validation pictures, for reconstructions and conditions."""
         num = max(self.budget.released_reconstructed, self.num_samples)
         split = "test" if self.target and self.target.split == "test" else "validation"
         return open_set(self._data_spec, split, num)
 
     @cached_property
     def reference(self) -> ImageSet:
-        """The pictures that samples are compared with, of the split that the paper takes, and at most as many."""
+        """The reference pictures of scores, of the split that the paper uses, and at most as many."""
         num, target = self.budget.released_reference or None, self.target
         if target and not target.whole:
             num = min(num or target.num_samples, target.num_samples)
@@ -161,7 +165,7 @@ class ReleasedRun:
 
     @property
     def num_samples(self) -> int:
-        """How many samples are scored."""
+        """The number of samples to score."""
         return self.budget.released_samples or (self.target.num_samples if self.target else 5000)
 
     @cached_property
@@ -169,7 +173,10 @@ class ReleasedRun:
         return Pictures(self.val, self.val).annotations("val")
 
     def conditions(self, rows: range) -> Tensor:
-        """What the samples with these numbers are told: classes in equal shares, or what is known of pictures."""
+        """Conditions of the samples with these indices: classes in equal shares, or from validation pictures.
+
+        ValueError if the data lacks what the condition needs.
+        """
         tau = self.model.conditioner
         if tau is None:
             return torch.zeros(len(rows), dtype=torch.long)
@@ -184,7 +191,7 @@ class ReleasedRun:
             return tau.read(known)
         if kind.maps and not self.val.map_names:
             raise ValueError(f"{self.val.name} has no {kind.source}")
-        if tau.kind == "mask":  # its own way draws masks for a whole training first
+        if tau.kind == "mask":  # tau.condition would draw the masks of a whole training
             holes = [inpainting_masks(1, (self.size,) * 2, tuple(MASKS)[i % len(MASKS)], self.seed + i) for i in rows]
             return torch.cat([to_float(self.val.images(numbers)), torch.cat(holes)], 1)
         batch = {"image": self.val.images(numbers)} | ({"map": self.val.maps(numbers)} if kind.maps else {})
@@ -193,7 +200,7 @@ class ReleasedRun:
     def sample(
         self, y: Tensor, *, seed: int | None = None, guidance_scale: float | None = None
     ) -> Float[Tensor, "n 3 H W"]:
-        """Samples for conditions `y` by this run's steps, eta and guidance, as they would be saved."""
+        """Samples in [-1, 1] for conditions `y` with this run's steps, eta and guidance, quantized to 8 bits."""
         x = self.model.sample(
             y, num_steps=self.num_steps, eta=self.eta, seed=self.seed if seed is None else seed, batch_size=CHUNK,
             guidance_scale=self.params["guidance_scale"] if guidance_scale is None else guidance_scale)
@@ -201,11 +208,11 @@ class ReleasedRun:
 
     @property
     def eta(self) -> float | int:
-        """The noise of DDIM's steps, as for the paper's row."""
+        """eta of DDIM, as for the paper's row."""
         return self.target.eta if self.target else 0.0
 
     def sampled(self) -> Iterator[Float[Tensor, "n 3 H W"]]:
-        """The run's samples in chunks of CHUNK, from disk where an earlier or interrupted run wrote them."""
+        """The run's samples in chunks of CHUNK, loaded from disk if an earlier or interrupted run made them."""
         protocol = [self.file_hash, self.size, self.seed, self.num_steps, self.eta, self.params["guidance_scale"],
                     self.val.fingerprint, self.num_samples]
         folder = runs_dir() / "released" / f"samples-{hashlib.sha256(json.dumps(protocol).encode()).hexdigest()[:16]}"
@@ -221,7 +228,7 @@ class ReleasedRun:
 
     # --- Records ------------------------------------------------------------------------------------------------------
     def new_record(self) -> Record:
-        """An empty record that knows parameters, environment, inputs and protocol."""
+        """A record without metrics, with parameters, environment, inputs and protocol."""
         measured = NOTEBOOKS[self.notebook].measured(self.params)
         record = Record(self.notebook, self.row.name, measured, started=self.started, env=environment(self.device))
         record.inputs |= {"file": self.file_hash, "data": self.val.fingerprint}
@@ -229,7 +236,7 @@ class ReleasedRun:
         return record
 
     def keep(self, name: str, fig: "Figure") -> "Figure":
-        """A figure for the cell to show, written to results/figures/ as well."""
+        """Write a figure to results/figures/ and return it for display."""
         save_figure(fig, name, *(self.params[key] for key in ("data", "tier", "size")))
         return fig
 
@@ -241,10 +248,15 @@ class ReleasedRun:
         return path
 
 
-def drawn(run: ReleasedRun, n: int = 6) -> dict[str, Float[Tensor, "n 3 H W"]]:
-    """Rows for a grid: `n` samples of the run's caption or of its conditions, at three scales where it can be guided.
+def _row(name: str, small: bool) -> Any:
+    """The `LdmRow` of a released model, or the `FirstStageRow` of a first stage alone; scaled down if `small`."""
+    return scaled_down(released(name)) if small else released(name)
 
-    Of a model that is told of a picture, the picture comes first. {} for a first stage.
+
+def sample_rows(run: ReleasedRun, n: int = 6) -> dict[str, Float[Tensor, "n 3 H W"]]:
+    """Rows for `picture_grid`: `n` samples for the run's caption or conditions, at three guidance scales if possible.
+
+    For models conditioned on pictures, the true pictures come first. {} for a first stage.
     """
     if not run.samples_pictures:
         return {}

@@ -1,4 +1,4 @@
-"""A released model's row of the paper's tables, measured: its first stage's reconstructions and its samples."""
+"""Scores of a released model for its rows in the paper's tables: of reconstructions and of samples."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,11 +19,11 @@ from ldmlab.study.records.record import Record, as_metrics
 from ldmlab.study.runs.scoring import Scorer
 from ldmlab.study.training.progress import progress
 
-BATCH = 8  # pictures of 256 px that a first stage takes at once on any machine
+BATCH = 8  # pictures of 256 px per batch of a first stage
 
 
 def record_released(run: ReleasedRun) -> Record:
-    """Everything the paper's tables have of the model that can be measured here; loaded where that was done before."""
+    """Measure all scores of the model that the paper's tables have; loaded if they were measured before."""
     record = run.new_record()
     scorer = Scorer(run.device, seed=run.seed, is_smoke=run.budget.is_smoke,
                     num_resamples=run.budget.num_resamples)
@@ -50,7 +50,7 @@ def _inception(scorer: Scorer, record: Record) -> InceptionNet | None:
 
 
 def _enough(run: ReleasedRun, record: Record, dim: int, what: str, **counts: int) -> bool:
-    """Whether a Fréchet distance means something; else an event. The paper's own 2048 samples are admitted."""
+    """Whether the pictures suffice for a Fréchet distance, else an event is recorded; the paper's 2048 are accepted."""
     own = run.target is not None and run.target.num_samples == counts.get("samples") == 2048
     if own or run.budget.is_smoke or min(counts.values()) > dim:
         return True
@@ -62,7 +62,7 @@ def _enough(run: ReleasedRun, record: Record, dim: int, what: str, **counts: int
 def measure_reconstruction(
     run: ReleasedRun, record: Record, scorer: Scorer, inception: InceptionNet | None
 ) -> None:
-    """PSNR, SSIM, perceptual distance, rFD-lab, and where possible rFID and r-IS, of validation pictures [Tab. 8]."""
+    """Add PSNR [dB], SSIM, perceptual distance, rFD-lab and, if possible, rFID and r-IS to a record [Tab. 8]."""
     model, n = run.model.first_stage, len(run.val)
     with progress(n, f"{run.stage_row.name}, reconstructions", unit="pictures") as bar:
         def rebuilt(x: Tensor) -> Tensor:
@@ -82,7 +82,10 @@ def measure_reconstruction(
 
 
 def measure_samples(run: ReleasedRun, record: Record, scorer: Scorer, inception: InceptionNet | None) -> None:
-    """FD-lab and KID-lab of the run's samples; with Inception FID, IS, precision, recall; of pairs PSNR and SSIM."""
+    """Add FD-lab and KID-lab of the run's samples to a record.
+
+    With Inception also FID, IS, precision and recall; for restoration also PSNR and SSIM.
+    """
     n, whole = run.num_samples, len(run.reference)
     record.protocol |= {
         "sampler": "ddim", "num_steps": run.num_steps, "eta": run.eta, "ema": run.row.ema,
@@ -102,7 +105,7 @@ def measure_samples(run: ReleasedRun, record: Record, scorer: Scorer, inception:
 
 
 def paired(run: ReleasedRun, samples: Iterable[Float[Tensor, "_ 3 H W"]]) -> dict[str, Score]:
-    """PSNR and SSIM of samples against the pictures that they were made from."""
+    """PSNR [dB] and SSIM of samples against the pictures of their conditions."""
     values: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
     done = 0
     for x_hat in samples:

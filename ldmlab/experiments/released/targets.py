@@ -1,7 +1,7 @@
-"""Which row of the paper's tables a released model is, under which protocol, and whether a number of ours is that row.
+"""The rows of the paper's tables for each released model, with their protocols, and the comparison with our scores.
 
-The protocol is that of [LDM v2, App. E.3]. The paper states eta nowhere: `num_steps` and `eta` are those of the
-authors' README where it names a model, and a target says where the paper's tables have other steps.
+The protocol is that of [LDM v2, App. E.3]. The paper does not state eta: `num_steps` and `eta` are those of the
+authors' README where it names a model, and `caveats` give other numbers of steps in the paper's tables.
 """
 
 import re
@@ -12,19 +12,19 @@ from ldmlab.checkpoints.released import LdmRow, released_row
 from ldmlab.paper import numbers as paper
 from ldmlab.study.records.record import Record
 
-# By how much two pipelines may differ on the same pictures: 2.95 and 3.0 for LSUN-Bedrooms [LDM v2, App. E.3.1].
+# Relative difference of two pipelines on the same pictures: 2.95 and 3.0 for LSUN-Bedrooms [LDM v2, App. E.3.1].
 TOLERANCE = 0.02
-MEAN_TOLERANCE = 0.005  # of means over the same pictures, 0.1 dB of 24: what is left are resizing and rounding
-# Names under which a data set is taken for the paper's; a folder's name is believed.
+MEAN_TOLERANCE = 0.005  # of means over the same pictures (0.1 of 24 dB), which differ by resizing and rounding only
+# Names of folders that are taken to be the paper's data sets.
 DATA: dict[str, tuple[str, ...]] = {
     "ImageNet": ("imagenet", "imagenet1k", "ilsvrc2012"), "CelebA-HQ": ("celebahq",), "FFHQ": ("ffhq",),
     "LSUN-Bedrooms": ("lsunbedrooms", "lsunbeds", "bedrooms"), "LSUN-Churches": ("lsunchurches", "churches"),
     "MS-COCO": ("coco", "mscoco", "coco2014"), "OpenImages": ("openimages",), "Places": ("places", "places365"),
 }
-SIZE = 256  # pixels a side, of every row below
+SIZE = 256  # pixels per side, in every row below
 # Metrics of a record -> the name a score must have to be the paper's quantity.
 NAMES = {"r_fid": "rFID", "r_is": "IS", "r_psim": "LPIPS", "fid": "FID", "inception_score": "IS"}
-# A mean over pictures does not hang on their number; a Fréchet distance and a score over splits do.
+# Means over pictures are unbiased at any number of them, unlike Fréchet distances and Inception scores.
 MEANS = ("psnr", "ssim", "r_psnr", "r_ssim", "r_psim")
 _RECONSTRUCTION = {"r_fid": "r_fid", "r_is": "r_is", "r_psnr": "psnr", "r_psim": "psim", "r_ssim": "ssim"}
 _FID_IS = {"fid": "fid", "inception_score": "is"}
@@ -34,10 +34,10 @@ _ALL = {**_FID_IS, **_FID_PR}
 
 @dataclass(frozen=True)
 class Target:
-    """A row of the paper's tables: `metrics` names ours -> theirs; `split` is that of the reference pictures.
+    """A row of the paper's tables with its protocol; `metrics` maps our names of metrics to the paper's.
 
-    `num_samples` pictures were made; with `whole`, the reference is all of the split, else as many. `never` says why no
-    number measured here can be this one, and `caveats` what remains open where it can.
+    The reference is the whole `split`, or `num_samples` pictures of it if not `whole`. `never` says why the row is not
+    reproducible here, and `caveats` what the paper leaves open.
     """
 
     table: str
@@ -46,7 +46,7 @@ class Target:
     metrics: Mapping[str, str] = field(hash=False)
     split: str = "train"
     num_samples: int = 50_000
-    num_steps: int = 0  # 0: a first stage, nothing is sampled
+    num_steps: int = 0  # 0 for a first stage, which is not sampled
     eta: float | int = 0.0
     guidance_scale: float = 1.0
     whole: bool = True
@@ -55,7 +55,7 @@ class Target:
 
     @property
     def values(self) -> dict[str, float]:
-        """The paper's numbers, by our names of the metrics."""
+        """The paper's numbers by our names of the metrics."""
         row = paper.table(self.table)[self.row]
         return {ours: float(row[theirs]) for ours, theirs in self.metrics.items()}
 
@@ -102,24 +102,24 @@ NO_ROW = {
 
 
 def sampling_target(name: str, guidance_scale: float | int = 1.0) -> Target | None:
-    """The row that a released model is when sampled at this guidance scale; the first of its rows at another scale."""
+    """The row of a released model at a guidance scale, its first row for other scales, None if it has no row."""
     found = TARGETS.get(name, ())
     return next((target for target in found if target.guidance_scale == guidance_scale), found[0] if found else None)
 
 
 def reconstruction_target(name: str) -> Target:
-    """The row of Tab. 8 that a first stage is, or that of a latent diffusion model."""
+    """The row of Tab. 8 of a released first stage, or of the first stage of a released latent diffusion model."""
     row = released_row(name)
     stage = row.first_stage if isinstance(row, LdmRow) else row
     return Target("Tab. 8", stage.paper, "ImageNet", _RECONSTRUCTION, "validation")
 
 
-# --- Judging ----------------------------------------------------------------------------------------------------------
+# --- Comparison -------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Comparison:
-    """One number of the paper beside ours; `verdict` is within, off, not comparable or not measured, and `why`.
+    """One number of the paper beside ours; `verdict` is within, off, not comparable or not measured, for reason `why`.
 
-    `same`: ours is a score of the same name, whatever else differs.
+    `same` is whether the scores have the same name, whatever else differs.
     """
 
     table: str
@@ -133,15 +133,15 @@ class Comparison:
 
 
 def compare(record: Record) -> list[Comparison]:
-    """Every number of the paper that the record's model has, beside the record's own, judged."""
+    """Compare every number of the paper for the record's model with that of the record."""
     p = record.params
     targets = [reconstruction_target(p["model"])]
     if sampled := sampling_target(p["model"], p["guidance_scale"]):
         targets.append(sampled)
-    return [_judge(record, target, metric, value) for target in targets for metric, value in target.values.items()]
+    return [_compare(record, target, metric, value) for target in targets for metric, value in target.values.items()]
 
 
-def _judge(record: Record, target: Target, metric: str, theirs: float) -> Comparison:
+def _compare(record: Record, target: Target, metric: str, theirs: float) -> Comparison:
     place, entry = (target.table, target.row, metric, theirs), record.metrics.get(metric)
     if entry is None:
         return Comparison(*place, None, "not measured", _missing(record, metric))
@@ -159,33 +159,33 @@ def _judge(record: Record, target: Target, metric: str, theirs: float) -> Compar
 
 
 def _missing(record: Record, metric: str) -> str:
-    """What a record says of a score of Inception that it lacks."""
+    """The reason that a record states for a missing score with Inception features."""
     of = "Inception's rFID" if metric.startswith("r_") else "Inception's FID"
     said = [event.partition(": weights")[0] for event in record.events if event.startswith((of, "Inception's weights"))]
-    return "; ".join(said) or "no such score here"
+    return "; ".join(said) or "not measured in this record"
 
 
 def differences(record: Record, target: Target, metric: str) -> list[str]:
-    """Why a metric of the record is not the paper's number: sentences, none where it is."""
+    """Reasons why a metric of the record is not comparable with the paper's number; [] if it is."""
     p, protocol, entry = record.params, record.protocol, record.metrics[metric]
     found = [target.never] if target.never else []
     if protocol.get("weights") == "random":
-        found.append("the weights are random: there was no released file")
+        found.append("the weights are random, since no released file was given")
     if re.sub("[^a-z0-9]", "", p["data"].lower()) not in DATA[target.data]:
-        found.append(f"the pictures are {p['data']}, the paper's {target.data}")
+        found.append(f"data {p['data']} instead of {target.data}")
     if p["size"] != SIZE:
-        found.append(f"{p['size']} px, the paper's {SIZE}")
+        found.append(f"{p['size']} px instead of {SIZE}")
     if metric not in MEANS and entry["n_fake"] != target.num_samples:
-        found.append(f"{entry['n_fake']} pictures, the paper's {target.num_samples:,}")
+        found.append(f"{entry['n_fake']} pictures instead of {target.num_samples:,}")
     if target.num_steps:
-        found += [f"{name} = {protocol[name]:g}, the paper's {getattr(target, name):g}"
+        found += [f"{name} = {protocol[name]:g} instead of {getattr(target, name):g}"
                   for name in ("num_steps", "eta", "guidance_scale") if protocol[name] != getattr(target, name)]
         if target.whole and metric == "fid" and not protocol["reference_whole"]:
-            found.append(f"the reference is a part of the split {target.split}, the paper's all of it")
+            found.append(f"the reference is a part of the split {target.split} instead of all of it")
         if not target.whole and metric == "fid" and entry["n_real"] != target.num_samples:
-            found.append(f"{entry['n_real']} pictures to compare with, the paper's {target.num_samples:,}")
+            found.append(f"{entry['n_real']} reference pictures instead of {target.num_samples:,}")
     if metric in ("precision", "recall"):
-        found.append("the paper takes them by the script of Dhariwal and Nichol")
+        found.append("the paper uses the script of Dhariwal and Nichol for them")
     if (wanted := NAMES.get(metric)) and entry["name"] != wanted:
-        found.append(f"{entry['name']} is no {wanted.removeprefix('r')}")
+        found.append(f"the score is {entry['name']} instead of {wanted.removeprefix('r')}")
     return found

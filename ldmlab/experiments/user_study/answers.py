@@ -1,6 +1,6 @@
-"""The answers of raters, a row each in a CSV that many may write to [LDM v2, App. E.3.6].
+"""Answers of raters, one row each in a CSV that several processes may write to [LDM v2, App. E.3.6].
 
-A rater is a nickname or a random name; nothing else is known of them.
+Raters are identified by a nickname or a random name only.
 """
 
 import csv
@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import get_type_hints
 
 from filelock import FileLock
 
@@ -22,7 +23,10 @@ _HASH = re.compile(r"[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class Answer:
-    """A row of the CSV. Hashes come last and have a fixed length, so that a row cut short is no row."""
+    """A row of the CSV. Hashes come last and have a fixed length, so that truncated rows are invalid.
+
+    ValueError for values out of range.
+    """
 
     time: str  # UTC
     rater: str
@@ -33,7 +37,7 @@ class Answer:
     right: str
     answer: str
     seconds: float  # from seeing the pictures to the answer
-    exposure_s: float  # how long the pictures stood there
+    exposure_s: float  # how long the pictures were shown
     seed: int
     left_hash: str
     right_hash: str
@@ -56,7 +60,7 @@ class Answer:
 
     @property
     def loser(self) -> str:
-        """The other one."""
+        """The method that was not preferred."""
         return self.right if self.answer == "left" else self.left
 
 
@@ -64,9 +68,9 @@ COLUMNS = tuple(f.name for f in fields(Answer))
 
 
 def append_answer(path: Path, answer: Answer) -> None:
-    """Add a row, on the disk when this returns; kernels that write to one file wait for each other.
+    """Append a row and flush it to disk; concurrent writers are serialized by a file lock.
 
-    What a crash left of a row before is closed by a line end, and stays a bad row of its own.
+    A row truncated by a crash is terminated first, and remains an invalid row.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     row = io.StringIO()
@@ -84,16 +88,17 @@ def append_answer(path: Path, answer: Answer) -> None:
 
 
 def read_answers(path: Path) -> tuple[list[Answer], list[str]]:
-    """The answers of a file, and in words what is wrong with its other rows; none where there is no file.
+    """The answers in a file, and messages on its invalid rows; two empty lists if there is no file.
 
-    A question that a rater has answered twice counts once, as it was answered first. ValueError for a file that holds
-    something else.
+    Of repeated answers of a rater to a question the first counts. ValueError if the file is no CSV of answers.
     """
     if not path.exists() or not (lines := path.read_text(errors="replace").splitlines()):
         return [], []
     if next(csv.reader(lines[:1])) != list(COLUMNS):
-        raise ValueError(f"{path} holds no answers: its first line must be {','.join(COLUMNS)}; got {lines[0][:80]!r}")
-    answers, problems, first = [], [], {}
+        raise ValueError(f"{path} is no file of answers: its first line must be {','.join(COLUMNS)}; got "
+                         f"{lines[0][:80]!r}")
+    answers, problems = [], []
+    first: dict[tuple, int] = {}
     for number, line in enumerate(lines[1:], 2):
         try:
             answer = _parse(next(csv.reader([line]), []))
@@ -112,4 +117,5 @@ def read_answers(path: Path) -> tuple[list[Answer], list[str]]:
 def _parse(cells: Sequence[str]) -> Answer:
     if len(cells) != len(COLUMNS):
         raise ValueError(f"{len(cells)} cells instead of {len(COLUMNS)}")
-    return Answer(**{f.name: f.type(cell) for f, cell in zip(fields(Answer), cells, strict=True)})
+    types = get_type_hints(Answer)
+    return Answer(**{name: types[name](cell) for name, cell in zip(COLUMNS, cells, strict=True)})

@@ -1,7 +1,7 @@
-"""What raters are asked: pictures to compare, and the order in which they come [LDM v2, App. E.3.6].
+"""Questions of the user study: pictures to compare and their order [LDM v2, App. E.3.6].
 
-Task "truth" sets the real picture against one of a method, task "methods" two methods against each other; "check" sets
-the real picture against itself, spoiled: who prefers that was not looking.
+Task "truth" compares a method with the real picture, task "methods" two methods. Task "check" compares the real picture
+with a strongly degraded copy, as an attention check.
 Deviation: the paper mentions no attention checks.
 """
 
@@ -21,14 +21,14 @@ from ldmlab.evaluation.distortions import degrade
 
 TRUTH, SPOILED = "real picture", "spoiled picture"
 Task = Literal["truth", "methods", "check"]
-BLOCK: tuple[Task, ...] = ("truth", "truth", "methods", "methods", "check")  # each five questions, in random order
+BLOCK: tuple[Task, ...] = ("truth", "truth", "methods", "methods", "check")  # every five questions, in random order
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Pictures to compare: n real ones, those of each method in the same order, and what the methods were given.
+    """Pictures to compare, in [-1, 1]: n real ones, those of each method in the same order, and their conditions.
 
-    `ask` is the question that raters answer, `given` names the condition. ValueError where the sets do not fit.
+    `ask` is the question to raters, `given` names the condition. ValueError for sets of different length or shape.
     """
 
     name: str
@@ -50,19 +50,19 @@ class Comparison:
 
     @cached_property
     def pictures(self) -> dict[str, Tensor]:
-        """All pictures by method, the real and the spoiled ones among them."""
+        """All pictures by method, including the real and the degraded ones."""
         return {TRUTH: self.truth, SPOILED: degrade(self.truth, "noise", 1.5), **self.methods}
 
     @cached_property
     def hashes(self) -> dict[str, list[str]]:
-        """Which version of a picture is meant, by method: the first 12 digits of the SHA-256 of its 8-bit values."""
+        """The first 12 digits of the SHA-256 of each picture's 8-bit values, by method."""
         return {name: [hashlib.sha256(picture.numpy().tobytes()).hexdigest()[:12] for picture in to_uint8(x.cpu())]
                 for name, x in self.pictures.items()}
 
 
 @dataclass(frozen=True)
 class Question:
-    """Two methods on one picture, and which of them stands left."""
+    """Two methods on one picture, and their sides."""
 
     task: Task
     item: int
@@ -71,15 +71,15 @@ class Question:
 
     @property
     def id(self) -> str:
-        """The same for all raters, whichever side the methods stand on."""
+        """Identifier of the question, independent of rater and sides."""
         return f"{self.task}/{self.item}/{'/'.join(sorted((self.left, self.right)))}"
 
 
 def plan_questions(comparison: Comparison, rater: str, seed: int, num: int) -> list[Question]:
-    """The first `num` questions of a rater: order, sides and pictures are fixed by `seed` and the rater's name.
+    """The first `num` questions of a rater; order, sides and pictures are determined by `seed` and the rater's name.
 
-    Every five hold one check and two of each task; methods take turns, and no picture comes again before all have been
-    seen. A longer plan begins like a shorter one. ValueError where there are not so many questions.
+    Every five questions contain one check and two of each task. Methods take turns, and no picture is repeated before
+    all have been shown. A shorter plan is a prefix of a longer one. ValueError if there are fewer than `num` questions.
     """
     plan = list(itertools.islice(_questions(comparison, rater, seed), max(num, 0)))
     if num < 1 or len(plan) < num:

@@ -1,8 +1,8 @@
-"""The user study of pictures at hand: simulated raters, and the record of all answers [LDM v2, App. E.3.6, Tab. 4].
+"""The user study on super-resolution: simulated raters, and the record of all answers [LDM v2, App. E.3.6, Tab. 4].
 
-Simulated raters take the same way as people, file and all. Metrics of the record: `vs_truth_<method>_<who>`,
-`prefer_<first>_over_<second>_<who>`,
-`strength_<method>_<who>`, where who is "simulated" or "human".
+Answers of simulated raters pass through the same session and file as those of people. Metrics of the record:
+`vs_truth_<method>_<who>`, `prefer_<first>_over_<second>_<who>`, `strength_<method>_<who>`, where who is "simulated" or
+"human".
 """
 
 import hashlib
@@ -40,8 +40,8 @@ from ldmlab.study.config.specs import content_key
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.run import Run
 
-FACTOR, SCALE = 4, 30.0  # of the Gaussian guider, at its best in 14_image_guiding
-# Their utility is nearness to the real picture in the features of fd-lab; tastes differ by this many logits.
+FACTOR, SCALE = 4, 30.0  # of downsampling; of the Gaussian guider, the best in 14_image_guiding
+# Utility is minus the distance to the real picture in features of fd-lab; `taste_sd`, in logits, varies over raters.
 SIMULATED = {"sharpness": 2.5, "lapse": 0.02, "taste_sd": 0.5}
 
 
@@ -50,8 +50,8 @@ SIMULATED = {"sharpness": 2.5, "lapse": 0.02, "taste_sd": 0.5}
 
 @torch.inference_mode()
 def utilities(comparison: Comparison, net: FeatureNet) -> dict[str, Float[np.ndarray, " n"]]:
-    """How near each picture is to the real one: minus the root mean square difference of their features."""
-    device = net.embed_mean.device
+    """Utility of each picture by method: minus the RMS difference of its features from those of the real picture."""
+    device: Any = net.embed_mean.device
     real = net.embed(comparison.truth.to(device))
     return {name: -(net.embed(x.to(device)) - real).square().mean(1).sqrt().double().cpu().numpy()
             for name, x in comparison.pictures.items()}
@@ -61,7 +61,8 @@ def simulate(
     comparison: Comparison, path: Path, raters: Sequence[SimulatedRater], utility: Mapping[str, np.ndarray],
     num_questions: int, seed: int = 0,
 ) -> None:
-    """Let raters of known preference answer, each in a session of their own."""
+    """Let each of the raters, whose preferences are known, answer `num_questions` in a session that writes to `path`.
+    """
     for i, rater in enumerate(raters):
         session, rng = Session(comparison, path, rater.name, num_questions, seed), np.random.default_rng([seed, i])
         while (question := session.current) is not None:
@@ -71,10 +72,10 @@ def simulate(
 
 
 def coverage(num: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """How often 95 % intervals of `num` simulated classes hold the known share, and how wide they are on average.
+    """Coverage and mean width of 95 % intervals over `num` simulated groups of raters, by kind of interval.
 
-    20 raters with tastes answer 20 questions each, on 64 pictures that differ in how clear they are. "independent"
-    takes all answers for independent, "clustered" is `preference`.
+    20 raters of different tastes answer 20 questions each, on 64 pictures of different difficulty. "independent"
+    assumes independent answers, "clustered" is `preference`.
     """
     rng, taste_sd = np.random.default_rng(seed), SIMULATED["taste_sd"]
     known = known_share(rng.normal(0.8, 0.7, 4000), taste_sd=taste_sd)
@@ -84,21 +85,22 @@ def coverage(num: int, seed: int = 0) -> dict[str, tuple[float, float]]:
         for rater in simulated_class(20, "ab", taste_sd=taste_sd, seed=seed + i):
             for item in rng.permutation(64)[:20]:
                 won = rng.random() < rater.probability("a", "b", float(gains[item]))
-                votes.append(Vote(rater.name, *("ab" if won else "ba"), str(item)))
+                votes.append(Vote(rater.name, "a" if won else "b", "b" if won else "a", str(item)))
         p = preference(votes, "a", "b")
         for kind, interval in (("independent", share_interval(p.wins, p.n)), ("clustered", p.interval)):
             found[kind].append((interval.low <= known <= interval.high, interval.high - interval.low))
-    return {kind: tuple(map(float, np.mean(rows, axis=0))) for kind, rows in found.items()}
+    means = {kind: np.mean(rows, axis=0) for kind, rows in found.items()}
+    return {kind: (float(covered), float(width)) for kind, (covered, width) in means.items()}
 
 
-# --- The study at hand, and its record --------------------------------------------------------------------------------
+# --- Pictures and record ----------------------------------------------------------------------------------------------
 
 
 def super_resolution(run: Run) -> Comparison:
-    """Validation pictures shrunk by 4: enlarged bicubically, by an unconditional model guided at test time, or by the
-    model of 12_super_resolution, which was trained for it.
+    """Validation pictures downsampled by 4 and restored by three methods: bicubic upsampling, an unconditional model
+    with image guiding, and the super-resolution model of notebook 12_super_resolution.
 
-    Kept in results/runs, so that answers stay answers to these very pictures.
+    They are stored in results/runs, so that answers always refer to the same pictures.
     """
     num = run.spec.budget.num_compared
     trained = Run("12_super_resolution", {**run.params, "data": run.spec.data.name, "factor": FACTOR,
@@ -119,14 +121,14 @@ def super_resolution(run: Run) -> Comparison:
 
 
 def answers_path(run: Run) -> Path:
-    """Where people's answers lie: results/17_user_study/answers/, which git ignores, since they are theirs."""
+    """The file of people's answers, under results/17_user_study/answers/, which git ignores for privacy."""
     p = run.params
     name = f"f{p['f']}_{p['reg']}_{p['data']}_{p['size']}px_{p['tier']}_s{p['seed']}.csv"
     return results_dir() / run.notebook / "answers" / name
 
 
 def record_user_study(run: Run, comparison: Comparison) -> Record:
-    """Preferences of a simulated class, and of the people who have answered so far; loaded where nothing is new."""
+    """Preferences of simulated raters, and of people so far; loaded if the same answers were evaluated before."""
     path, net = answers_path(run), run.scorer.nets["fd-lab"]
     record = run.new_record()
     shown = hashlib.sha256("".join(itertools.chain(*comparison.hashes.values())).encode()).hexdigest()
@@ -174,7 +176,7 @@ def _add(record: Record, who: str, comparison: Comparison, answers: Sequence[Ans
         if abs(p.share - 0.5) > 0.01:
             entry["questions_needed"] = questions_needed(p.share, design_effect=p.design_effect)
         record.metrics[f"{name}_{who}"] = entry
-        # Shares without names: whose they are is nobody's business.
+        # Shares without names, for privacy.
         record.curves[f"{name}_{who}_by_rater"] = [[i, round(w / n, 4)]
                                                    for i, (w, n) in enumerate(p.by_rater.values())]
     if (s := found.strengths) is not None:

@@ -106,7 +106,8 @@ _ROWS = (
         parameters=(*_RUN, "compile"), display_only=("compile",), experiment="tradeoff",
         metrics={"fd_lab": _SAMPLES, "rfd_lab": ()},
         figures=(StudyFigure("tradeoff", "Fig. 6, 7, 17; Tab. 8", "fd_lab", "tradeoff.fig_tradeoff"),
-                 StudyFigure("clocks", "Fig. 6, 17 by other clocks", "fd_lab", "training_clocks.fig_clocks"),
+                 StudyFigure("clocks", "Fig. 6, 17 by other measures of cost", "fd_lab",
+                             "training_cost.fig_training_cost"),
                  StudyFigure("reconstruction", "Tab. 8", "rfd_lab", "paper_tables.fig_reconstruction")),
         wanted=_KL + _VQ, seeds=2, evidence=True),
     Notebook(
@@ -137,19 +138,19 @@ _ROWS = (
         minutes="6, models of 04 trained", expect="judged class accuracy 0.67, guided 0.94",
         parameters=(*_RUN, "classes"), display_only=("classes",), experiment="guidance",
         metrics={"fd_lab_by_guidance": _GUIDED},
-        figures=(StudyFigure("guidance_class", "Tab. 3, 10", "fd_lab_by_guidance", "guidance.fig_trade"),)),
+        figures=(StudyFigure("guidance_class", "Tab. 3, 10", "fd_lab_by_guidance", "guidance.fig_guidance_tradeoff"),)),
     Notebook(
         "09_text_to_image", "type a caption, see pictures", "Sec. 3.3, 4.3.1, Tab. 2, 17",
         minutes="17, or 3 once trained", expect="statements fulfilled 0.52, guided 0.58, unconditional 0.13",
         parameters=(*_RUN, "caption", "guidance_scale"), display_only=("caption", "guidance_scale"),
         condition="text", experiment="guidance", metrics={"fd_lab_by_guidance": _GUIDED},
-        figures=(StudyFigure("guidance_text", "Tab. 2", "fd_lab_by_guidance", "guidance.fig_trade"),)),
+        figures=(StudyFigure("guidance_text", "Tab. 2", "fd_lab_by_guidance", "guidance.fig_guidance_tradeoff"),)),
     Notebook(
         "10_layout_to_image", "draw boxes, see pictures", "App. D.3, Tab. 9, 17",
         minutes="15, or 3 once trained", expect="IoU of boxes 0.39, guided 0.49, unconditional 0.05",
         parameters=(*_RUN, "layout", "guidance_scale"), display_only=("layout", "guidance_scale"),
         condition="layout", experiment="guidance", metrics={"fd_lab_by_guidance": _GUIDED},
-        figures=(StudyFigure("guidance_layout", "Tab. 9", "fd_lab_by_guidance", "guidance.fig_trade"),)),
+        figures=(StudyFigure("guidance_layout", "Tab. 9", "fd_lab_by_guidance", "guidance.fig_guidance_tradeoff"),)),
     Notebook(
         "11_semantic_synthesis", "a map of labels, painted", "Sec. 4.3.2, Fig. 9",
         minutes="12, or 2 once trained", expect="pixels of the right label 0.85, of another's map 0.26",

@@ -1,10 +1,11 @@
-"""Records that belong together: the seeds of one f and regularizer, and what may stand in one figure with what."""
+"""Group records by seed, and decide which records are comparable."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +17,13 @@ from ldmlab.study.config.specs import StudySpec
 from ldmlab.study.records.networks import networks_behind
 from ldmlab.study.records.record import Record, load_records
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 @dataclass
 class Series:
-    """The runs of one f and regularizer: its seeds."""
+    """The runs of one f and regularizer, one per seed."""
 
     f: int
     reg: str
@@ -27,35 +31,35 @@ class Series:
 
     @property
     def flat(self) -> bool:
-        """Whether every first stage had stopped improving; the identity has nothing to improve."""
+        """Whether all first stages had stopped improving; True without one (f = 1)."""
         return all(run.metrics.get("first_stage_flat", {}).get("value") is not False for run in self.runs)
 
     @property
     def name(self) -> str:
-        """LDM-8, LDM-8 VQ, LDM-16† if its first stage was still improving."""
+        """Label of the series: LDM-8, LDM-8 VQ, or LDM-16† if its first stage was still improving."""
         return f"LDM-{self.f}{' VQ' if self.reg == 'vq' else ''}{'' if self.flat else '†'}"
 
     def values(self, metric: str) -> np.ndarray:
-        """A metric of every seed that has it as a finite number."""
+        """The finite values of a metric over the seeds, (n,)."""
         found = [run.metrics[metric]["value"] for run in self.runs if metric in run.metrics]
         return np.array([value for value in found if value is not None and isfinite(value)])
 
     def curve(self, name: str) -> tuple[np.ndarray, ...]:
-        """x, mean, least and greatest value over the seeds, at the steps that all of them share."""
-        curves = [dict(run.curves.get(name, ())) for run in self.runs]
+        """(x, mean, minimum, maximum) of a curve over the seeds, at the x that all of them share."""
+        curves = [{x: value for x, value in run.curves.get(name, ())} for run in self.runs]
         steps = sorted(set.intersection(*map(set, curves)))
         table = np.array([[curve[step] for curve in curves] for step in steps]).reshape(len(steps), -1)
         return np.array(steps), table.mean(1), table.min(1), table.max(1)
 
 
 def grouped(records: Sequence[Record]) -> list[Series]:
-    """Records by f and regularizer."""
+    """Group records by f and regularizer, in this order."""
     keys = sorted({(record.params["f"], record.params["reg"]) for record in records})
     return [Series(*key, [r for r in records if (r.params["f"], r.params["reg"]) == key]) for key in keys]
 
 
 def comparison_key(record: Record, metric: str = "fd_lab") -> dict[str, str]:
-    """What two records must share for their values of a metric to stand in one figure, in words."""
+    """What two records must have in common for their values of a metric to be comparable, as {name: text}."""
     named = SAMPLED_BY.get(metric, ())
     protocol = Protocol.of(record.metrics.get(metric, {}), record.protocol)
     # A record's own protocol is that of its samples.
@@ -71,9 +75,9 @@ def comparison_key(record: Record, metric: str = "fd_lab") -> dict[str, str]:
 
 
 def load_comparable(record: Record, metric: str = "fd_lab", notebooks: Sequence[str] = ()) -> list[Record]:
-    """This record, and all on disk that may stand in one figure with it: of its notebook, and of further `notebooks`.
+    """This record and all comparable ones on disk, of its notebook and of further `notebooks`.
 
-    A run that several notebooks have recorded counts once.
+    A run recorded by several notebooks is included once.
     """
     key, found = comparison_key(record, metric), {record.file_name: record}
     for notebook in (record.notebook, *notebooks):
@@ -84,7 +88,10 @@ def load_comparable(record: Record, metric: str = "fd_lab", notebooks: Sequence[
 
 
 def study_records(data: str, tier: str | None = None, size: int = 0) -> tuple[list[Record], list[Record]]:
-    """The largest group of records of the study that compare, and the others; tier None takes all but smoke."""
+    """The largest group of comparable records of 04_tradeoff, and the other records.
+
+    Records are of one data set and of `tier` (None: all but smoke) and `size` in pixels (0: any).
+    """
     records = [r for r in load_records("04_tradeoff")
                if data_name(r) == Path(data).stem and size in (0, r.params["size"])
                and (r.params["tier"] == tier if tier else not is_smoke(r.params["tier"]))]
@@ -98,8 +105,8 @@ def study_records(data: str, tier: str | None = None, size: int = 0) -> tuple[li
 
 
 
-def table(records: Sequence[Record]):
-    """Records side by side, a pandas DataFrame with a row each."""
+def table(records: Sequence[Record]) -> "pd.DataFrame":
+    """Main metrics of the records of 04_tradeoff, one row per record."""
     import pandas as pd
 
     def value(record: Record, metric: str) -> float | None:
@@ -117,19 +124,19 @@ def table(records: Sequence[Record]):
 
 
 def data_name(record: Record) -> str:
-    """The data set without the folders that lead to it."""
+    """Name of the record's data set, without folders and suffix."""
     return Path(str(record.params["data"])).stem
 
 
 def check_comparable(records: Sequence[Record], metric: str = "fd_lab") -> None:
-    """ValueError that says how two of the records differ, or that there are none."""
+    """Raise a ValueError if there are no records, or if two of them are not comparable, saying how they differ."""
     if not records:
-        raise ValueError("a figure needs at least one record; results/ holds none that fit")
+        raise ValueError("a figure needs at least one record; results/ has none with these parameters")
     refuse_differences([(record.file_name, comparison_key(record, metric)) for record in records])
 
 
 def device_of(record: Record) -> str:
-    """Where a record was timed: seconds compare on one device only."""
+    """Name of the device that a record was timed on; times are comparable on one device only."""
     env = record.env
     where = env.get("device_name") or env.get("device") or "an unknown device"
     threads = env.get("threads")
@@ -137,29 +144,30 @@ def device_of(record: Record) -> str:
 
 
 def timed_alike(records: Sequence[Record]) -> tuple[str, list[Record]]:
-    """The device that most records were timed on, and those records."""
+    """The device on which most records were timed, and the records timed on it."""
     here = Counter(map(device_of, records)).most_common(1)[0][0]
     return here, [record for record in records if device_of(record) == here]
 
 
 def throughput(record: Record) -> float | None:
-    """Images per second at the number of DDIM steps with which this record's samples were scored."""
-    return dict(record.curves.get("images_per_s", ())).get(record.protocol.get("num_steps"))
+    """Images per second at the number of DDIM steps of the record's scored samples; None if it was not timed."""
+    rates = {steps: rate for steps, rate in record.curves.get("images_per_s", ())}
+    return rates.get(record.protocol["num_steps"]) if "num_steps" in record.protocol else None
 
 
-def ranged(numbers: Sequence[int]) -> str:
-    """Sorted numbers as "3" or "1 to 3"."""
+def format_range(numbers: Sequence[int]) -> str:
+    """Format the range of sorted numbers as "3" or "1 to 3"."""
     return str(numbers[0]) if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
 
 
 def commits(records: Sequence[Record]) -> str:
-    """The commits that records were made at, and whether any had changes on top."""
+    """The git commits that records were made at, and whether any had local changes."""
     states = [record.env.get("git") or {} for record in records]
     names = sorted({(state.get("commit") or "unknown")[:7] for state in states})
     return ", ".join(names) + (" with local changes" if any(state.get("dirty") for state in states) else "")
 
 
 def spec_of(s: Series) -> StudySpec:
-    """What a series was trained with."""
+    """The spec that a series was trained with."""
     p = s.runs[0].params
     return study_spec(s.f, s.reg, p["data"], p["tier"], p["seed"], p["size"])

@@ -1,4 +1,4 @@
-"""A run's record: parameters, metrics with their protocol, environment, inputs; one small JSON file a run."""
+"""The record of a run: parameters, metrics with their protocol, environment and inputs, in one small JSON file."""
 
 import json
 import os
@@ -25,7 +25,7 @@ IN_NAME = ("f", "reg", "data", "size", "tier", "seed")
 
 @dataclass
 class Record:
-    """What one run measured, and all that is needed to judge it. Curves are lists of [x, value]."""
+    """The measurements of one run with its parameters, protocol and environment. Curves are lists of [x, value]."""
 
     notebook: str
     name: str
@@ -41,12 +41,12 @@ class Record:
     schema: int = SCHEMA
 
     def value(self, metric: str) -> float:
-        """A metric's number."""
+        """The value of a metric; KeyError if the record does not have it."""
         return self.metrics[metric]["value"]
 
     @property
     def file_name(self) -> str:
-        """From the parameters that tell runs of one notebook apart; parallel runs never meet."""
+        """Name of the JSON file, from the parameters that distinguish runs of one notebook."""
         p, written = self.params, {"f": "f{}", "size": "{}px", "seed": "s{}"}
         parts = [written.get(name, "{}").format(p[name]) for name in IN_NAME if name in p]
         parts += [f"{name}-{p[name]}" for name in sorted(p) if name not in IN_NAME]
@@ -59,14 +59,14 @@ class Record:
         """
         try:
             other = Record(**json.loads(((folder or results_dir() / self.notebook) / self.file_name).read_text()))
-        except (OSError, TypeError, ValueError):  # none, or none that can be read: measure again
+        except (OSError, TypeError, ValueError):  # absent or unreadable: measure again
             return None
         (ours, inputs), (_, others) = (split_inputs(r.inputs, r.notebook) for r in (self, other))
         same = (other.schema, other.params, others) == (self.schema, self.params, inputs)
         return other if same and other.metrics and networks_of(other) == ours else None
 
     def save(self, folder: Path | None = None) -> Path:
-        """Write to results/<notebook>/, sorted, one metric a line, atomically."""
+        """Write the record to results/<notebook>/ or `folder`, atomically, sorted, one metric per line."""
         path = (folder or results_dir() / self.notebook) / self.file_name
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, _dumps(asdict(self)).encode())
@@ -74,9 +74,15 @@ class Record:
 
 
 def load_records(notebook: str, folder: Path | None = None, **params: Any) -> list[Record]:
-    """All records of a notebook whose parameters have the given values, in order of their names.
+    """All records of a notebook whose parameters have the given values, sorted by file name; [] if there are none.
 
-    A file that is no record of this schema is an error that names it.
+    They are read from results/<notebook>/ or `folder`. ValueError for a JSON file that is no record, naming it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Record("04_tradeoff", "LDM-8", {"f": 8}, metrics={"psnr": {"value": 24.0}}).save(Path(folder))
+    ...     [record.value("psnr") for record in load_records("04_tradeoff", Path(folder), f=8)]
+    [24.0]
     """
     folder = folder or results_dir() / notebook
     found = []
@@ -91,7 +97,7 @@ def load_records(notebook: str, folder: Path | None = None, **params: Any) -> li
 
 
 def environment(device: Any) -> dict[str, Any]:
-    """Versions, device and git state of this run."""
+    """Versions, device, threads and git state, as stored in records."""
     import torch
 
     name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else _processor()
@@ -103,7 +109,7 @@ def environment(device: Any) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name and the instructions torch uses on it: seconds of two processors do not compare."""
+    """Name of the processor and torch's instruction set on it, since times are comparable on one processor only."""
     import torch
 
     try:
@@ -126,12 +132,12 @@ def _git_state() -> dict[str, Any]:
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the second."""
+    """The current time in UTC, ISO 8601, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _dumps(value: Any) -> str:
-    """Sorted JSON, indented to depth two and no further, so that a diff shows a metric a line."""
+    """Sorted JSON, indented to depth two, so that a diff shows one metric per line."""
 
     def dump(value: Any, depth: int) -> str:
         if isinstance(value, dict) and value and depth < 2:
@@ -144,13 +150,13 @@ def _dumps(value: Any) -> str:
 
 
 def as_metrics(scores: Mapping[str, Score]) -> dict[str, dict]:
-    """Scores for a record; their protocol is the record's own."""
+    """Scores as the metrics of a record, without their protocol, which the record has."""
     return {name: {key: value for key, value in score.as_dict().items() if key != "protocol" and value != ""}
             for name, score in scores.items()}
 
 
 def add_points(record: Record, scores: Mapping[str, Score], x: float | int) -> None:
-    """One point of each named curve at `x`; the ends of its interval, if it has one, in `<name>_low` and `_high`."""
+    """Append a point at `x` to each named curve, and the ends of its interval to curves `<name>_low` and `_high`."""
     for name, score in scores.items():
         ends = {"": score.value}
         if score.interval is not None:
@@ -160,7 +166,7 @@ def add_points(record: Record, scores: Mapping[str, Score], x: float | int) -> N
 
 
 def save_figure(fig: "Figure", name: str, data: str, tier: str, size: int) -> Path:
-    """Write results/figures/<name>_<data>_<tier>.png, atomically; a size that is not the tier's own is in the name."""
+    """Write results/figures/<name>_<data>_<tier>.png atomically; a size other than the tier's is part of the name."""
     other = f"_{size}px" if size != study_spec(1, tier=tier).data.size else ""
     path = results_dir() / "figures" / f"{name}_{data}_{tier}{other}.png"
     return atomic_write(path, lambda part: fig.savefig(part, format="png"))

@@ -26,7 +26,7 @@ from ldmlab.study.runs.pictures import Pictures
 from ldmlab.study.training.curve import Curve
 from ldmlab.study.training.device import _device
 from ldmlab.study.training.loop import fit
-from ldmlab.study.training.progress import reports
+from ldmlab.study.training.progress import progress_callback
 
 FLAT_DB = 0.3  # a first stage is called flat if the second half of its training gained less validation PSNR
 
@@ -151,7 +151,8 @@ def encode(spec: StudySpec, first_stage: TrainedFirstStage, pictures: Pictures, 
     if spec.f == 1:
         return PixelLatents(pictures.train)
     name = f"latents of {first_stage.name}"
-    with locked(runs_dir() / f"latents-lock-{first_stage.hash[:12]}", name), reports(name, "pictures") as report:
+    lock = locked(runs_dir() / f"latents-lock-{first_stage.hash[:12]}", name)
+    with lock, progress_callback(name, "pictures") as report:
         return encode_dataset(first_stage.model, pictures.train, runs_dir(), device=_device(device), progress=report)
 
 

@@ -12,7 +12,7 @@ from ldmlab.data.annotations.annotation import Annotation
 from ldmlab.data.images import MAX_BYTES, ImageSet, open_dataset
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import DataSpec, StudySpec
-from ldmlab.study.training.progress import reports
+from ldmlab.study.training.progress import progress_callback
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Pictures:
     def annotations(self, split: str = "train") -> list[Annotation]:
         """What is known of each picture of "train" or "val": read or rendered once, and kept."""
         images = getattr(self, split)
-        with reports(f"annotations of {images.name}, {images.split}", "pictures") as report:
+        with progress_callback(f"annotations of {images.name}, {images.split}", "pictures") as report:
             return images.annotations(report, cache_dir=runs_dir() / "data")
 
 
@@ -47,7 +47,7 @@ def open_split(data: DataSpec, split: str, num: int) -> ImageSet:
         print(f"{images.name}, {split}: {len(images):,} pictures would take {images.num_bytes / 1e9:.1f} GB decoded, "
               f"and up to {MAX_BYTES / 1e9:.1f} GB are kept; each is read again whenever it is used", flush=True)
         return images
-    with reports(f"pictures of {images.name}, {split}", "pictures") as report:
+    with progress_callback(f"pictures of {images.name}, {split}", "pictures") as report:
         return images.in_memory(cache_dir=runs_dir() / "data", progress=report)
 
 

@@ -1,4 +1,4 @@
-"""Progress with time left: a bar where there is a front end, plain lines in logs."""
+"""Progress displays with the time left: a bar in a notebook front end, plain lines in logs."""
 
 import os
 import sys
@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-_LINE_S, _LINE_PART, _LATEST_S = 10.0, 0.1, 60.0  # a line a tenth of the work, 10 s to 60 s after the last
+_LINE_S, _LINE_PART, _LATEST_S = 10.0, 0.1, 60.0  # one line per tenth of the work, 10 s to 60 s after the last
 
 
 def progress(total: int, label: str, *, initial: int = 0, unit: str = "steps", mode: str = "auto") -> "Progress":
-    """A progress display for `total` units of work, of which `initial` were done before.
+    """A progress display for `total` units of work, of which `initial` are done.
 
     `mode` is "widget", "lines", "silent", or "auto": a widget in JupyterLab, VS Code and Colab, nothing under pytest,
-    lines elsewhere (papermill, scripts, a cluster's logs). Use it as a context, or `close()` it.
+    lines elsewhere (papermill, scripts, cluster logs). Use it as a context manager, or call `close()`. ValueError for
+    another mode.
     """
     modes = {"widget": _Widget, "lines": _Lines, "silent": Progress}
     if mode == "auto":
@@ -25,29 +26,29 @@ def progress(total: int, label: str, *, initial: int = 0, unit: str = "steps", m
 
 
 def has_front_end() -> bool:
-    """Whether this is a kernel whose output somebody looks at, as opposed to papermill's or no kernel at all."""
+    """Whether this is a kernel of an interactive front end, as opposed to papermill or a script."""
     if "google.colab" in sys.modules:
         return True
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
-    if not hasattr(shell, "kernel"):
+    if shell is None or not hasattr(shell, "kernel"):
         return False
     return "JPY_SESSION_NAME" in os.environ or "__vsc_ipynb_file__" in shell.user_ns
 
 
 class Progress:
-    """Counts and shows nothing; the displays below extend it. `n` is the number of units done."""
+    """Base class, which counts and displays nothing. `n` is the number of units done."""
 
     def __init__(self, total: int, label: str, initial: int, unit: str):
         self.total, self.label, self.initial, self.unit = total, label, initial, unit
         self.n = initial
 
     def update(self, n: int = 1, **values: float | int) -> None:
-        """`n` more units are done; `values` are shown beside, the loss for one."""
+        """Count `n` more units as done; `values`, such as the loss, are displayed."""
         self.n += n
 
     def close(self) -> None:
-        """The last word."""
+        """Close the display."""
 
     def __enter__(self) -> "Progress":
         return self
@@ -62,7 +63,8 @@ class _Lines(Progress):
     def __init__(self, total: int, label: str, initial: int, unit: str):
         super().__init__(total, label, initial, unit)
         self._began = self._shown_at = time.monotonic()
-        self._shown_n, self._values, self._closed = initial, {}, False
+        self._shown_n, self._closed = initial, False
+        self._values: dict[str, float | int] = {}
 
     def update(self, n: int = 1, **values: float | int) -> None:
         super().update(n)
@@ -75,7 +77,7 @@ class _Lines(Progress):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            if self.n > self.initial:  # what was there already is not worth a line
+            if self.n > self.initial:  # no line if nothing was done
                 self._show(time.monotonic())
 
     def _show(self, now: float) -> None:
@@ -114,8 +116,8 @@ class _Widget(Progress):
 
 
 @contextmanager
-def reports(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A function of (done, total) whose first call opens a bar: what is loaded, and never reports, shows none."""
+def progress_callback(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Context manager of a callback (done, total), whose first call opens a display; without calls none is shown."""
     with ExitStack() as stack:
         bars: list[Progress] = []
 
@@ -128,7 +130,7 @@ def reports(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def duration(seconds: float | int) -> str:
-    """Two units at most: 42 s, 9 min 30 s, 3 h 5 min."""
+    """Format seconds with at most two units: 42 s, 9 min 30 s, 3 h 5 min."""
     seconds = max(0, round(seconds))
     if seconds < 60:
         return f"{seconds} s"
