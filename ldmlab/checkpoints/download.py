@@ -1,9 +1,8 @@
 """Released files, fetched on request and never otherwise: resumed, checked, and there whole or not at all.
 
-`fetch("kl-f8")`, or `python -m ldmlab.checkpoints fetch kl-f8`.
+`fetch("kl-f8")`, or `python -m ldmlab fetch kl-f8`.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ldmlab.atomic import atomic_write
-from ldmlab.checkpoints.manifest import Released, find, released
+from ldmlab.checkpoints.manifest import Released, find
 from ldmlab.checkpoints.transfer import FetchError, Report, forget, length, mb, need_room, transfer
 from ldmlab.perception import file_hash
 
@@ -70,30 +69,6 @@ def default_folder(row: Released) -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "ldmlab" / "checkpoints"
 
 
-def add_fetch(subparsers: "argparse._SubParsersAction") -> None:
-    """Add the command `fetch [NAME] [--folder FOLDER]`; its `run(args)` is what the caller calls."""
-    parser = subparsers.add_parser("fetch", help="download a released file and check it; without a name, list them")
-    parser.add_argument("name", nargs="?", help="a name of the manifest, such as kl-f8")
-    parser.add_argument("--folder", help="where it goes (default: $LDMLAB_CHECKPOINTS or ~/.cache/ldmlab/checkpoints, "
-                        "torch's hub folder for the networks of metrics)")
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> None:
-    if args.name is None:
-        for row in released().values():
-            print(f"{row.name:<26}{_size(row):<20}{row.urls[0]}")
-        return
-    try:
-        path = fetch(args.name, args.folder)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    print(path)
-    if _record(path).exists():
-        record = json.loads(_record(path).read_text())
-        print(f"sha256 {record['sha256']}, {record['trust']}")
-
-
 # What is on disk
 
 
@@ -112,7 +87,8 @@ def _alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _record(path: Path) -> Path:
+def record_file(path: Path) -> Path:
+    """Where the sha256 of a fetched file, and who states it, are kept."""
     return path.with_name(f"{path.name}.json")
 
 
@@ -120,7 +96,7 @@ def _known_hash(row: Released, path: Path) -> tuple[str | None, str]:
     """The sha256 a file must have, and who says so: the manifest, or the record of the first fetch."""
     if row.sha256:
         return row.sha256, "the manifest"
-    record = _record(path)
+    record = record_file(path)
     return (json.loads(record.read_text())["sha256"], record.name) if record.exists() else (None, "")
 
 
@@ -133,7 +109,7 @@ def _lying(row: Released, place: Path) -> Path | None:
     if known not in (None, digest):
         raise ValueError(f"{path} has sha256 {digest}, but {who} states {known}: the file is damaged or another one. "
                          f"Remove it and fetch {row.name!r} again")
-    if not _record(path).exists() and os.access(place, os.W_OK):
+    if not record_file(path).exists() and os.access(place, os.W_OK):
         _keep_record(row, path, digest, "a file put there by hand")
     return path
 
@@ -148,7 +124,7 @@ def _keep_record(row: Released, path: Path, digest: str, came_from: str) -> None
                           "is the authors' word; look into it before you trust a number", stacklevel=3)
     record = {"name": row.name, "sha256": digest, "size": path.stat().st_size, "trust": trust, "from": came_from,
               "license": row.license, "seen": datetime.now(UTC).isoformat(timespec="seconds")}
-    atomic_write(_record(path), json.dumps(record, indent=1).encode())
+    atomic_write(record_file(path), json.dumps(record, indent=1).encode())
 
 
 def _publish(row: Released, source: Path, path: Path) -> None:
@@ -215,7 +191,7 @@ def _download(row: Released, path: Path, show: Report) -> tuple[Path, str]:
         problems.append(problem)
     target = path.with_suffix(".zip") if row.member else path
     raise FetchError(f"{row.name!r} could not be fetched: {'; '.join(problems)}. Try again later, or get "
-                     f"{' or '.join(row.urls)} ({_size(row)}) by other means and put it there as {target}")
+                     f"{' or '.join(row.urls)} ({size_text(row)}) by other means and put it there as {target}")
 
 
 @contextmanager
@@ -233,7 +209,8 @@ def _progress(label: str, report: Report | None) -> Iterator[Report]:
         yield show
 
 
-def _size(row: Released) -> str:
+def size_text(row: Released) -> str:
+    """The size of a released file in words: published, of a copy, or not known."""
     if row.size:
         return mb(row.size)
     if row.copy and row.copy.size:

@@ -1,6 +1,5 @@
-"""What is this file, which released model is it, what does it lack? For `python -m ldmlab.checkpoints inspect`."""
+"""What is this file, which released model is it, what does it lack? For `python -m ldmlab inspect`."""
 
-import argparse
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -113,17 +112,3 @@ def _averages(opened: Opened) -> str:
 def _count(opened: Opened) -> str:
     numbers = sum(value.numel() for value in opened.tensors.values())
     return f"{len(opened.tensors)} entries, {numbers:,} numbers"
-
-
-def add_inspect(subparsers: "argparse._SubParsersAction") -> None:
-    """The sub-command `inspect FILE [--sha256 HASH]`; it exits with the report's status."""
-    parser = subparsers.add_parser("inspect", help="what a file of weights is, and which released model it fits")
-    parser.add_argument("file", type=Path, help=".ckpt, .pt, .bin or .safetensors, or a folder of diffusers")
-    parser.add_argument("--sha256", help="refuse the file unless it has this hash")
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    report = inspect_file(args.file, args.sha256)
-    print(report)
-    return report.status

@@ -1,7 +1,7 @@
 """FID, IS, KID, precision and recall: Inception's features through torch-fidelity, as the paper has them [App. E.3].
 
 The weights are a file of the manifest (`ldmlab/weights/manifest.json`), given by path or found where torch keeps its
-downloads; `python -m ldmlab.checkpoints fetch inception` puts them there. Nothing is downloaded here.
+downloads; `python -m ldmlab fetch inception` puts them there. Nothing is downloaded here.
 """
 
 import json
@@ -55,7 +55,7 @@ def find_inception() -> Path:
     folder = str(_hub_folder()).replace(str(Path.home()), "~", 1)  # the message may travel, in a record
     raise FileNotFoundError(
         f"Inception's weights are missing: {entry['file']} ({entry['size'] / 1e6:.1f} MB, sha256 {entry['sha256']}). "
-        f"With a network, `python -m ldmlab.checkpoints fetch inception` gets them; or get {entry['url']} elsewhere "
+        f"With a network, `python -m ldmlab fetch inception` gets them; or get {entry['url']} elsewhere "
         f"and put the file into {folder}, or name it: InceptionNet(path). Without them, FD-lab and KID-lab score by "
         "the lab's own network"
     )

@@ -173,7 +173,8 @@ def encode_dataset(
             moments[start:stop] = first_stage.moments(x).cpu().numpy()
             if stop == total or time.monotonic() - noted_at > NOTE_EVERY_S:
                 moments.flush()  # first the moments, then the note that they are there
-                atomic_write(done_file, json.dumps({"done": stop}).encode())
+                known = {"done": stop, "first_stage": identity, "data": images.fingerprint}
+                atomic_write(done_file, json.dumps(known).encode())
                 noted_at = time.monotonic()
             if progress is not None:
                 progress(stop, total)
