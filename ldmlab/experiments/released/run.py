@@ -32,6 +32,7 @@ from ldmlab.study.runs.conditioners import KINDS
 from ldmlab.study.runs.pictures import Pictures
 from ldmlab.study.training.device import choose_device
 from ldmlab.study.training.progress import progress
+from ldmlab.study.training.threads import share_processors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,6 +57,7 @@ class ReleasedRun:
     def __init__(self, notebook: str, params: dict[str, Any], device: str = "auto", quiet: bool = False):
         self.notebook, self.started, self._clock = notebook, now(), time.monotonic()
         self.device, self.caption = choose_device(device), params["caption"]
+        share_processors()
         self.tier = params["tier"]
         if self.tier == "auto":
             self.tier = "gpu" if self.device.type == "cuda" else "laptop"

@@ -18,6 +18,7 @@ from ldmlab.study.runs import diffusion as diffusion_runs
 from ldmlab.study.runs.conditioners import sample_labels
 from ldmlab.study.runs.first_stage import TrainedFirstStage, encode, train_first_stage
 from ldmlab.study.training.device import choose_device
+from ldmlab.study.training.threads import share_processors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ class Run:
     def __init__(self, notebook: str, params: dict[str, Any], device: str = "auto", quiet: bool = False):
         self.notebook, self.started, self._clock = notebook, now(), time.monotonic()
         self.device = choose_device(device)
+        share_processors()
         tier = params["tier"]
         if tier == "auto":
             tier = "gpu" if self.device.type == "cuda" else "laptop"
