@@ -18,7 +18,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
-.PHONY: run test lab study smoke lint clean help
+.PHONY: run test lab study smoke lint readme clean help
 
 run: $(VENV)/ready  ## set up, then notebooks/04_tradeoff.ipynb at f = 8 on the embedded pictures
 	@mkdir -p results/executed
@@ -43,6 +43,9 @@ smoke-%: notebooks/%.ipynb $(VENV)/ready
 lint: $(VENV)/ready  ## style, and the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+
+readme: $(VENV)/ready  ## write the README's table of notebooks from ldmlab/study/config/notebooks.py
+	$(BIN)/python -m ldmlab.study.config.readme
 
 clean:  ## remove checkpoints, caches and executed notebooks (records, figures and .venv stay)
 	rm -rf results/runs results/executed .snakemake .pytest_cache .ruff_cache .import_linter_cache build

@@ -7,17 +7,19 @@
 import sys
 from pathlib import Path
 
-FS = [1, 2, 4, 8, 16, 32]
+from ldmlab.first_stage.factors import FS
+from ldmlab.study.config.budgets import TIERS, budget_of
+
 TIER = config.get("tier", "laptop")
 DATA = str(config.get("data", "scenes"))
 SEED = int(config.get("seed", 0))
 REG = config.get("reg", "kl")
 if TIER == "auto":
-    raise ValueError("tier=auto: the jobs of one study must not differ in tier; name one of smoke laptop gpu paper")
+    raise ValueError(f"tier=auto: the jobs of one study must not differ in tier; name one of {' '.join(TIERS)}")
 
 NAME = Path(DATA).stem
 RUN = f"results/executed/study/{NAME}_{TIER}_{REG}_s{SEED}"
-MINUTES = {"smoke": 10, "laptop": 60, "gpu": 120, "paper": 10080}[TIER]
+MINUTES = budget_of(TIER).minutes
 
 
 rule all:

@@ -19,6 +19,7 @@ from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.diffusion.unet.unet import UNet, count_params
 from ldmlab.evaluation.cost import count_flops, synchronize
 from ldmlab.first_stage.autoencoder import build_autoencoder
+from ldmlab.study.config.budgets import TIERS
 from ldmlab.study.config.notebooks import FS
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import denoiser_config
@@ -99,7 +100,7 @@ def measure(tier: str, num_classes: int, rounds: int, device: torch.device) -> l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tier", default="laptop", choices=("smoke", "laptop", "gpu", "paper"))
+    parser.add_argument("--tier", default="laptop", choices=TIERS)
     parser.add_argument("--data-classes", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)

@@ -15,9 +15,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ldmlab.claims.claims import SUPPORTED, Verdict, frame, ledger
-from ldmlab.claims.evidence import SEEDS, WANTED
 from ldmlab.figures.index import DRAWINGS, Drawing
 from ldmlab.paper import numbers as paper
+from ldmlab.study.config.budgets import is_smoke
 from ldmlab.study.config.notebooks import FS, NOTEBOOKS
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.records.compare import commits, comparison_key, data_name, device_of, grouped, spec_of, throughput
@@ -37,7 +37,7 @@ class Report:
         data, tier, size = Path(self.given).stem, params["tier"], params["size"]
         found = [r for name in NOTEBOOKS if name != notebook for r in load_records(name) if data_name(r) == data]
         if tier == "auto":
-            tier = _most([r.params["tier"] for r in found if r.params["tier"] != "smoke"], "laptop")
+            tier = _most([r.params["tier"] for r in found if not is_smoke(r.params["tier"])], "laptop")
         found = [r for r in found if r.params["tier"] == tier]
         size = size or _most([r.params["size"] for r in found], study_spec(1, tier=tier).data.size)
         self.records = [r for r in found if r.params["size"] == size]
@@ -92,24 +92,26 @@ class Report:
         plain = {"f": None, "reg": "kl" if f > 1 else reg, "data": "scenes", "seed": 0,
                  "size": study_spec(1, tier=self.params["tier"]).data.size}
         options = " ".join(f"-p {key} {value}" for key, value in values.items()
-                           if key in NOTEBOOKS[notebook] and value != plain.get(key))
+                           if key in NOTEBOOKS[notebook].parameters and value != plain.get(key))
         return f"papermill notebooks/{notebook}.ipynb out.ipynb {options}"
 
     def missing(self) -> pd.DataFrame:
         """The records that the study's claims want and that are not there, each with the command that makes it."""
         rows = []
-        for notebook, cells in WANTED.items():
+        for name, row in NOTEBOOKS.items():
+            if not row.wanted:
+                continue
             there = Counter((r.params["f"], r.params.get("reg", "kl"), r.params.get("seed", 0))
-                            for r in self.of(notebook))
-            rows += [{"notebook": notebook, "f": f, "reg": reg, "seed": seed,
-                      "command": self.command(notebook, f, reg, seed)}
-                     for seed in range(SEEDS.get(notebook, 1)) for f, reg in cells if not there[f, reg, seed]]
+                            for r in self.of(name))
+            rows += [{"notebook": name, "f": f, "reg": reg, "seed": seed,
+                      "command": self.command(name, f, reg, seed)}
+                     for seed in range(row.seeds) for f, reg in row.wanted if not there[f, reg, seed]]
         return pd.DataFrame(rows, columns=["notebook", "f", "reg", "seed", "command"])
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
         """The ledger; without evidence at tier smoke, whose numbers mean nothing."""
-        if self.params["tier"] == "smoke":
+        if is_smoke(self.params["tier"]):
             return ledger(self.params["data"], "laptop", [])
         return ledger(self.params["data"], self.params["tier"], self.records)
 

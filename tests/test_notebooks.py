@@ -94,7 +94,7 @@ def test_notebooks_keep_to_their_spine_and_stay_short(name):
     assert [stop for stop in STOPS if stop not in prose] == []
     assert len(cells) <= MOST_CELLS and len(code) <= MOST_LINES
     assert f"notebooks/{name}.ipynb" in prose
-    assert (FOLDER / "solutions" / f"{name}.md").is_file()
+    assert (FOLDER.parent / NOTEBOOKS[name].solution).is_file()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,5 +109,5 @@ def test_the_parameters_cell_is_what_papermill_can_read(name):
     for line in cell.source.splitlines():
         assert re.fullmatch(r"\w+: (int|float|str|bool) = [^=#]+  # [^=]+", line), line
     names = [node.target.id for node in ast.parse(cell.source).body]
-    assert tuple(names) == NOTEBOOKS[name]
+    assert tuple(names) == NOTEBOOKS[name].parameters
     assert code[1].source.startswith("from ldmlab.study import start_run\n\nrun = start_run(")

@@ -65,7 +65,7 @@ def test_parameters_are_those_the_notebook_accepts(path):
     from ldmlab.study.config.parameters import read_parameters
 
     found = _infer_parameters(load_notebook_node(str(path)))
-    assert tuple(parameter.name for parameter in found) == ACCEPTED[path.stem]
+    assert tuple(parameter.name for parameter in found) == ACCEPTED[path.stem].parameters
     assert all(parameter.help for parameter in found)
     namespace: dict = {}
     cell = next(c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")

@@ -4,7 +4,6 @@ import pytest
 
 from ldmlab import report
 from ldmlab.claims import claims
-from ldmlab.claims.evidence import SEEDS, WANTED
 from ldmlab.figures import report as figures
 from ldmlab.figures.index import DRAWINGS
 from ldmlab.paper.deviations import deviations
@@ -36,7 +35,7 @@ def test_an_empty_lab_gives_a_whole_report(lab_root, capsys):
     assert said.count("no figure for") == len(DRAWINGS) and "papermill notebooks/04_tradeoff.ipynb" in said
     assert {v.verdict for v in run.verdicts} == {claims.UNDERPOWERED}
     assert len(report.explained(run.verdicts)) == len(claims.CLAIMS)
-    wanted = sum(len(cells) * SEEDS.get(name, 1) for name, cells in WANTED.items())
+    wanted = sum(len(row.wanted) * row.seeds for row in NOTEBOOKS.values())
     assert len(run.missing()) == wanted and run.environments().empty
     for table in (report.first_stages, report.models, report.efficiency):
         assert len(table([])) > 0
@@ -94,9 +93,9 @@ def test_commands_name_only_what_differs_and_what_the_notebook_takes(lab_root):
     """They can be pasted: parameters of that notebook, in its own words."""
     run = report.Report("20_report", {"data": "cifar10", "size": 32, "tier": "laptop"}, quiet=True)
     assert run.command("04_tradeoff", 4, "vq", 1).endswith("-p f 4 -p reg vq -p data cifar10 -p tier laptop -p seed 1")
-    for notebook in sorted(set(WANTED) & set(NOTEBOOKS)):
+    for notebook in (name for name, row in NOTEBOOKS.items() if row.wanted):
         words = run.command(notebook, 4, "kl", 1).split()
-        assert {words[i + 1] for i, word in enumerate(words) if word == "-p"} <= set(NOTEBOOKS[notebook])
+        assert {words[i + 1] for i, word in enumerate(words) if word == "-p"} <= set(NOTEBOOKS[notebook].parameters)
     assert "no notebook" in run.command("99_nothing")
 
 

@@ -37,6 +37,8 @@ from ldmlab.claims.quantities import (
     by_steps,
 )
 from ldmlab.paper.numbers import FID_GAP_LDM1_LDM8, table
+from ldmlab.study.config.budgets import evidence_tiers
+from ldmlab.study.config.notebooks import FS
 from ldmlab.study.records.record import Record
 
 MIDDLE, STEPS = (4, 8, 16), (10, 50, 200)
@@ -105,7 +107,6 @@ def _falls(quantity: Quantity, fs: Sequence[int], sign: int = 1) -> tuple[Part, 
     return tuple(_more(quantity, [cell(a)], [cell(b)]) for a, b in (pair[::sign] for pair in pairwise(fs)))
 
 
-ALL_F = (1, 2, 4, 8, 16, 32)
 ANY_LEAD = "any lead that the interval makes sure of"
 CLAIMS: tuple[Claim, ...] = (
     Claim("slow-f1", "At equal steps, pixel-based LDM-1 is behind LDM-4, -8 and -16.", "Sec. 4.1 (i), Fig. 6",
@@ -125,22 +126,22 @@ CLAIMS: tuple[Claim, ...] = (
           "Sec. 4.1, Fig. 6", tuple(part for f in MIDDLE for part in (
               _more(FD_EQUAL_STEPS, [cell(1)], [cell(f)]), _more(RATE, [cell(f)], [cell(1)]))), 0.0, ANY_LEAD),
     Claim("best-f4-f8", "LDM-4 and -8 end better than every other f.", "Sec. 4.1, Fig. 7", tuple(
-        _more(FD_END, [cell(f)], [cell(best)]) for best in (4, 8) for f in ALL_F if f not in (4, 8)), 0.0, ANY_LEAD),
+        _more(FD_END, [cell(f)], [cell(best)]) for best in (4, 8) for f in FS if f not in (4, 8)), 0.0, ANY_LEAD),
     Claim("equal-cost", "Against cost instead of steps the picture stays: LDM-1 is behind LDM-4, -8 and -16.",
           "App. D.5, Fig. 17", (_more(FD_EQUAL_SECONDS, [cell(1)], [cell(f) for f in MIDDLE]),), 0.0, ANY_LEAD),
     Claim("throughput-rises", "Sampling gets faster with every doubling of f.", "Sec. 4.1, Fig. 7",
-          _falls(RATE, ALL_F, -1), 0.0, ANY_LEAD),
+          _falls(RATE, FS, -1), 0.0, ANY_LEAD),
     Claim("speed-up", "LDM-4 trains and samples at least 2.7 times as fast as LDM-1.", "Sec. 4.5, Tab. 6",
           (_more(RATE, [cell(4)], [cell(1)]), _more(TRAIN_RATE, [cell(4)], [cell(1)])), log(SAID["speed_up"]),
           "the paper's factor"),
     Claim("quality-factor", "At equal steps, LDM-4 improves on LDM-1 by a factor of at least 1.6.", "Sec. 4.5, Tab. 6",
           (_more(FD_EQUAL_STEPS, [cell(1)], [cell(4)]),), log(SAID["fid_factor"]), "the paper's factor"),
     Claim("flops-fall", "A lower-dimensional space makes a model of equal size cheaper, at every doubling of f.",
-          "Sec. 3.2", _falls(FLOPS, ALL_F), 0.0, "FLOPs are counted, not estimated"),
+          "Sec. 3.2", _falls(FLOPS, FS), 0.0, "FLOPs are counted, not estimated"),
     Claim("psnr-falls", "A first stage of larger f reconstructs worse, at every doubling.", "Sec. 4.1 (ii), Tab. 8",
-          _falls(PSNR, ALL_F[1:]), 0.0, ANY_LEAD),
+          _falls(PSNR, FS[1:]), 0.0, ANY_LEAD),
     Claim("rfd-rises", "Less downsampling raises the bound on quality: rFD rises with every doubling of f.",
-          "Fig. 1, Tab. 8", _falls(RFD, ALL_F[1:], -1), 0.0, ANY_LEAD),
+          "Fig. 1, Tab. 8", _falls(RFD, FS[1:], -1), 0.0, ANY_LEAD),
     Claim("vq-reconstructs-worse", "VQ first stages reconstruct a little worse than KL ones of the same f.",
           "Sec. 4, Tab. 8", (_more(PSNR, [cell(f) for f in MIDDLE], [cell(f, "vq") for f in MIDDLE]),), 0.0, ANY_LEAD),
     Claim("vq-samples-better", "Models in VQ latents sometimes sample better than those in KL latents.", "Sec. 4",
@@ -252,7 +253,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="The claims ledger of one data set and tier.")
     parser.add_argument("--data", default="scenes", help="name of the pictures, as in the records")
-    parser.add_argument("--tier", default="laptop", choices=("laptop", "gpu", "paper"))
+    parser.add_argument("--tier", default="laptop", choices=evidence_tiers())
     options = vars(parser.parse_args())
     known = Evidence(**options)
     print(f"{len(known.records)} records of {known.data}, tier {known.tier}; left out are {known.left_out} of other "

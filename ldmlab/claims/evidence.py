@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from ldmlab.study.config.notebooks import FS
+from ldmlab.study.config.budgets import evidence_tiers
+from ldmlab.study.config.notebooks import NOTEBOOKS
 from ldmlab.study.records.compare import comparison_key, data_name, device_of
 from ldmlab.study.records.record import Record, load_records
 
 LEVEL = 0.95
 FAR = 4.0  # assumed spreads, to either side, that a single run without any interval has to be clear of
-NOTEBOOKS = ("03_diffusion", "04_tradeoff", "05_rate_distortion", "06_snr_rescaling", "07_sampling")
 
 Cell = tuple[int, str]  # f and regularizer
 
@@ -64,17 +64,18 @@ class Effect:
 
 
 class Evidence:
-    """All records of one data set and tier that have the pictures in common; ValueError for the smoke tier.
+    """All records of one data set and tier that have the pictures in common; ValueError where a tier is no evidence.
 
     Of several versions or sizes of the pictures, that with most records counts. `records` are by default all on disk.
     """
 
     def __init__(self, data: str, tier: str, records: Sequence[Record] | None = None):
-        if tier not in ("laptop", "gpu", "paper"):
-            raise ValueError(f"evidence comes from tier laptop, gpu or paper; got {tier!r}, and smoke is a rehearsal")
+        if tier not in evidence_tiers():
+            raise ValueError(f"evidence comes from tier {', '.join(evidence_tiers())}; got {tier!r}")
         self.data, self.tier = Path(data).stem, tier
         if records is None:
-            records = [record for notebook in NOTEBOOKS for record in load_records(notebook)]
+            records = [record for row in NOTEBOOKS.values() if row.evidence
+                       for record in load_records(row.name)]
         groups: dict[tuple, list[Record]] = {}
         for record in records:
             if (data_name(record), record.params["tier"]) == (self.data, tier):
@@ -167,11 +168,3 @@ def estimate_effect(evidence: Evidence, quantity: Quantity, weights: Mapping[Cel
     basis = f"one seed: {FAR:g} times an assumed {quantity.spread_name}"
     return Effect(float(effect), quantity.spread * size, inf, FAR, basis, runs)
 
-
-KL, VQ = tuple((f, "none" if f == 1 else "kl") for f in FS), ((4, "vq"), (8, "vq"), (16, "vq"))
-# What the claims rest on: f and regularizer by notebook.
-WANTED: dict[str, tuple[tuple[int, str], ...]] = {
-    "03_diffusion": ((8, "kl"),), "04_tradeoff": KL + VQ, "05_rate_distortion": KL + VQ,
-    "06_snr_rescaling": ((8, "kl"),), "07_sampling": KL, "16_evaluation": ((8, "kl"),),
-}
-SEEDS = {"04_tradeoff": 2}  # runs a claim rests on; elsewhere one

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
 from ldmlab.diffusion.conditioning.tokens import Conditioner, conditioned
 from ldmlab.diffusion.guidance import classifier_free
-from ldmlab.diffusion.samplers import SAMPLERS, EpsModel, ddim
+from ldmlab.diffusion.samplers import SAMPLERS, EpsModel
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.unet.acceleration import accelerate
 from ldmlab.first_stage.latents import LatentStats
@@ -107,9 +107,11 @@ class LatentDiffusion:
             raise ValueError(f"sampler is one of {', '.join(SAMPLERS)}; got {sampler!r}")
         if self.conditioner is not None:
             self.conditioner.check(y)
-        if eta and sampler != "ddim":
-            raise ValueError(f"eta is the noise of DDIM's steps; got eta = {eta} with sampler {sampler!r}")
-        draw = partial(ddim, eta=eta) if sampler == "ddim" else SAMPLERS[sampler]
+        row = SAMPLERS[sampler]
+        if eta and not row.takes_eta:
+            choices = ", ".join(name for name, other in SAMPLERS.items() if other.takes_eta)
+            raise ValueError(f"eta is the noise of the steps of {choices}; got eta = {eta} with sampler {sampler!r}")
+        draw = partial(row.draw, eta=eta) if row.takes_eta else row.draw
         generator = torch.Generator().manual_seed(seed)
         z_T = torch.randn(len(y), *self.latent_shape(y), generator=generator)
         later = torch.Generator(self.device).manual_seed(seed + 1)

@@ -7,6 +7,7 @@ Noise comes from `generator`, a torch.Generator or, for a recorded tape, a funct
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -191,14 +192,24 @@ def dpm_solver_pp(
     return z
 
 
-# All are called alike, and the deterministic ones leave `generator` alone.
+@dataclass(frozen=True)
+class SamplerRow:
+    """A sampler by its name: all are called alike, and the deterministic ones leave `generator` alone."""
+
+    draw: Sampler
+    title: str  # in figures
+    num_calls: Callable[[int], int] = lambda num_steps: num_steps  # of the denoiser, from the number of steps
+    deterministic: bool = True  # at eta = 0, where it takes eta
+    takes_eta: bool = False
+
+
 # Fewer steps of DDPM than T are DDIM at eta = 1: the posterior's variance between the steps that remain. At T steps the
 # two are the same, noise for noise.
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": partial(ddim, eta=1.0),
-    "ddim": ddim,
-    "plms": plms,
-    "dpm-solver++": dpm_solver_pp,
+SAMPLERS: dict[str, SamplerRow] = {
+    "ddim":         SamplerRow(ddim, "DDIM", takes_eta=True),
+    "ddpm":         SamplerRow(partial(ddim, eta=1.0), "strided DDPM = DDIM, eta 1", deterministic=False),
+    "plms":         SamplerRow(plms, "PLMS", num_calls=lambda num_steps: num_steps + 1),
+    "dpm-solver++": SamplerRow(dpm_solver_pp, "DPM-Solver++(2M)"),
 }
 
 

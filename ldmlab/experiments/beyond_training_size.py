@@ -24,8 +24,6 @@ from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress
 
 SCALES = (1, 2, 3)  # of the training size
-NUM = {"smoke": 6, "laptop": 256, "gpu": 1024, "paper": 1000}
-NUM_REFERENCE = {"smoke": 12, "laptop": 2048, "gpu": 10_000, "paper": 10_000}
 WIDE = 4  # how many times as wide as high the wide pictures are
 
 
@@ -87,7 +85,7 @@ def record_beyond(run: Run) -> Record:
 
     What was measured before, on the same models, is loaded.
     """
-    scorer, size, tier = run.scorer, run.spec.data.size, run.spec.tier
+    scorer, size, budget = run.scorer, run.spec.data.size, run.spec.budget
     tasks = task_runs(run)
     record = run.new_record()
     record.inputs |= {f"denoiser_{name}": task.diffusion.hash for name, task in tasks.items()}
@@ -96,10 +94,10 @@ def record_beyond(run: Run) -> Record:
         return known
     if "semantic" not in tasks:
         record.events.append("semantic synthesis left out: these pictures have no label maps")
-    n = min(NUM[tier], len(run.pictures.val))
+    n = min(budget.num_beyond, len(run.pictures.val))
     record.protocol |= scorer.protocol | {
         "n": n, "labels": "none", "reference": "training pictures of the same size", "factor": 4,
-        "targets": "validation pictures", "num_reference": NUM_REFERENCE[tier]}
+        "targets": "validation pictures", "num_reference": budget.num_beyond_reference}
     with progress(n * len(SCALES) * len(tasks), f"{run.spec.name}, beyond the training size", unit="pictures") as bar:
         for scale in SCALES:
             side = scale * size
@@ -124,7 +122,7 @@ def record_beyond(run: Run) -> Record:
 
 
 def _reference(run: Run, side: int) -> FeatureMoments:
-    train = pictures_of(run, side, "train", NUM_REFERENCE[run.spec.tier])
+    train = pictures_of(run, side, "train", run.spec.budget.num_beyond_reference)
     return reference_moments(train, run.scorer.nets["fd-lab"], runs_dir() / "moments")
 
 

@@ -19,10 +19,11 @@ from ldmlab.data.images import to_float, to_uint8
 from ldmlab.evaluation.distances import FeatureMoments, Score, moments_of
 from ldmlab.evaluation.inception import KEEP as FID_KEEP
 from ldmlab.evaluation.inception import InceptionNet, inception_scores
-from ldmlab.evaluation.judge import Judge, caption_fulfilment, class_accuracy, layout_scores, load_judge
+from ldmlab.evaluation.judge import Judge, load_judge
 from ldmlab.evaluation.precision_recall import precision_recall_scores
 from ldmlab.evaluation.uncertainty import frechet_estimate
 from ldmlab.first_stage.reconstruct import reconstruct
+from ldmlab.study.config.conditions import KINDS
 from ldmlab.study.records.record import Record, add_points, as_metrics
 from ldmlab.study.runs.classifier import TrainedClassifier, train_classifier
 from ldmlab.study.runs.conditioners import first_annotations, sample_labels
@@ -32,13 +33,8 @@ from ldmlab.study.training.progress import progress
 SCALES = (1.0, 1.25, 1.5, 3.0, 5.0, 10.0)
 CLASSIFIER_SCALES = (1.0, 3.0, 10.0)
 NUM_REACHABLE = 2048  # reconstructions that precision and recall are taken against
-# What counts as success for each kind of condition, the chief measure first.
-MEASURES = {
-    "class": {"class_accuracy": "class accuracy"},
-    "text": {"fulfilled": "statements fulfilled", "objects": "objects", "colours": "colours", "place": "place",
-             "relations": "relations"},
-    "layout": {"layout_iou": "IoU of boxes", "box_class_accuracy": "class accuracy of boxes"},
-}
+# What counts as success for each kind of condition that the judge scores, the chief measure first.
+MEASURES = {name: kind.success for name, kind in KINDS.items() if kind.success}
 
 
 @dataclass(frozen=True)
@@ -80,15 +76,9 @@ class Prompts:
         """What the judge finds of it on pictures; with a `shift`, of what was asked so many places further on."""
         seen = judge.look(x)
         prompts = self.annotations[shift:] + self.annotations[:shift]
-        match self.kind:
-            case "class":
-                return {"class_accuracy": class_accuracy(seen, torch.tensor([a.label for a in prompts]))}
-            case "text":
-                scores = caption_fulfilment(seen, [a.caption for a in prompts])
-                return {"fulfilled": scores["all"]} | {m: scores[m] for m in MEASURES["text"] if m in scores}
-            case "layout":
-                return layout_scores(seen, [a.seen() for a in prompts])
-        raise ValueError(f"the judge scores class, text and layout; this model's condition is {self.kind or 'none'}")
+        if self.kind not in KINDS or KINDS[self.kind].judged is None:
+            raise ValueError(f"the judge scores {', '.join(MEASURES)}; this model's condition is {self.kind or 'none'}")
+        return KINDS[self.kind].judged(seen, prompts)
 
     @cached_property
     def labels(self) -> Int[Tensor, " n"]:

@@ -26,8 +26,6 @@ from ldmlab.study.records.record import Record, add_points, as_metrics
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress
 
-NUM = {"smoke": 8, "laptop": 256, "gpu": 512, "paper": 1000}  # pictures guided at each scale
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -114,7 +112,7 @@ def record_image_guiding(run: Run) -> Record:
     record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
     if (known := run.measured_before(record)) is not None:
         return known
-    x = targets(run, NUM[run.spec.tier])
+    x = targets(run, run.spec.budget.num_guided)
     y = downsample(factor)(x).clamp(-1, 1)
     record.protocol |= scorer.protocol | {"guided_n": len(x), "labels": "none: unconditional", "factor": factor,
                                           "targets": "validation pictures, bicubic, antialiased"}

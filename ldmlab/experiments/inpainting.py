@@ -29,8 +29,6 @@ METHODS = {
 SETS = ("all", "hard")
 HARD = (0.4, 0.5)
 BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-SAMPLES = {"smoke": 2, "laptop": 4, "gpu": 6, "paper": 6}  # for each picture, where several are compared
-SEVERAL_ON = {"smoke": 8, "laptop": 128, "gpu": 512, "paper": 1000}
 
 
 def masks_of(which: str, n: int, size: int | tuple[int, int], seed: int = 0) -> Float[Tensor, "n 1 h w"]:
@@ -80,11 +78,11 @@ def record_inpainting(run: Run) -> Record:
     record.inputs |= {"denoiser": diffusion.hash, "judge": scorer.nets["fd-lab"].weights_hash}
     if (known := run.measured_before(record)) is not None:
         return known
-    x = true_pictures(run)
+    x, budget = true_pictures(run), run.spec.budget
     record.protocol |= scorer.protocol | {
         "n": len(x), "labels": "none", "perceptual": "PD-referee, pairs", "targets": "validation pictures",
         "masks_all": "thin, medium, thick in turn", "masks_hard": "thick, 40 to 50 % of the picture",
-        "known_pixels": "kept", "several": f"{SAMPLES[run.spec.tier]} samples of {SEVERAL_ON[run.spec.tier]} pictures"}
+        "known_pixels": "kept", "several": f"{budget.repeats} samples of {budget.num_repeated} pictures"}
     record.events += diffusion.curve.events
     record.metrics["num_params"] = {"value": count_params(diffusion.model.trained), "unit": "1"}
     for which in SETS:
@@ -124,7 +122,7 @@ def samples_of(run: Run, x: Float[Tensor, "n 3 H W"], mask: Float[Tensor, "n 1 H
 
 def _several(run: Run, record: Record, x: Tensor) -> None:
     """One sample and several, where much is missing: the first, the nearest to the truth, how far apart they are."""
-    x, k = x[: SEVERAL_ON[run.spec.tier]], SAMPLES[run.spec.tier]
+    x, k = x[: run.spec.budget.num_repeated], run.spec.budget.repeats
     mask = masks_of("hard", len(x), tuple(x.shape[2:]))
     samples = samples_of(run, x, mask, k)
     to_truth = torch.stack([perceptual_distances(run, x, sample) for sample in samples])

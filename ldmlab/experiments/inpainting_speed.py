@@ -32,8 +32,6 @@ ROWS = {  # as in Tab. 6: f, regularizer, attention in the first stage
     "LDM-1": (1, "kl", True), "LDM-4 KL": (4, "kl", True), "LDM-4 VQ": (4, "vq", True),
     "LDM-4 VQ no attention": (4, "vq", False),
 }
-ROUNDS = {"smoke": 2, "laptop": 7, "gpu": 9, "paper": 9}
-BATCH = {"smoke": 2, "laptop": 16, "gpu": 64, "paper": 8}
 PASSES = {"train": "training", "small": "sampling", "large": "sampling, twice the size"}
 
 
@@ -43,18 +41,17 @@ def record_efficiency(run: Run, record: Record) -> None:
     Training is a whole step, the condition encoded, latents given; sampling is as many DDIM steps as the tier takes,
     the condition encoded and the result decoded. Intervals are the least and the greatest of all rounds.
     """
-    tier, seconds = run.spec.tier, {}
+    rounds, n, seconds = run.spec.budget.timed_rounds, run.spec.budget.timed_batch, {}
     jobs = [(row, name, make) for row in ROWS for name, make in _passes(run, row).items()]
     for row, name, job in jobs:
         job()  # warm-up
         seconds[row, name] = []
     order = random.Random(run.spec.seed)
-    with progress(len(jobs) * ROUNDS[tier], "throughput", unit="timings") as bar:
-        for _ in range(ROUNDS[tier]):
+    with progress(len(jobs) * rounds, "throughput", unit="timings") as bar:
+        for _ in range(rounds):
             for row, name, job in order.sample(jobs, len(jobs)):
                 seconds[row, name].append(_seconds(job))
                 bar.update(1)
-    n = BATCH[tier]
     for (row, name), times in seconds.items():
         rates = [n / t for t in times]
         ratios = [first / t for first, t in zip(seconds["LDM-1", name], times, strict=True)]
@@ -63,7 +60,7 @@ def record_efficiency(run: Run, record: Record) -> None:
                 "value": float(f"{statistics.median(values):.4g}"), "unit": unit,
                 "interval": {"low": min(values), "high": max(values), "level": 1.0, "method": "range of the rounds"}}
     steps = run.spec.evaluation.num_steps
-    record.protocol |= {"timed_batch": n, "timed_rounds": ROUNDS[tier], "timed_sampling": f"{steps} DDIM steps"}
+    record.protocol |= {"timed_batch": n, "timed_rounds": rounds, "timed_sampling": f"{steps} DDIM steps"}
 
 
 def _seconds(job: Callable[[], object]) -> float:
@@ -80,7 +77,7 @@ def _passes(run: Run, row: str) -> dict[str, Callable[[], object]]:
     spec = study_spec(f, reg, run.spec.data.name, run.spec.tier, run.spec.seed, run.spec.data.size, condition="mask",
                       attention=attention)
     model = _untrained(run, spec)
-    n, size = BATCH[run.spec.tier], spec.data.size
+    n, size = spec.budget.timed_batch, spec.data.size
     image = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, device=run.device)
     module = DiffusionModule(model.denoiser, model.schedule, model.conditioner,
                              scale_factor=model.stats.scale_factor, lr=0.0).to(run.device)

@@ -19,13 +19,12 @@ from ldmlab.perception import PsimLoss, feature_net
 from ldmlab.study.records.record import Record, as_metrics
 from ldmlab.study.runs.run import Run
 
-NUM = {"smoke": 16, "laptop": 512, "gpu": 2048, "paper": 5000}  # validation pictures restored
 MEASURES = {"psnr": "PSNR [dB]", "ssim": "SSIM", "pd_referee": "PD-referee", "fd_lab": "FD-lab", "kid_lab": "KID-lab"}
 
 
 def true_pictures(run: Run) -> Float[Tensor, "n 3 H W"]:
     """The validation pictures that methods have to give back."""
-    return to_float(run.pictures.val.images(range(min(NUM[run.spec.tier], len(run.pictures.val)))))
+    return to_float(run.pictures.val.images(range(min(run.spec.budget.num_restored, len(run.pictures.val)))))
 
 
 def perceptual_distances(run: Run, x: Float[Tensor, "n 3 H W"], x_hat: Float[Tensor, "n 3 H W"]) -> Float[Tensor, " n"]:

@@ -1,7 +1,7 @@
 """Quality against speed of sampling, one f at a time: DDIM by number of steps, samplers side by side [LDM v2, Fig. 7].
 
 Curves of the record run over the number of steps: `fd_lab_by_steps` is DDIM's at eta = 0, `fd_lab_by_steps_plms` that
-of another of `VARIANTS`; `..._low` and `..._high` are the ends of its intervals over samples.
+of another of `variants`; `..._low` and `..._high` are the ends of its intervals over samples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,31 +31,45 @@ MOST_COMPARED = 50  # steps up to which samplers stand side by side: beyond, the
 BUDGET_S = {"DDIM by steps": 900, "samplers side by side": 300}  # seconds, as timed; no limit at tier paper
 ORDER_STEPS = (5, 10, 20, 40, 50, 100, 200)  # divisors of 1000, so that all strides of a sampler are equal
 ORDER_RANGE = (20, 100)  # steps over which an order of convergence is fitted
-DETERMINISTIC = ("ddim", "plms", "dpm-solver++")
+ETAS = {"": 0.0, "_half": 0.5}  # at which a sampler that takes eta is compared, by the end of its curves' names
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A sampler with its noise, and its name in figures; it calls the denoiser `more` times than it has steps."""
+    """A sampler of `SAMPLERS` with its noise, and its name in figures."""
 
     name: str
     sampler: str
-    eta: float = 0.0
-    more: int = 0
+    eta: float  # 1 for the ancestral noise of a sampler that takes no eta
 
 
-# "ddpm" is ancestral sampling on the steps that remain. That is DDIM at eta = 1, so there is no second curve for it.
-VARIANTS = {
-    "ddim": Variant("DDIM, eta 0", "ddim"),
-    "ddim_half": Variant("DDIM, eta 0.5", "ddim", 0.5),
-    "ddpm": Variant("strided DDPM = DDIM, eta 1", "ddpm"),
-    "plms": Variant("PLMS", "plms", more=1),
-    "dpm_solver_pp": Variant("DPM-Solver++(2M)", "dpm-solver++"),
-}
+def variants() -> dict[str, Variant]:
+    """What is compared, by its key in the names of curves: every sampler, at each of `ETAS` if it takes eta.
+
+    "ddpm" is ancestral sampling on the steps that remain. That is DDIM at eta = 1, so there is no second curve for it.
+    """
+    found = {}
+    for name, row in SAMPLERS.items():
+        if row.takes_eta:
+            found |= {variant_key(name) + end: Variant(f"{row.title}, eta {eta:g}", name, eta)
+                      for end, eta in ETAS.items()}
+        else:
+            found[variant_key(name)] = Variant(row.title, name, 0.0 if row.deterministic else 1.0)
+    return found
+
+
+def variant_key(sampler: str) -> str:
+    """A sampler's name as part of a curve's: dpm_solver_pp of dpm-solver++."""
+    return sampler.replace("-", "_").replace("+", "p")
+
+
+def deterministic() -> list[str]:
+    """The samplers that follow the ODE, at eta = 0."""
+    return [name for name, row in SAMPLERS.items() if row.deterministic]
 
 
 def curve_name(key: str) -> str:
-    """What a record calls the FD-lab of one of `VARIANTS` over steps."""
+    """What a record calls the FD-lab of one of `variants` over steps."""
     return FD if key == "ddim" else f"{FD}_{key}"
 
 
@@ -68,18 +82,19 @@ def compared_steps(plan: EvaluationSpec) -> tuple[int, ...]:
 def sample_with(
     run: Run, key: str, y: Int[Tensor, " n"], num_steps: int, on_pictures: Callable[[int], None] | None = None
 ) -> Float[Tensor, "n 3 H W"]:
-    """Samples by one of `VARIANTS` from the noise of the run's seed; `on_pictures` hears how many are done."""
-    variant = VARIANTS[key]
-    return run.diffusion.model.sample(y, num_steps=num_steps, sampler=variant.sampler, eta=variant.eta,
-                                      seed=run.spec.seed, batch_size=run.spec.evaluation.batch_size,
-                                      progress=on_pictures)
+    """Samples by one of `variants` from the noise of the run's seed; `on_pictures` hears how many are done."""
+    variant = variants()[key]
+    eta = variant.eta if SAMPLERS[variant.sampler].takes_eta else 0.0
+    return run.diffusion.model.sample(y, num_steps=num_steps, sampler=variant.sampler, eta=eta, seed=run.spec.seed,
+                                      batch_size=run.spec.evaluation.batch_size, progress=on_pictures)
 
 
 def side_by_side(run: Run, y: Int[Tensor, " n"], num_steps: int) -> dict[str, Float[Tensor, "n 3 H W"]]:
     """Samples of every variant in `num_steps` steps, by its name; a column of them starts from the same noise."""
-    with progress(len(VARIANTS), f"samples in {num_steps} steps", unit="samplers") as bar:
+    compared = variants()
+    with progress(len(compared), f"samples in {num_steps} steps", unit="samplers") as bar:
         rows = {}
-        for key, variant in VARIANTS.items():
+        for key, variant in compared.items():
             rows[variant.name] = sample_with(run, key, y, num_steps)
             bar.update()
     return rows
@@ -101,11 +116,10 @@ def record_sampling(run: Run) -> Record:
         return known
     record.protocol |= scorer.protocol | {
         "timed_batch": plan.speed_batch, "timed_repeats": plan.speed_repeats,
-        "curves": {curve_name(key): {"sampler": v.sampler, "eta": 1.0 if key == "ddpm" else v.eta}
-                   for key, v in VARIANTS.items()}}
+        "curves": {curve_name(key): {"sampler": v.sampler, "eta": v.eta} for key, v in variants().items()}}
     print(f"{diffusion.name}: timing {', '.join(map(str, plan.speed_steps))} steps", flush=True)
     record.curves["images_per_s"] = scorer.speed(diffusion.model)
-    jobs, notes = plan_jobs(plan, record.curves["images_per_s"], limited=run.spec.tier != "paper")
+    jobs, notes = plan_jobs(plan, record.curves["images_per_s"], limited=not run.spec.budget.paper_scale)
     for note in notes:
         print(note, flush=True)
     record.events += diffusion.curve.events + notes
@@ -117,13 +131,13 @@ def record_sampling(run: Run) -> Record:
     return record
 
 
-Job = tuple[str, int]  # one of VARIANTS, and a number of steps
+Job = tuple[str, int]  # one of `variants`, and a number of steps
 
 
 def calls(job: Job) -> int:
     """Calls of the denoiser for one picture."""
     key, num_steps = job
-    return num_steps + VARIANTS[key].more
+    return SAMPLERS[variants()[key].sampler].num_calls(num_steps)
 
 
 def plan_jobs(
@@ -132,8 +146,8 @@ def plan_jobs(
     """What to score, fewer steps first; and a sentence on each number of steps that the budgets leave out."""
     rate = median(steps * value for steps, value in images_per_s)
     few = compared_steps(plan)
-    parts = zip(BUDGET_S.items(), ((("ddim",), {*few, *plan.speed_steps}), ([k for k in VARIANTS if k != "ddim"], few)),
-                strict=True)
+    others = [key for key in variants() if key != "ddim"]
+    parts = zip(BUDGET_S.items(), ((("ddim",), {*few, *plan.speed_steps}), (others, few)), strict=True)
     jobs, notes = [], []
     for (part, budget), (keys, steps) in parts:
         spent = 0.0
@@ -190,10 +204,10 @@ def convergence_curves(schedule: Schedule, seed: int = 0) -> dict[str, list[tupl
     The error is the RMS distance to the exact solution of the ODE from the same noise: the sampler's own, and no other.
     """
     z_T = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    curves, field = {}, random_field(8)
-    with progress(len(DETERMINISTIC), "solvable world", unit="samplers") as bar:
-        for name in DETERMINISTIC:
-            curves[name] = convergence(SAMPLERS[name], field, schedule, ORDER_STEPS, z_T)
+    curves, field, names = {}, random_field(8), deterministic()
+    with progress(len(names), "solvable world", unit="samplers") as bar:
+        for name in names:
+            curves[name] = convergence(SAMPLERS[name].draw, field, schedule, ORDER_STEPS, z_T)
             bar.update()
     return curves
 
@@ -209,7 +223,7 @@ def enough_steps(record: Record) -> Mapping[str, int | None]:
     """For each variant, the fewest steps whose FD-lab lies within DDIM's interval at its most steps, or below it."""
     _, high = max(record.curves[f"{FD}_high"])
     found = {}
-    for key, variant in VARIANTS.items():
+    for key, variant in variants().items():
         good = [steps for steps, value in record.curves.get(curve_name(key), ()) if value <= high]
         found[variant.name] = min(good, default=None)
     return found

@@ -14,8 +14,6 @@ from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.first_stage.tiling import Tiled
 from ldmlab.study.runs.run import Run
 
-SIDE = {"smoke": 96, "laptop": 512, "gpu": 512, "paper": 1024}
-
 
 @dataclass
 class Compared:
@@ -46,7 +44,7 @@ class Compared:
 
 def large_picture(run: Run) -> Float[Tensor, "1 3 H W"]:
     """A validation picture, many times as large as those of training."""
-    side = max(SIDE[run.spec.tier], 2 * run.spec.data.size)
+    side = max(run.spec.budget.tiled_side, 2 * run.spec.data.size)
     return to_float(pictures_of(run, side, num=4).images([3]))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldmlab.figures.tradeoff import fig_tradeoff
-from ldmlab.study.config.notebooks import TIERS
+from ldmlab.study.config.budgets import TIERS
 from ldmlab.study.records.compare import study_records
 from ldmlab.study.records.record import save_figure
 

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from ldmlab.experiments.compute.machine import Measured
 from ldmlab.figures.style import ACCENT, GREY, INK, NAME, PALE, SECOND, colour, log_axis, small_print, styled
 from ldmlab.paper import numbers as paper
+from ldmlab.study.config.budgets import is_smoke
 
 PARTS = {"encode": SECOND, "denoiser": ACCENT, "decode": "#c9a227"}
 WORK = {"online": "(a)  training, every picture encoded anew", "cached": "(b)  training, latents cached",
@@ -169,6 +170,6 @@ def fig_compared(frame: pd.DataFrame, measured: Measured) -> Figure:
 
 
 def _rehearsal(fig: Figure, measured: Measured) -> None:
-    if measured.tier == "smoke":
+    if is_smoke(measured.tier):
         fig.text(0.5, 0.54, "smoke tier: a rehearsal", fontsize=26, color="#b0463c", alpha=0.25, ha="center",
                  va="center", rotation=12, fontweight="bold")

@@ -1,23 +1,12 @@
 """The figures of the study, by name: what each shows, and whose records it takes."""
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from ldmlab.figures import (
-    guidance,
-    image_guiding,
-    paper_tables,
-    rate_distortion,
-    restoration,
-    sampling,
-    tradeoff,
-    training_clocks,
-)
-from ldmlab.figures import (
-    snr_rescaling as figures,
-)
+from ldmlab.study.config.notebooks import NOTEBOOKS, StudyFigure
 from ldmlab.study.records.record import Record
 
 
@@ -31,24 +20,13 @@ class Drawing(NamedTuple):
     per_f: bool = False  # one f at a time
 
 
+def _load_function(figure: StudyFigure) -> Callable[[Sequence[Record]], Figure]:
+    module, _, name = figure.function.rpartition(".")
+    function = getattr(import_module(f"ldmlab.figures.{module}"), name)
+    return (lambda records: function(records[0])) if figure.one_record else function
+
+
 DRAWINGS: dict[str, Drawing] = {
-    "tradeoff": Drawing("Fig. 6, 7, 17; Tab. 8", "04_tradeoff", "fd_lab", tradeoff.fig_tradeoff),
-    "clocks": Drawing("Fig. 6, 17 by other clocks", "04_tradeoff", "fd_lab", training_clocks.fig_clocks),
-    "reconstruction": Drawing("Tab. 8", "04_tradeoff", "rfd_lab", paper_tables.fig_reconstruction),
-    "guidance": Drawing("Tab. 10", "03_diffusion", "fd_lab_by_guidance", paper_tables.fig_guidance, per_f=True),
-    "rate_distortion": Drawing("Fig. 2", "05_rate_distortion", "rfd_lab", rate_distortion.fig_rate_distortion),
-    "sampling": Drawing("Fig. 7", "07_sampling", "fd_lab", sampling.fig_steps),
-    "samplers": Drawing("samplers side by side", "07_sampling", "fd_lab", sampling.fig_samplers),
-    "rescaling": Drawing("Fig. 15", "06_snr_rescaling", "fd_lab_2x_kl_rescaled", figures.fig_rescaling,
-                         per_f=True),
-    "guidance_class": Drawing("Tab. 3, 10", "08_class_conditional", "fd_lab_by_guidance", guidance.fig_trade),
-    "guidance_text": Drawing("Tab. 2", "09_text_to_image", "fd_lab_by_guidance", guidance.fig_trade),
-    "guidance_layout": Drawing("Tab. 9", "10_layout_to_image", "fd_lab_by_guidance", guidance.fig_trade),
-    "image_guiding": Drawing("Fig. 14", "14_image_guiding", "psnr_unguided",
-                             lambda records: image_guiding.fig_image_guiding(records[0]), per_f=True),
-    "super_resolution": Drawing("Tab. 5, 11", "12_super_resolution", "psnr_bicubic",
-                                restoration.fig_super_resolution),
-    "inpainting": Drawing("Tab. 6, 7", "13_inpainting", "psnr_masked_all", restoration.fig_inpainting),
-    "beyond": Drawing("Fig. 13, 21 to 25", "15_beyond_training_size", "fd_lab_by_size_real",
-                      lambda records: restoration.fig_beyond(records[0]), per_f=True),
+    figure.name: Drawing(figure.shows, row.name, figure.metric, _load_function(figure), figure.per_f)
+    for row in NOTEBOOKS.values() for figure in row.figures
 }

@@ -10,9 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from ldmlab.claims.claims import CONTRADICTED, SUPPORTED, UNDERPOWERED, Verdict, frame
-from ldmlab.claims.evidence import SEEDS, WANTED
 from ldmlab.figures.style import ACCENT, GREY, INK, PALE, SECOND, colour, log_axis, small_print, styled
-from ldmlab.study.config.notebooks import FS
+from ldmlab.study.config.notebooks import FS, NOTEBOOKS
 from ldmlab.study.records.record import Record
 
 VERDICTS = {SUPPORTED: (ACCENT, "o"), CONTRADICTED: (SECOND, "s"), UNDERPOWERED: (GREY, "D")}
@@ -23,13 +22,14 @@ WIDEST = 30.0  # factors beyond are drawn as arrows
 def fig_coverage(records: Sequence[Record], about: str) -> Figure:
     """Number of records by notebook, f and regularizer; framed where the study wants more than there are."""
     columns = [("kl", f) for f in FS] + [("vq", f) for f in FS[1:]]
-    names = sorted(WANTED | {record.notebook: () for record in records})
+    names = sorted({name for name, row in NOTEBOOKS.items() if row.wanted} | {record.notebook for record in records})
     there = Counter((r.notebook, r.params["f"], "vq" if r.params.get("reg") == "vq" else "kl") for r in records)
     fig, ax = plt.subplots(figsize=(7.6, 0.9 + 0.3 * len(names)), layout="constrained")
     for y, name in enumerate(names):
-        wanted = {("kl" if reg == "none" else reg, f) for f, reg in WANTED.get(name, ())}
+        row = NOTEBOOKS[name]
+        wanted = {("kl" if reg == "none" else reg, f) for f, reg in row.wanted}
         for x, (reg, f) in enumerate(columns):
-            num, needs = there[name, f, reg], SEEDS.get(name, 1) if (reg, f) in wanted else 0
+            num, needs = there[name, f, reg], row.seeds if (reg, f) in wanted else 0
             face = colour(f) if num else PALE
             ax.add_patch(Rectangle((x - 0.44, y - 0.4), 0.88, 0.8, facecolor=face, alpha=0.8 if num else 0.5,
                                    edgecolor=SECOND if num < needs else "none", lw=1.1))

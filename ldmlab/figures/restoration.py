@@ -7,10 +7,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ldmlab.experiments import inpainting, inpainting_speed, semantic_synthesis, super_resolution
+from ldmlab.experiments import inpainting_speed, semantic_synthesis, super_resolution
 from ldmlab.experiments.restoration import MEASURES
 from ldmlab.figures.style import ACCENT, GREY, INK, SECOND, log_axis, mark_smoke, small_print, styled
 from ldmlab.paper import numbers as paper
+from ldmlab.study.config.budgets import budget_of
 from ldmlab.study.records.compare import check_comparable, commits, data_name
 from ldmlab.study.records.record import Record
 
@@ -124,11 +125,11 @@ def fig_inpainting(records: Sequence[Record]) -> Figure:
     by_coverage.legend(loc="upper left")
     _two_sets(sets, records)
     _speed(speed, first)
-    several = {name: first.metrics.get(f"pd_referee_{name}_of_{inpainting.SAMPLES[first.params['tier']]}")
+    several = {name: first.metrics.get(f"pd_referee_{name}_of_{budget_of(first.params['tier']).repeats}")
                for name in ("first", "nearest")}
     told = ("" if None in several.values() else
             f" Several samples of a hard hole, PD-referee: the first {several['first']['value']:.3f}, the nearest of "
-            f"{inpainting.SAMPLES[first.params['tier']]} {several['nearest']['value']:.3f}.")
+            f"{budget_of(first.params['tier']).repeats} {several['nearest']['value']:.3f}.")
     small_print(fig, *_about(records, f"Masks: {first.protocol['masks_all']}; hard: {first.protocol['masks_hard']}; "
                              f"known pixels kept.{told} (c): untrained models timed in turn, "
                              f"{first.protocol['timed_rounds']} rounds, batch {first.protocol['timed_batch']}; bars "

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import ceil
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,15 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ldmlab.diffusion.samplers import SAMPLERS
 from ldmlab.experiments.sampling import (
-    DETERMINISTIC,
     FD,
     ORDER_RANGE,
-    VARIANTS,
     calls,
     curve_name,
     order,
     pareto_front,
+    variant_key,
+    variants,
 )
 from ldmlab.figures.style import (
     GREY,
@@ -47,9 +49,9 @@ from ldmlab.study.records.compare import (
 )
 from ldmlab.study.records.record import Record
 
-_MARKERS = dict(zip(VARIANTS, "oPXsD", strict=True))
-_TINTS = dict(zip(VARIANTS, (TINTS[0], TINTS[4], TINTS[1], TINTS[2], TINTS[3]), strict=True))
-_ORDER_KEYS = dict(zip(DETERMINISTIC, ("ddim", "plms", "dpm_solver_pp"), strict=True))
+# In the order of `variants`; from the first again where there are more.
+_MARKERS = "oPXsD"
+_TINTS = (TINTS[0], TINTS[4], TINTS[1], TINTS[2], TINTS[3])
 
 
 @styled
@@ -150,8 +152,7 @@ def fig_samplers(records: Sequence[Record]) -> Figure:
         ax.axis("off")
     for ax in axes[:, 0]:
         ax.set_ylabel("FD-lab  (lower is better)")
-    handles = [Line2D([], [], color=_TINTS[key], marker=_MARKERS[key], ms=5, label=variant.name)
-               for key, variant in VARIANTS.items()]
+    handles = [Line2D([], [], **_look(key), ms=5, label=variant.name) for key, variant in variants().items()]
     if columns == 1:
         axes[0, 0].legend(handles=handles, loc="best", fontsize=7)
     else:
@@ -163,9 +164,15 @@ def fig_samplers(records: Sequence[Record]) -> Figure:
     return fig
 
 
+def _look(key: str) -> dict[str, Any]:
+    """Colour and marker of one of `variants`."""
+    i = list(variants()).index(key)
+    return {"color": _TINTS[i % len(_TINTS)], "marker": _MARKERS[i % len(_MARKERS)]}
+
+
 def _samplers(ax: Axes, s: Series) -> None:
     """One f and regularizer: bars of points at equal calls are moved apart a little."""
-    for i, key in enumerate(VARIANTS):
+    for i, key in enumerate(variants()):
         name = curve_name(key)
         if not all(name in run.curves for run in s.runs):
             continue
@@ -175,7 +182,7 @@ def _samplers(ax: Axes, s: Series) -> None:
         shared = [j for j, num_steps in enumerate(steps) if _is_compared(s, int(num_steps))]
         x = np.array([calls((key, int(steps[j]))) for j in shared]) * 1.018 ** (i - 2)
         bars = np.maximum([(mean - low)[shared], (high - mean)[shared]], 0)
-        ax.errorbar(x, mean[shared], yerr=bars, color=_TINTS[key], marker=_MARKERS[key], ms=4.6, lw=1.2, elinewidth=0.9)
+        ax.errorbar(x, mean[shared], yerr=bars, **_look(key), ms=4.6, lw=1.2, elinewidth=0.9)
     log_axis(ax.xaxis)
     log_axis(ax.yaxis)
     ax.set_title(s.name)
@@ -184,7 +191,8 @@ def _samplers(ax: Axes, s: Series) -> None:
 
 def _is_compared(s: Series, num_steps: int) -> bool:
     """Whether another sampler than DDIM was scored at this number of steps."""
-    return any(num_steps in dict(run.curves.get(curve_name("plms"), ())) for run in s.runs)
+    others = [curve_name(key) for key in variants() if key != "ddim"]
+    return any(num_steps in dict(run.curves.get(name, ())) for run in s.runs for name in others)
 
 
 @styled
@@ -193,15 +201,15 @@ def fig_convergence(curves: Mapping[str, Sequence[tuple[int, float]]], caption: 
     fig, ax = plt.subplots(figsize=(5.8, 3.7), layout="constrained")
     low, high = ORDER_RANGE
     for name, curve in curves.items():
-        key = _ORDER_KEYS[name]
+        look, row = _look(variant_key(name)), SAMPLERS[name]
         x, y = np.array(curve, dtype=float).T
         k = order(curve)
-        ax.plot(x, y, ls="none", marker=_MARKERS[key], color=_TINTS[key], ms=5,
-                label=f"{VARIANTS[key].name}: error ~ steps$^{{-{k:.2f}}}$")
+        ax.plot(x, y, ls="none", **look, ms=5,
+                label=f"{row.title}{', eta 0' if row.takes_eta else ''}: error ~ steps$^{{-{k:.2f}}}$")
         at = (x >= low) & (x <= high)
         level = np.exp(np.log(y[at]).mean() + k * np.log(x[at]).mean())
-        ax.plot(x[at], level * x[at] ** -k, color=_TINTS[key], lw=1.2)
-        ax.plot(x, y, color=_TINTS[key], lw=0.8, alpha=0.35)
+        ax.plot(x[at], level * x[at] ** -k, color=look["color"], lw=1.2)
+        ax.plot(x, y, color=look["color"], lw=0.8, alpha=0.35)
     log_axis(ax.xaxis)
     ax.set(xlabel="steps", ylabel="RMS distance to the exact path, per entry", yscale="log")
     ax.legend(loc="lower left")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from ldmlab.study.config.budgets import is_smoke
 from ldmlab.study.records.compare import Series
 from ldmlab.study.records.record import Record
 
@@ -144,7 +145,7 @@ def spread(values: np.ndarray) -> list[list[float]] | None:
 
 def mark_smoke(fig: Figure, records: Sequence[Record]) -> None:
     """Numbers of tier smoke mean nothing, and the figure says so across its whole width."""
-    if any(record.params["tier"] == "smoke" for record in records):
+    if any(is_smoke(record.params["tier"]) for record in records):
         fig.text(0.5, 0.54, "smoke tier: a rehearsal, no evidence", fontsize=26, color="#b0463c", alpha=0.25,
                  ha="center", va="center", rotation=min(18, 3 * fig.get_figheight()), fontweight="bold")
 

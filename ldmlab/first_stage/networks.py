@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-F_CHOICES = (1, 2, 4, 8, 16, 32)
+from ldmlab.first_stage.factors import FS
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class AutoencoderConfig:
     def __post_init__(self):
         for name in ("ch_mult", "attn_resolutions"):  # they come from JSON files as lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.f not in F_CHOICES:
-            raise ValueError(f"f must be one of {F_CHOICES}, got {self.f}")
+        if self.f not in FS:
+            raise ValueError(f"f must be one of {FS}, got {self.f}")
         if self.reg not in ("kl", "vq", "none"):
             raise ValueError(f"reg must be 'kl', 'vq' or 'none', got {self.reg!r}")
         if (self.reg == "none") != (self.f == 1):

@@ -151,7 +151,7 @@ def test_constant_noise_is_followed_exactly(name, num_steps):
         return log_snr.sigmoid()
 
     ab_T = alpha_bar(999.0 if name == "dpm-solver++" else ddim_timesteps(num_steps)[0])
-    z = SAMPLERS[name](eps_model, ab_T.sqrt() * z0 + (1 - ab_T).sqrt() * eps, SCHEDULE, num_steps)
+    z = SAMPLERS[name].draw(eps_model, ab_T.sqrt() * z0 + (1 - ab_T).sqrt() * eps, SCHEDULE, num_steps)
     to_the_end = num_steps == 1000 and name != "dpm-solver++"
     ab_0 = torch.ones(()) if to_the_end else SCHEDULE.alpha_bar[0]
     torch.testing.assert_close(z, ab_0.sqrt() * z0 + (1 - ab_0).sqrt() * eps)
@@ -162,13 +162,13 @@ def test_constant_noise_is_followed_exactly(name, num_steps):
 def test_samplers_are_called_alike(name):
     """One signature for all: float32 in and out, a callback per step, the number of steps checked before any call."""
     seen, z_T = [], torch.randn(2, 3)
-    z = SAMPLERS[name](lambda z, t: z / 2, z_T, SCHEDULE, 7, generator=torch.Generator().manual_seed(0),
+    z = SAMPLERS[name].draw(lambda z, t: z / 2, z_T, SCHEDULE, 7, generator=torch.Generator().manual_seed(0),
                        on_step=lambda i, t, z, z0_hat: seen.append((i, t, z)))
     assert [i for i, _, _ in seen] == list(range(7)) and torch.equal(seen[-1][2], z)
     assert all(t > s for (_, t, _), (_, s, _) in zip(seen, seen[1:], strict=False))
     assert z.dtype == torch.float32 and z.isfinite().all()
     with pytest.raises(ValueError, match=r"\[1, 1000\], got 0"):
-        SAMPLERS[name](lambda z, t: z, z_T, SCHEDULE, 0)
+        SAMPLERS[name].draw(lambda z, t: z, z_T, SCHEDULE, 0)
 
 
 def test_dpm_solver_steps_are_even_in_log_snr():

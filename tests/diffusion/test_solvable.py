@@ -93,7 +93,7 @@ def test_random_field_has_its_spectrum():
 def test_true_eps_recovers_the_covariance_within_one_percent(name, miss):
     """1000 steps of DDIM (eta 0) and of DDPM on the random field, exactly; the rest is finite T's stated bias."""
     field = random_field(8)
-    law = sampled_law(SAMPLERS[name], field, SCHEDULE, 1000)
+    law = sampled_law(SAMPLERS[name].draw, field, SCHEDULE, 1000)
     error = ((law.covariance - field.covariance).norm() / field.covariance.norm()).item()
     assert error < 0.01 and error == pytest.approx(miss, rel=0.02)
 
@@ -105,7 +105,7 @@ def test_bias_of_the_covariance_goes_with_one_over_T(name):
     for T in (100, 200):
         alpha_bar = SCHEDULE.alpha_bar[1000 // T - 1 :: 1000 // T]
         beta = 1 - alpha_bar / torch.cat([torch.ones(1), alpha_bar[:-1]])
-        law = sampled_law(SAMPLERS[name], field, schedules.Schedule.from_beta(beta), T)
+        law = sampled_law(SAMPLERS[name].draw, field, schedules.Schedule.from_beta(beta), T)
         errors.append((law.covariance - field.covariance).norm().item())
     assert 0.4 < errors[1] / errors[0] < 0.6
 
@@ -114,9 +114,9 @@ def test_bias_of_the_covariance_goes_with_one_over_T(name):
 def test_sampled_law_is_that_of_samples(name):
     """The exact law agrees with many samples of a correlated Gaussian, in 20 steps, whose bias is far from small."""
     data, generator = correlated(), torch.Generator().manual_seed(0)
-    law = sampled_law(SAMPLERS[name], data, SCHEDULE, 20)
+    law = sampled_law(SAMPLERS[name].draw, data, SCHEDULE, 20)
     z_T = torch.randn(40_000, 3, generator=generator, dtype=torch.float64)
-    z = SAMPLERS[name](optimal_eps_model(data, SCHEDULE), z_T, SCHEDULE, 20, generator=generator)
+    z = SAMPLERS[name].draw(optimal_eps_model(data, SCHEDULE), z_T, SCHEDULE, 20, generator=generator)
     torch.testing.assert_close(z.mean(0), law.mean, atol=0.02, rtol=0)
     torch.testing.assert_close(z.T.cov(), law.covariance, atol=0.03, rtol=0)
 
@@ -146,11 +146,11 @@ def test_orders_of_convergence():
     field = random_field(8)
     z_T = torch.randn(4, 1, 8, 8, dtype=torch.float64)
     steps = (20, 40, 80, 160)
-    curves = {name: convergence(SAMPLERS[name], field, SCHEDULE, steps, z_T) for name in ("ddim", "dpm-solver++")}
+    curves = {name: convergence(SAMPLERS[name].draw, field, SCHEDULE, steps, z_T) for name in ("ddim", "dpm-solver++")}
     assert slope(curves["ddim"]) == pytest.approx(1, abs=0.1)
     assert slope(curves["dpm-solver++"]) == pytest.approx(2, abs=0.1)
     assert all(second[1] < first[1] / 5 for first, second in zip(*curves.values(), strict=True))
-    (plms,) = convergence(SAMPLERS["plms"], field, SCHEDULE, [20], z_T)
+    (plms,) = convergence(SAMPLERS["plms"].draw, field, SCHEDULE, [20], z_T)
     assert plms[0] == 20 and plms[1] < curves["ddim"][0][1] / 5
 
 
@@ -187,5 +187,5 @@ def test_ddpm_at_all_steps_is_ddim_at_eta_one():
     eps_model = optimal_eps_model(correlated(), schedule)
     z_T = torch.randn(4, 3, dtype=torch.float64)
     ancestral = ddpm(eps_model, z_T, schedule, generator=torch.Generator().manual_seed(1))
-    strided = SAMPLERS["ddpm"](eps_model, z_T, schedule, 50, generator=torch.Generator().manual_seed(1))
+    strided = SAMPLERS["ddpm"].draw(eps_model, z_T, schedule, 50, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(strided, ancestral)

@@ -23,6 +23,7 @@ from ldmlab.experiments.guidance import (
 from ldmlab.figures.guidance import fig_classifier, fig_success, fig_trade
 from ldmlab.figures.image_guiding import fig_image_guiding
 from ldmlab.perception import FeatureNet
+from ldmlab.study.config.budgets import BUDGETS
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.classifier import train_classifier
 from ldmlab.study.runs.pictures import labels_named
@@ -36,7 +37,7 @@ def few(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(guidance, "SCALES", (1.0, 3.0))
     patch.setattr(guidance, "CLASSIFIER_SCALES", (1.0,))
-    patch.setattr(image_guiding, "NUM", {"smoke": 4})
+    patch.setitem(BUDGETS, "smoke", replace(BUDGETS["smoke"], num_guided=4))
     yield
     patch.undo()
 

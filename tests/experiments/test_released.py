@@ -17,7 +17,8 @@ from ldmlab.experiments.released.scores import record_released
 from ldmlab.experiments.released.targets import NO_ROW, TARGETS, compare, reconstruction_target, sampling_target
 from ldmlab.figures.released_models import fig_released, table
 from ldmlab.paper import numbers as paper
-from ldmlab.study.config.notebooks import RELEASED, TIERS
+from ldmlab.study.config.budgets import TIERS
+from ldmlab.study.config.notebooks import RELEASED
 from ldmlab.study.config.specs import denoiser_config
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.export import export, exportable_run

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from ldmlab.claims.quantities import FEW_STEPS, by_steps
+from ldmlab.diffusion.samplers import SAMPLERS, SamplerRow, ddim
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.experiments import sampling
-from ldmlab.experiments.sampling import FD, VARIANTS, curve_name, enough_steps, order, pareto_front, plan_jobs
+from ldmlab.experiments.sampling import FD, curve_name, enough_steps, order, pareto_front, plan_jobs, variants
 from ldmlab.figures.sampling import fig_convergence, fig_samplers, fig_steps, paper_rates
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import EvaluationSpec
@@ -23,7 +24,7 @@ def a_record(f: int = 8, reg: str = "kl", seed: int = 0, *, tier: str = "laptop"
              rate: float = 1600.0, cpu: str = "x86", most: int = 200) -> Record:
     """A run as `record_sampling` writes it, with invented numbers: FD-lab falls as 1 + 4 / steps."""
     curves = {"images_per_s": [[k, rate / k] for k in STEPS]}
-    for i, key in enumerate(VARIANTS):
+    for i, key in enumerate(variants()):
         for k in sorted({*FEW, *(STEPS if key == "ddim" else ())}):
             value = (fd + seed) * (1 + 4 / k) * (1 + i / 10)
             for end, factor in (("", 1.0), ("_low", 0.95), ("_high", 1.05)):
@@ -66,8 +67,8 @@ def test_order_of_a_power_law():
 
 def test_enough_steps_are_the_fewest_within_the_interval():
     """DDIM at 200 steps reaches up to 60 x 1.02 x 1.05 = 64.3, which 60 (1 + 4 / 100) is below and others never."""
-    found = enough_steps(a_record())
-    assert found["DDIM, eta 0"] == 100 and found["PLMS"] is None and list(found) == [v.name for v in VARIANTS.values()]
+    found, names = enough_steps(a_record()), [variant.name for variant in variants().values()]
+    assert found["DDIM, eta 0"] == 100 and found["PLMS"] is None and list(found) == names
 
 
 def test_a_budget_leaves_out_long_runs_and_says_so():
@@ -75,7 +76,7 @@ def test_a_budget_leaves_out_long_runs_and_says_so():
     plan = EvaluationSpec(512, 20, 128, 10_000)
     fast, slow = ([[k, rate / k] for k in STEPS] for rate in (1600, 100))
     everything = [("ddim", k) for k in (5, 10, 20, 50, 100, 200)] + [
-        (key, k) for k in FEW for key in VARIANTS if key != "ddim"]
+        (key, k) for k in FEW for key in variants() if key != "ddim"]
     assert plan_jobs(plan, fast) == (everything, []) and plan_jobs(plan, slow, limited=False) == (everything, [])
     jobs, notes = plan_jobs(plan, slow)  # 5.12 s a step: 435 s are spent at 50 steps of DDIM, 100 more take 512 s
     assert [k for key, k in jobs if key == "ddim"] == [5, 10, 20, 50]
@@ -105,7 +106,7 @@ def test_the_figures_stand_on_any_number_of_records(records):
                      *(f"LDM-{r.params['f']}" for r in records)):
             assert part in said
     assert "Pareto front" in words(fig_steps(records)) and "200, 100, 50, 20, 10 steps" in words(fig_steps(records))
-    assert all(variant.name in words(fig_samplers(records)) for variant in VARIANTS.values())
+    assert all(variant.name in words(fig_samplers(records)) for variant in variants().values())
 
 
 def test_what_does_not_compare_is_refused_or_marked():
@@ -160,7 +161,7 @@ def test_the_sampler_of_a_model_is_chosen_by_name(a_run):
         pictures = model.sample(y, num_steps=3, sampler=name, seed=4)
         assert pictures.isfinite().all() and not torch.equal(pictures, default)
         assert torch.equal(pictures, model.sample(y, num_steps=3, sampler=name, seed=4))
-    with pytest.raises(ValueError, match="ddim, plms, dpm-solver.*'euler'"):
+    with pytest.raises(ValueError, match="ddim, ddpm, plms, dpm-solver.*'euler'"):
         model.sample(y, num_steps=3, sampler="euler")
     with pytest.raises(ValueError, match="eta = 0.5 with sampler 'plms'"):
         model.sample(y, num_steps=3, sampler="plms", eta=0.5)
@@ -171,7 +172,7 @@ def test_a_run_measures_all_samplers_and_is_found_again(a_run, monkeypatch, caps
     run = a_run()
     record = sampling.record_sampling(run)
     assert [k for k, _ in record.curves["images_per_s"]] == [2, 4] and record.events == []
-    for key in VARIANTS:
+    for key in variants():
         name = curve_name(key)
         assert [k for k, _ in record.curves[name]] == [1, 2, 4]
         for (_, low), (_, value), (_, high) in zip(*(record.curves[name + end] for end in ("_low", "", "_high")),
@@ -197,10 +198,33 @@ def test_a_run_measures_all_samplers_and_is_found_again(a_run, monkeypatch, caps
     assert "loaded" in capsys.readouterr().out
 
 
+def test_a_sampler_is_one_row(a_run, monkeypatch):
+    """With a row alone it samples from a model, is planned and drawn beside the others, and has its order measured."""
+    calls = []
+
+    def coarse(eps_model, z_T, schedule, num_steps, *, generator=None, on_step=None):
+        calls.append(num_steps)
+        return ddim(eps_model, z_T, schedule, max(1, num_steps // 2))
+
+    row = SamplerRow(coarse, "Half as many DDIM steps", num_calls=lambda num_steps: max(1, num_steps // 2))
+    monkeypatch.setitem(SAMPLERS, "coarse++", row)
+    run = a_run()
+    rows = sampling.side_by_side(run, torch.arange(2), 6)
+    assert calls == [6] and torch.equal(rows[row.title], sampling.sample_with(run, "ddim", torch.arange(2), 3))
+    with pytest.raises(ValueError, match="eta = 0.5 with sampler 'coarse[+][+]'"):
+        run.diffusion.model.sample(torch.arange(2), num_steps=6, sampler="coarse++", eta=0.5)
+    assert sampling.calls(("coarsepp", 50)) == 25
+    jobs, _ = plan_jobs(EvaluationSpec(512, 20, 128, 10_000), [[k, 1600 / k] for k in STEPS])
+    assert {k for key, k in jobs if key == "coarsepp"} == set(FEW)
+    assert row.title in words(fig_samplers([a_record()])) and "fd_lab_by_steps_coarsepp" in a_record().curves
+    monkeypatch.setattr(sampling, "ORDER_STEPS", (20, 40))
+    assert row.title in words(fig_convergence(sampling.convergence_curves(scaled_linear())))
+
+
 def test_pictures_of_all_samplers_start_from_one_noise(a_run):
     """In many steps the deterministic samplers meet, so a column holds the same picture."""
     run = a_run()
     rows = sampling.side_by_side(run, torch.arange(2), 60)
-    assert list(rows) == [variant.name for variant in VARIANTS.values()]
-    ddim, plms, other = (rows[VARIANTS[key].name] for key in ("ddim", "plms", "ddpm"))
+    assert list(rows) == [variant.name for variant in variants().values()]
+    ddim, plms, other = (rows[variants()[key].name] for key in ("ddim", "plms", "ddpm"))
     assert (ddim - plms).abs().mean() < 0.5 * (ddim - other).abs().mean()

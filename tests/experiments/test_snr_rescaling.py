@@ -198,4 +198,4 @@ def test_the_log_snr_figure_names_where_noise_takes_over():
 
 def test_the_notebook_takes_no_regularizer():
     """It trains both."""
-    assert "reg" not in NOTEBOOKS["06_snr_rescaling"]
+    assert "reg" not in NOTEBOOKS["06_snr_rescaling"].parameters

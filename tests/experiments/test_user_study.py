@@ -1,6 +1,7 @@
 """Questions, answers on disk, a rater's session, results: the same way for people and for simulated raters."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ldmlab.experiments.user_study.answers import append_answer, read_answers
 from ldmlab.experiments.user_study.questions import SPOILED, TRUTH, Comparison, plan_questions
 from ldmlab.experiments.user_study.session import Session, as_table, results
 from ldmlab.figures.user_study import fig_questions_needed, fig_user_study, tab4
+from ldmlab.study.config.budgets import BUDGETS
 
 
 def made(methods=("a", "b", "c"), n=12, seed=0) -> Comparison:
@@ -243,7 +245,7 @@ def test_results_say_what_is_missing(comparison, path):
 
 def test_a_run_is_recorded_once_and_again_when_people_have_answered(tiny_run, monkeypatch, capsys):
     """Simulated raters are marked; people's answers join the record without names; figures stand at any stage."""
-    monkeypatch.setattr(simulated, "CLASSES", {"smoke": 3})
+    monkeypatch.setitem(BUDGETS, "smoke", replace(BUDGETS["smoke"], num_simulated=3))
     run = tiny_run("17_user_study")
     comparison = simulated.super_resolution(run)
     assert comparison.hashes == simulated.super_resolution(tiny_run("17_user_study")).hashes

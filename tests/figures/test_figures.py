@@ -8,12 +8,12 @@ from ldmlab.figures.__main__ import draw_tradeoff, main
 from ldmlab.figures.paper_tables import fig_reconstruction
 from ldmlab.figures.tradeoff import fig_tradeoff
 from ldmlab.paper import numbers as paper
+from ldmlab.study.config.notebooks import FS
 from ldmlab.study.config.paths import results_dir
 from ldmlab.study.records.compare import Series, grouped, load_comparable
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.run import Run
 
-SIX = (1, 2, 4, 8, 16, 32)
 FINAL = {1: 30.0, 2: 8.0, 4: 3.3, 8: 5.2, 16: 9.7, 32: 23.6}
 FLOOR = {1: 0.0, 2: 0.2, 4: 1.1, 8: 3.9, 16: 8.9, 32: 23.2}
 PSNR = {1: None, 2: 33.0, 4: 27.0, 8: 23.0, 16: 20.0, 32: 17.5}
@@ -48,7 +48,7 @@ def words(fig) -> str:
     return " ".join(text.get_text() for text in texts).replace("\n", " ")
 
 
-@pytest.mark.parametrize("fs", [(8,), (1,), (4, 8), SIX])
+@pytest.mark.parametrize("fs", [(8,), (1,), (4, 8), FS])
 def test_the_study_can_be_drawn_from_any_number_of_f(fs):
     """A figure after the first of six runs is as good as after the last; every f is named."""
     said = words(fig_tradeoff([a_record(f) for f in fs]))
@@ -106,7 +106,7 @@ def test_seconds_of_another_device_are_left_out():
 
 def test_reconstruction_stands_beside_table_8():
     """Both regularizers of the paper are there, and ours are named as ours."""
-    said = words(fig_reconstruction([a_record(f) for f in SIX] + [a_record(8, reg="vq")]))
+    said = words(fig_reconstruction([a_record(f) for f in FS] + [a_record(8, reg="vq")]))
     for part in ("KL, paper", "VQ, paper", "KL, ours", "VQ, ours", "1024 validation pictures"):
         assert part in said
 
@@ -184,7 +184,7 @@ def test_training_costs_three_forward_passes():
 
 def test_clocks_name_every_model_and_the_batches():
     """Four panels, a line per f each, the paper's batch sizes in the small print."""
-    fig = training_clocks.fig_clocks([a_record(f) for f in SIX])
+    fig = training_clocks.fig_clocks([a_record(f) for f in FS])
     assert len(fig.axes) == 4 and all(len(ax.lines) == 6 for ax in fig.axes)
     assert "7, 9, 40, 64, 112, 112" in words(fig)
 

@@ -1,6 +1,6 @@
 """Conditions that are aligned with the picture and enter by channels: what a model sees beside z_t [LDM v2, Sec. 3.3].
 
-A kind of condition is one class here and one row of `study.conditions.KINDS`, as in `conditioning`. Each says what it
+A kind of condition is one class here and one row of `study.config.conditions.KINDS`. Each says what it
 takes of a training batch, and brings that to the size of the latent, where it is concatenated to z_t.
 """
 

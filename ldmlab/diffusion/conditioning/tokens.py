@@ -1,7 +1,8 @@
 """Conditions tau_theta(y): what turns labels, words and boxes into the tokens that the denoiser attends to [Sec. 3.3].
 
-A kind of condition is one class here and one row of `study.conditions.KINDS`. Each says how it reads what is known of a
-picture, how it encodes that, and what stands for "nothing is said", which classifier-free guidance needs [E.2.1].
+A kind of condition is one class here and one row of `study.config.conditions.KINDS`. Each says how it reads the
+annotations of a picture, how it encodes them, and the null condition, which classifier-free
+guidance needs [E.2.1].
 """
 
 from abc import ABC, abstractmethod

@@ -22,6 +22,7 @@ from ldmlab.evaluation.cost import V100_PER_A100, count_flops
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.networks import AutoencoderConfig
 from ldmlab.paper import numbers as paper
+from ldmlab.study.config.conditions import KINDS, condition_kind
 from ldmlab.study.config.notebooks import FS
 from ldmlab.study.config.paths import results_dir
 from ldmlab.study.config.presets import study_spec
@@ -38,8 +39,6 @@ TRAINED = {
     "layout2img-openimages256": ("Tab. 15", "layout OpenImages"),
     "semantic_synthesis256": ("Tab. 15", "semantic Landscapes"),
 }
-CONDITIONS = ("text", "layout", "labels", "low_resolution", "mask")  # of notebooks 09 to 13, at f = 4
-_TOLD = {"low_resolution": {"factor": 4, "degradation": "bicubic"}}
 
 
 # --- Counting ---------------------------------------------------------------------------------------------------------
@@ -122,19 +121,19 @@ def costs_of_row(row: LdmRow) -> Costs:
     tau = (0, 0)
     if c and c.num_layers:
         tau = count_tau(c.num_items, c.max_length, c.channels, c.num_layers)
-    return _costs(row.denoiser, first_stage, row.size, c.max_length or 1 if c else 1, tau, bool(c and c.kind == "mask"))
+    masked = c is not None and condition_kind(c.kind).encodes_picture
+    return _costs(row.denoiser, first_stage, row.size, c.max_length or 1 if c else 1, tau, masked)
 
 
 def costs_of_spec(spec: StudySpec) -> Costs:
     """The costs of a run of this workbench, or of one of the paper's sweep at tier `paper`; its data has classes."""
     c, tau, num_tokens = spec.diffusion.condition, (0, 0), 1
     if isinstance(c, ConditionSpec):
-        num_tokens = c.max_length if c.kind == "text" else 3 * c.max_objects + 2  # a start, three a box, an end
-        # The size of a vocabulary costs parameters and no operations; that of captions is BERT's where it is at hand.
-        vocab_size = 30_522 if c.kind == "text" else c.num_tokens
-        tau = count_tau(vocab_size, num_tokens, c.dim, c.num_layers, c.num_heads, c.head_dim)
+        kind = condition_kind(c.kind)
+        num_tokens = kind.num_tokens(c)
+        tau = count_tau(kind.vocab_size(c), num_tokens, c.dim, c.num_layers, c.num_heads, c.head_dim)
     return _costs(denoiser_config(spec.diffusion, num_classes=1), spec.first_stage.autoencoder, spec.data.size,
-                  num_tokens, tau, getattr(c, "kind", "") == "mask")
+                  num_tokens, tau, c is not None and condition_kind(c.kind).encodes_picture)
 
 
 def _costs(denoiser: DenoiserConfig, first_stage: AutoencoderConfig, size: int, num_tokens: int, tau: tuple[int, int],
@@ -170,7 +169,7 @@ class Model:
 
 def paper_models() -> list[Model]:
     """The models of the paper that this workbench can build: those released, the inpainting model of Tab. 15, and the
-    sweep of Tab. 13 (`VQ`; our assumptions for first stages that were not released are in `presets`)."""
+    sweep of Tab. 13 (`VQ`; our assumptions for first stages that were not released are in `paper_models`)."""
     found = []
     for row in LDMS.values():
         if row.name == "semantic_synthesis512":  # the model of 256 px, continued
@@ -193,10 +192,10 @@ def sweep() -> list[Model]:
 
 
 def workbench_models(tier: str, size: int = 0, reg: str = "kl") -> list[Model]:
-    """What this workbench trains at a tier: the sweep of notebook 04, and the conditions of 09 to 13 at f = 4."""
+    """What this workbench trains at a tier: the sweep of notebook 04, and every other kind of condition at f = 4."""
     specs = {f"LDM-{f}": study_spec(f, reg, tier=tier, size=size) for f in FS}
-    specs |= {f"LDM-4, {kind.replace('_', ' ')}": study_spec(4, reg, tier=tier, size=size, condition=kind,
-                                                           condition_options=_TOLD.get(kind)) for kind in CONDITIONS}
+    specs |= {f"LDM-4, {kind.replace('_', ' ')}": study_spec(4, reg, tier=tier, size=size, condition=kind)
+              for kind in KINDS if kind != "class"}
     return [planned(spec, name) for name, spec in specs.items()]
 
 

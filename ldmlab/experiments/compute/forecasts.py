@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ldmlab.experiments.compute.flops import DAY, Model, planned
-from ldmlab.experiments.compute.machine import PUBLISHED, SECONDS, Machine, Measured, Rate, measure_machine
+from ldmlab.experiments.compute.machine import PUBLISHED, Machine, Measured, Rate, measure_machine
 from ldmlab.study.records.compare import data_name, device_of, grouped, spec_of
 from ldmlab.study.records.record import Record, environment, load_records
 from ldmlab.study.runs.run import Run
@@ -135,7 +135,7 @@ def record_compute(run: Run) -> tuple[Record, Measured]:
 
     It is measured anew each time: a machine has other work at other times.
     """
-    seconds = SECONDS[run.spec.tier]
+    seconds = run.spec.budget.machine_s
     measured = measure_machine(run.spec, run.device, seconds)
     record = Record(run.notebook, run.spec.name, run.params, started=run.started, env=environment(run.device))
     record.metrics = measured.metrics()

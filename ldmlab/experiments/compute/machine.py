@@ -22,6 +22,7 @@ from ldmlab.evaluation.cost import peak_jobs, synchronize
 from ldmlab.experiments.compute.flops import PASSES, costs_of_spec, count_denoiser
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.perception import perceptual_loss
+from ldmlab.study.config.budgets import auto_tier
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import StudySpec, denoiser_config
 from ldmlab.study.records.compare import device_of
@@ -29,7 +30,6 @@ from ldmlab.study.records.record import Record, environment
 from ldmlab.study.training.device import usable_precision
 from ldmlab.study.training.progress import progress
 
-SECONDS = {"smoke": 3.0, "laptop": 30.0, "gpu": 30.0, "paper": 30.0}  # of timing; warm-up calls come on top
 NUM_CLASSES, SAMPLING_STEPS = 12, 10
 # Two parts of the denoiser of CelebA-HQ: its two outer levels at 64 x 64 and its innermost at 8 x 8 [LDM v2, Tab. 12].
 OUTER = DenoiserConfig(3, 3, (224, 448), attention_at=(2,), num_head_channels=32)
@@ -123,8 +123,8 @@ def measure_machine(spec: StudySpec, device: torch.device | str, seconds: float 
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
     device, large = torch.device(device), torch.device(device).type == "cuda"
-    if spec.tier == "paper":  # whose own steps need its machine; `wide` stands for them
-        spec = study_spec(spec.f, spec.reg, tier="gpu" if large else "laptop", seed=spec.seed)
+    if spec.budget.paper_scale:  # its own steps need such a machine; `wide` stands for them
+        spec = study_spec(spec.f, spec.reg, tier=auto_tier(device.type), seed=spec.seed)
     precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if _has_bf16(device) else {})
     fs, stages = sorted({1, 4, 16, spec.f}), sorted({2, 4, 8, 32, spec.f} - {1})
     jobs = len(fs) + len(stages) + 4
@@ -162,7 +162,7 @@ def measure_machine(spec: StudySpec, device: torch.device | str, seconds: float 
         sampling = timed(_sampling(spec, device, n), n * costs_of_spec(spec).sampling(SAMPLING_STEPS))
         wide, batch = {}, 48 if large else 1
         for name, config, side, n in (("outer levels", OUTER, 64, batch), ("innermost level", INNER, 8, 4 * batch)):
-            if spec.tier == "smoke":
+            if spec.budget.is_smoke:
                 config = replace(config, widths=tuple(width // 7 for width in config.widths))
             precision = _precision("bf16-mixed", device)
             wide[name] = timed(_passes(config, side, n, precision, device), n * PASSES * count_denoiser(config, side),

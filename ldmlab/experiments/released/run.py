@@ -25,10 +25,11 @@ from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.experiments.released.targets import sampling_target
 from ldmlab.perception import file_hash
-from ldmlab.study.config.notebooks import SHOWN_ONLY
+from ldmlab.study.config.budgets import auto_tier, budget_of
+from ldmlab.study.config.conditions import condition_kind
+from ldmlab.study.config.notebooks import NOTEBOOKS
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.records.record import Record, environment, now, save_figure
-from ldmlab.study.runs.conditioners import KINDS
 from ldmlab.study.runs.pictures import Pictures
 from ldmlab.study.training.device import choose_device
 from ldmlab.study.training.progress import progress
@@ -38,11 +39,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CHUNK = 64  # pictures sampled, written down, and never sampled again
-# By tier: validation pictures reconstructed, samples, training pictures to compare with (0: the paper's; all), steps.
-NUM_RECONSTRUCTED = {"smoke": 12, "laptop": 64, "gpu": 5000, "paper": 50_000}
-NUM_SAMPLES = {"smoke": 12, "laptop": 16, "gpu": 2500, "paper": 0}
-NUM_REFERENCE = {"smoke": 24, "laptop": 2048, "gpu": 10_000, "paper": 0}
-NUM_STEPS = {"smoke": 3, "laptop": 20}  # at the other tiers the paper's
 STEPS_WITHOUT_ROW = 100
 _CLASS_STRIDE = 379  # neighbours in ImageNet's list look alike; this visits all 1000 and starts far apart
 
@@ -58,15 +54,14 @@ class ReleasedRun:
         self.notebook, self.started, self._clock = notebook, now(), time.monotonic()
         self.device, self.caption = choose_device(device), params["caption"]
         share_processors()
-        self.tier = params["tier"]
-        if self.tier == "auto":
-            self.tier = "gpu" if self.device.type == "cuda" else "laptop"
-        self.random = self.tier == "smoke" and not params["file"]
+        self.tier = auto_tier(self.device.type) if params["tier"] == "auto" else params["tier"]
+        self.budget = budget_of(self.tier)
+        self.random = self.budget.is_smoke and not params["file"]
         self.row = scaled_down(released(params["model"])) if self.random else released(params["model"])
         self.samples_pictures, self.seed = isinstance(self.row, LdmRow), params["seed"]
         self.stage_row = self.row.first_stage if self.samples_pictures else self.row
         self.target = sampling_target(params["model"], params["guidance_scale"])
-        self.num_steps = params["num_steps"] or NUM_STEPS.get(self.tier) or (
+        self.num_steps = params["num_steps"] or self.budget.released_steps or (
             self.target.num_steps if self.target else STEPS_WITHOUT_ROW)
         self.size, self.vocabulary = params["size"] or self._own_size(), None
         self._check(params)
@@ -153,14 +148,14 @@ class ReleasedRun:
     @cached_property
     def val(self) -> ImageSet:
         """Validation pictures: reconstructed, and what conditions are read of."""
-        num = max(NUM_RECONSTRUCTED[self.tier], self.num_samples)
+        num = max(self.budget.released_reconstructed, self.num_samples)
         split = "test" if self.target and self.target.split == "test" else "validation"
         return open_dataset(self._data, size=self.size, split=split, num=num, seed=0)
 
     @cached_property
     def reference(self) -> ImageSet:
         """The pictures that samples are compared with, of the split that the paper takes, and at most as many."""
-        num, target = NUM_REFERENCE[self.tier] or None, self.target
+        num, target = self.budget.released_reference or None, self.target
         if target and not target.whole:
             num = min(num or target.num_samples, target.num_samples)
         return open_dataset(self._data, size=self.size, split=target.split if target else "train", num=num, seed=0)
@@ -168,7 +163,7 @@ class ReleasedRun:
     @property
     def num_samples(self) -> int:
         """How many samples are scored."""
-        return NUM_SAMPLES[self.tier] or (self.target.num_samples if self.target else 5000)
+        return self.budget.released_samples or (self.target.num_samples if self.target else 5000)
 
     @cached_property
     def _known(self) -> list:
@@ -182,7 +177,7 @@ class ReleasedRun:
         if tau.kind == "class":
             c = self.row.condition
             return torch.tensor([i * _CLASS_STRIDE % (c.num_items - c.has_nothing) for i in rows])
-        kind, numbers = KINDS[tau.kind], [i % len(self.val) for i in rows]
+        kind, numbers = condition_kind(tau.kind), [i % len(self.val) for i in rows]
         if tau.enters == "tokens":
             known = [self._known[i] for i in numbers]
             if not any(getattr(annotation, kind.reads) for annotation in known):
@@ -228,7 +223,7 @@ class ReleasedRun:
     # --- Records ------------------------------------------------------------------------------------------------------
     def new_record(self) -> Record:
         """An empty record that knows parameters, environment, inputs and protocol."""
-        measured = {key: value for key, value in self.params.items() if key not in SHOWN_ONLY[self.notebook]}
+        measured = NOTEBOOKS[self.notebook].measured(self.params)
         record = Record(self.notebook, self.row.name, measured, started=self.started, env=environment(self.device))
         record.inputs |= {"file": self.file_hash, "data": self.val.fingerprint}
         record.protocol |= {**self.val.protocol, "weights": "random" if self.random else "file"}

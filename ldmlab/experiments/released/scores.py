@@ -51,7 +51,7 @@ def _inception(run: ReleasedRun, record: Record) -> InceptionNet | None:
 def _enough(run: ReleasedRun, record: Record, dim: int, what: str, **counts: int) -> bool:
     """Whether a Fréchet distance means something; else an event. The paper's own 2048 samples are admitted."""
     own = run.target is not None and run.target.num_samples == counts.get("samples") == 2048
-    if own or run.tier == "smoke" or min(counts.values()) > dim:
+    if own or run.budget.is_smoke or min(counts.values()) > dim:
         return True
     given = ", ".join(f"{n} {name}" for name, n in counts.items())
     record.events.append(f"{what} left out: {given} for {dim} features")
@@ -61,7 +61,7 @@ def _enough(run: ReleasedRun, record: Record, dim: int, what: str, **counts: int
 def measure_reconstruction(run: ReleasedRun, record: Record, net, inception: InceptionNet | None) -> None:
     """PSNR, SSIM, perceptual distance, rFD-lab, and where possible rFID and r-IS, of validation pictures [Tab. 8]."""
     model, n = run.model.first_stage, len(run.val)
-    few, resamples = run.tier == "smoke", 20 if run.tier == "smoke" else 200
+    few, resamples = run.budget.is_smoke, run.budget.num_resamples
     with progress(n, f"{run.stage_row.name}, reconstructions", unit="pictures") as bar:
         def rebuilt(x: Tensor) -> Tensor:
             bar.update(len(x))
@@ -84,7 +84,7 @@ def measure_reconstruction(run: ReleasedRun, record: Record, net, inception: Inc
 def measure_samples(run: ReleasedRun, record: Record, net, inception: InceptionNet | None) -> None:
     """FD-lab and KID-lab of the run's samples; with Inception FID, IS, precision, recall; of pairs PSNR and SSIM."""
     n, whole = run.num_samples, len(run.reference)
-    few, resamples = run.tier == "smoke", 20 if run.tier == "smoke" else 200
+    few, resamples = run.budget.is_smoke, run.budget.num_resamples
     record.protocol |= {
         "sampler": "ddim", "num_steps": run.num_steps, "eta": run.eta, "ema": run.row.ema,
         "guidance_scale": run.params["guidance_scale"], "seed": run.seed, "quantization": "8 bits",

@@ -41,9 +41,6 @@ from ldmlab.study.records.record import Record
 from ldmlab.study.runs.run import Run
 
 FACTOR, SCALE = 4, 30.0  # of the Gaussian guider, at its best in 14_image_guiding
-NUM = {"smoke": 8, "laptop": 64, "gpu": 128, "paper": 256}  # pictures to compare
-CLASSES = {"smoke": 10, "laptop": 400, "gpu": 400, "paper": 400}  # simulated again to see how often intervals hold
-CLASS = {"smoke": (4, 10), "laptop": (20, 40), "gpu": (20, 40), "paper": (40, 40)}  # simulated raters, questions each
 # Their utility is nearness to the real picture in the features of fd-lab; tastes differ by this many logits.
 SIMULATED = {"sharpness": 2.5, "lapse": 0.02, "taste_sd": 0.5}
 
@@ -103,7 +100,7 @@ def super_resolution(run: Run) -> Comparison:
 
     Kept in results/runs, so that answers stay answers to these very pictures.
     """
-    num = NUM[run.spec.tier]
+    num = run.spec.budget.num_compared
     trained = Run("12_super_resolution", {**run.params, "data": run.spec.data.name, "factor": FACTOR,
                                           "degradation": "bicubic"}, str(run.device), quiet=True)
     key = content_key(run.diffusion.hash, run.pictures.val.fingerprint, num, FACTOR, SCALE, run.spec.evaluation,
@@ -137,7 +134,7 @@ def record_user_study(run: Run, comparison: Comparison) -> Record:
                       "answers": file_hash(path) if path.exists() else "none"}
     if (known := run.measured_before(record)) is not None:
         return known
-    num_raters, num_questions = CLASS[run.spec.tier]
+    num_raters, num_questions = run.spec.budget.num_raters, run.spec.budget.num_questions
     utility = utilities(comparison, net)
     names, seed = list(comparison.pictures), run.spec.seed
     raters = simulated_class(num_raters, names, **SIMULATED, seed=seed)
@@ -151,7 +148,7 @@ def record_user_study(run: Run, comparison: Comparison) -> Record:
                         "simulated_inattentive": 1, "simulated_questions": num_questions,
                         "simulated_by": {**SIMULATED, "utility": f"nearness in features of {net.name}"}}
     record.events += problems
-    num = CLASSES[run.spec.tier]
+    num = run.spec.budget.num_simulated
     for kind, (held, width) in coverage(num, seed).items():
         record.metrics[f"coverage_{kind}"] = {"value": held, "unit": "1", "n": num, "level": 0.95, "width": width}
     _add(record, "simulated", comparison, simulated, utility)

@@ -8,7 +8,7 @@ import ast
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from ldmlab.data.dataset_names import ACCEPTED as ACCEPTED_DATA
 from ldmlab.data.dataset_names import check_data_name
-from ldmlab.study.config.notebooks import NOTEBOOKS, RELEASED
+from ldmlab.study.config.budgets import TIERS
+from ldmlab.study.config.notebooks import FS, NOTEBOOKS, RELEASED
 
 
 class ParameterError(ValueError):
@@ -51,7 +52,7 @@ def read_parameters(notebook: str, namespace: Mapping[str, Any]) -> Parameters:
     """
     if notebook not in NOTEBOOKS:
         raise ValueError(f"no notebook {notebook!r}; there are {', '.join(NOTEBOOKS)}")
-    names = NOTEBOOKS[notebook]
+    names = NOTEBOOKS[notebook].parameters
     values, problems = {}, []
     for name in names:
         if name not in namespace:
@@ -100,10 +101,15 @@ def _finite(value: float) -> float:
     return value
 
 
-def _factor(value: int) -> int:
-    if value not in (1, 2, 4, 8, 16, 32):
-        raise ValueError("")
-    return value
+def _among(values: Sequence[int]) -> Callable[[int], int]:
+    """A validator, since Literal[1, 2] refuses the "2" of papermill's -r."""
+
+    def check(value: int) -> int:
+        if value not in values:
+            raise ValueError("")
+        return value
+
+    return check
 
 
 def _size(value: int) -> int:
@@ -117,6 +123,12 @@ def _data(value: str) -> str:
         check_data_name(value)
     except ValueError as error:
         raise ValueError(str(error).partition("; accepted")[0]) from None  # what is accepted stands beside it anyway
+    return value
+
+
+def _tier(value: str) -> str:
+    if value not in ("auto", *TIERS):
+        raise ValueError("")
     return value
 
 
@@ -146,12 +158,6 @@ def parse_layout(value: str) -> list[tuple[str, float, float, float, float]]:
     return boxes
 
 
-def _shrinking(value: int) -> int:
-    if value not in (2, 4, 8):
-        raise ValueError("")
-    return value
-
-
 def _path(value: str) -> str:
     if value and not Path(value).expanduser().exists():
         raise ValueError("there is nothing of this name")
@@ -164,19 +170,23 @@ def _rater(value: str) -> str:
     return value
 
 
+def _one_of(values: Sequence[int | str]) -> str:
+    return f"one of {' '.join(map(str, values))}"
+
+
 _MIN_SIZE = 32
+_FACTORS = (2, 4, 8)
 _Int = Annotated[int, BeforeValidator(_no_bool)]
 _Float = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_finite)]
 
 
 PARAMETERS: dict[str, Parameter] = {
-    "f": Parameter(Annotated[_Int, AfterValidator(_factor)], "downsampling factor", "one of 1 2 4 8 16 32"),
+    "f": Parameter(Annotated[_Int, AfterValidator(_among(FS))], "downsampling factor", _one_of(FS)),
     "reg": Parameter(Literal["kl", "vq"], "regularization of the latents", "kl or vq"),
     "data": Parameter(Annotated[str, AfterValidator(_data)], "pictures to train on", ACCEPTED_DATA),
     "size": Parameter(Annotated[_Int, AfterValidator(_size)], "side of a picture in pixels",
                       f"0 (the tier's own) or a multiple of f from {_MIN_SIZE} on"),
-    "tier": Parameter(Literal["auto", "smoke", "laptop", "gpu", "paper"], "how much work",
-                      "one of auto smoke laptop gpu paper"),
+    "tier": Parameter(Annotated[str, AfterValidator(_tier)], "how much work", f"one of auto {' '.join(TIERS)}"),
     "seed": Parameter(Annotated[_Int, Field(ge=0, lt=2**32)], "all randomness derives from it",
                       "a whole number from 0 to 4294967295"),
     "scale_mode": Parameter(Literal["first_batch", "dataset", "channel"], "what latents are rescaled by",
@@ -190,8 +200,8 @@ PARAMETERS: dict[str, Parameter] = {
     "layout": Parameter(Annotated[str, AfterValidator(_layout)], "what to draw where",
                         "'' (a validation picture's) or boxes such as 'car 0.3 0.5 0.7 0.9; sun 0.1 0.1 0.2 0.2': "
                         "a name, left, top, right and bottom in fractions of the picture"),
-    "factor": Parameter(Annotated[_Int, AfterValidator(_shrinking)], "by how much the target is smaller",
-                        "one of 2 4 8"),
+    "factor": Parameter(Annotated[_Int, AfterValidator(_among(_FACTORS))], "by how much the target is smaller",
+                        _one_of(_FACTORS)),
     "degradation": Parameter(Literal["bicubic", "bsr"], "how pictures are made small", "bicubic or bsr"),
     "compile": Parameter(bool, "whether torch.compile speeds up the denoiser's training", "true or false"),
     "attention": Parameter(bool, "whether the first stage attends in its middle", "true or false"),
@@ -205,7 +215,7 @@ PARAMETERS: dict[str, Parameter] = {
                             "a number from 0 (no limit) to 60"),
     "guidance_scale": Parameter(Annotated[_Float, Field(ge=0)], "how hard the condition pulls",
                                 "a number from 0 on"),
-    "model": Parameter(Literal[RELEASED], "which released model", f"one of {' '.join(RELEASED)}"),
+    "model": Parameter(Literal[RELEASED], "which released model", _one_of(RELEASED)),
     "file": Parameter(Annotated[str, AfterValidator(_path)], "its weights",
                       "'' (the file that was fetched) or the path of a .ckpt, a .safetensors or a folder of diffusers"),
 }
@@ -219,8 +229,6 @@ OWN: dict[tuple[str, str], Parameter] = {
 def parameter(notebook: str, name: str) -> Parameter:
     """A parameter as a notebook has it."""
     return OWN.get((notebook, name), PARAMETERS[name])
-
-
 
 
 
@@ -241,6 +249,6 @@ def _injected(namespace: Mapping[str, Any]) -> dict[str, str]:
 
 def _message(notebook: str, problems: list[str]) -> str:
     count = "a parameter" if len(problems) == 1 else f"{len(problems)} parameters"
-    names = ", ".join(f"{name} ({parameter(notebook, name).meaning})" for name in NOTEBOOKS[notebook])
+    names = ", ".join(f"{name} ({parameter(notebook, name).meaning})" for name in NOTEBOOKS[notebook].parameters)
     return "\n".join([f"{notebook} did not start because of {count}:", *(f"  {line}" for line in problems),
                       f"{notebook} accepts {names}."])

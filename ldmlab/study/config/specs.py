@@ -7,6 +7,7 @@ from typing import Any
 
 from ldmlab.diffusion.unet.unet import DenoiserConfig, count_params, match_widths
 from ldmlab.first_stage.networks import AutoencoderConfig
+from ldmlab.study.config.budgets import Budget, budget_of
 
 VERSION = 1  # raise it when training code changes what the same spec would give
 
@@ -61,7 +62,7 @@ class FirstStageSpec:
 class ConditionSpec:
     """tau_theta over a sequence of tokens: its kind, its transformer, the sequence's length [LDM v2, Tab. 17]."""
 
-    kind: str  # one of study.conditions.KINDS, other than "class"
+    kind: str  # a key of study.config.conditions.KINDS that enters by tokens, other than "class"
     dim: int
     num_layers: int
     num_heads: int
@@ -75,7 +76,7 @@ class ConditionSpec:
 class SpatialSpec:
     """A condition that is aligned with the picture and enters by channels [LDM v2, Sec. 4.3.2, 4.4, 4.5]."""
 
-    kind: str  # low_resolution, mask or labels
+    kind: str  # a key of study.config.conditions.KINDS that enters by channels
     factor: int = 0  # of low_resolution
     degradation: str = ""
 
@@ -149,6 +150,11 @@ class StudySpec:
     def name(self) -> str:
         """As the paper writes it: LDM-8."""
         return f"LDM-{self.f}"
+
+    @property
+    def budget(self) -> Budget:
+        """What its tier changes beyond the models."""
+        return budget_of(self.tier)
 
 
 # Fields that came later are left out at these values: models keep the names that they are filed under.

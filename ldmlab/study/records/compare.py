@@ -9,17 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from ldmlab.evaluation.protocol import SAMPLING, Protocol, refuse_differences
+from ldmlab.study.config.budgets import is_smoke
+from ldmlab.study.config.notebooks import SAMPLED_BY
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import StudySpec
 from ldmlab.study.records.record import Record, load_records
-
-# What has to be equal in the making of samples, by metric; reconstructions need no sampler.
-SAMPLED_BY = {
-    "fd_lab": SAMPLING,
-    "psnr_bicubic": ("sampler", "num_steps", "eta", "n", "factor", "degradation"),
-    "psnr_masked_all": ("sampler", "num_steps", "eta", "n", "masks_all", "masks_hard"),
-    "fd_lab_by_guidance": ("sampler", "num_steps", "eta", "guidance_n"),
-}
 
 
 @dataclass
@@ -91,7 +85,7 @@ def study_records(data: str, tier: str | None = None, size: int = 0) -> tuple[li
     """The largest group of records of the study that compare, and the others; tier None takes all but smoke."""
     records = [r for r in load_records("04_tradeoff")
                if data_name(r) == Path(data).stem and size in (0, r.params["size"])
-               and (r.params["tier"] == tier if tier else r.params["tier"] != "smoke")]
+               and (r.params["tier"] == tier if tier else not is_smoke(r.params["tier"]))]
     keys = [tuple(comparison_key(record).values()) for record in records]
     largest = Counter(keys).most_common(1)[0][0] if keys else None
     return ([r for r, key in zip(records, keys, strict=True) if key == largest],

@@ -23,9 +23,10 @@ from ldmlab.first_stage.latents import (
     weights_hash,
 )
 from ldmlab.perception import feature_net
+from ldmlab.study.config.conditions import condition_kind
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import StudySpec, content_key, denoiser_config
-from ldmlab.study.runs.conditioners import KINDS, build_conditioner, read_conditions
+from ldmlab.study.runs.conditioners import build_conditioner, read_conditions
 from ldmlab.study.runs.first_stage import TrainedFirstStage
 from ldmlab.study.runs.pictures import Pictures
 from ldmlab.study.training.curve import Curve
@@ -148,7 +149,7 @@ def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion,
     marks = {*plan.milestones, plan.num_steps} if on_milestone else ()
     if plan.condition is not None:
         if model.conditioner.enters == "channels":
-            latents = WithPictures(latents, MirroredImages(pictures.train), KINDS[plan.condition.kind].maps)
+            latents = WithPictures(latents, MirroredImages(pictures.train), condition_kind(plan.condition.kind).maps)
         else:
             latents = Conditioned(latents, read_conditions(model.conditioner, pictures))
     curve = fit(module, latents, num_steps=plan.num_steps, batch_size=min(plan.batch_size, len(latents) // 2),

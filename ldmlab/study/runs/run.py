@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ldmlab.study.config.notebooks import CONDITIONS, SHOWN_ONLY
-from ldmlab.study.config.presets import SPATIAL, study_spec
+from ldmlab.study.config.budgets import auto_tier
+from ldmlab.study.config.conditions import condition_kind
+from ldmlab.study.config.notebooks import NOTEBOOKS
+from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import StudySpec
 from ldmlab.study.records.record import Record, environment, now, save_figure
 from ldmlab.study.runs import conditioners, pictures
@@ -33,11 +35,11 @@ class Run:
         share_processors()
         tier = params["tier"]
         if tier == "auto":
-            tier = "gpu" if self.device.type == "cuda" else "laptop"
+            tier = auto_tier(self.device.type)
         changes = {name: params[name] for name in ("scale_mode", "compile") if name in params}
         f, reg, size = params["f"], params.get("reg", "kl"), params.get("size", 0)
-        condition = CONDITIONS.get(notebook, "class")
-        condition_options = {name: params[name] for name in SPATIAL.get(condition, ())}
+        condition = NOTEBOOKS[notebook].condition
+        condition_options = {name: params[name] for name in condition_kind(condition).options}
         self.spec: StudySpec = study_spec(f, reg, params["data"], tier, params["seed"], size, condition=condition,
                                           attention=params.get("attention", True),
                                           condition_options=condition_options, **changes)
@@ -94,7 +96,7 @@ class Run:
 
     def new_record(self) -> Record:
         """An empty record that knows parameters, environment and inputs."""
-        measured = {key: value for key, value in self.params.items() if key not in SHOWN_ONLY.get(self.notebook, ())}
+        measured = NOTEBOOKS[self.notebook].measured(self.params)
         record = Record(self.notebook, self.spec.name, measured, started=self.started, env=environment(self.device))
         record.inputs["data"] = self.pictures.train.fingerprint
         record.inputs["first_stage"] = self.first_stage.hash

@@ -30,10 +30,10 @@ class Scorer:
         self.spec, self.pictures, self.device, self.plan = spec, pictures, device, spec.evaluation
         self.nets = {name: feature_net(name).to(device) for name in ("fd-lab", "referee")}
         self._reference: dict[str, FeatureMoments] = {}
-        self.is_smoke = spec.tier == "smoke"
+        self.is_smoke = spec.budget.is_smoke
         # Pictures told place by place have other scores: there too few for FD is no reason not to train.
         self.allow_missing_fd = isinstance(spec.diffusion.condition, SpatialSpec) and not self.is_smoke
-        self.num_resamples = 20 if self.is_smoke else 200
+        self.num_resamples = spec.budget.num_resamples
 
     def reference(self, name: str) -> FeatureMoments:
         """Moments of the training pictures that samples are compared with."""

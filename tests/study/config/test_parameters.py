@@ -24,7 +24,7 @@ def read(notebook="04_tradeoff", cell=None, **changes):
 def test_every_notebook_takes_its_defaults(notebook):
     """Types kept, order kept, nothing added."""
     params = read(notebook)
-    assert params.as_dict() == {name: GOOD[name] for name in NOTEBOOKS[notebook]}
+    assert params.as_dict() == {name: GOOD[name] for name in NOTEBOOKS[notebook].parameters}
     assert params.tier == "auto" and isinstance(params, Parameters)
 
 
@@ -86,7 +86,7 @@ def test_all_problems_come_at_once():
     message = str(error.value)
     assert "because of 3 parameters" in message and "f = 3" in message and "seed = -1" in message
     assert "tiers = 'smoke': 04_tradeoff has no such parameter; did you mean tier?" in message
-    assert all(f"{name} (" in message.splitlines()[-1] for name in NOTEBOOKS["04_tradeoff"])
+    assert all(f"{name} (" in message.splitlines()[-1] for name in NOTEBOOKS["04_tradeoff"].parameters)
 
 
 def test_only_the_injected_cell_tells_unknown_names():
@@ -133,7 +133,7 @@ def notebook(tmp_path_factory):
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
 
-    defaults = "\n".join(f"{name} = {GOOD[name]!r}" for name in NOTEBOOKS["04_tradeoff"])
+    defaults = "\n".join(f"{name} = {GOOD[name]!r}" for name in NOTEBOOKS["04_tradeoff"].parameters)
     cells = [new_code_cell(defaults, metadata={"tags": ["parameters"]}),
              new_code_cell("from ldmlab.study.config.parameters import read_parameters\n"
                            "params = read_parameters('04_tradeoff', globals())\n"

@@ -6,7 +6,8 @@ import pytest
 
 from ldmlab.diffusion.unet.unet import DenoiserConfig, count_params, match_widths
 from ldmlab.first_stage.networks import AutoencoderConfig
-from ldmlab.study.config.notebooks import FS, TIERS
+from ldmlab.study.config.budgets import TIERS
+from ldmlab.study.config.notebooks import FS
 from ldmlab.study.config.presets import LAPTOP_PARAMS, study_spec
 from ldmlab.study.config.specs import DiffusionSpec, FirstStageSpec, SpatialSpec, content_key, denoiser_config
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmlab.study.config.notebooks import CONDITIONS
-from ldmlab.study.config.presets import SPATIAL, study_spec
+from ldmlab.study.config.conditions import KINDS
+from ldmlab.study.config.notebooks import NOTEBOOKS
+from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import content_key
 from ldmlab.study.runs.conditioners import build_conditioner, read_conditions, sample_conditions
 from ldmlab.study.runs.pictures import open_pictures
 
-TOKENS = {notebook: kind for notebook, kind in CONDITIONS.items() if kind not in SPATIAL}
+TOKENS = {notebook: row.condition for notebook, row in NOTEBOOKS.items()
+          if row.condition != "class" and KINDS[row.condition].enters == "tokens"}
 
 
 def test_captions_and_layouts_train_and_sample(tiny_run):
@@ -49,7 +51,7 @@ def test_conditions_beside_the_latent_train_and_sample(tiny_run, notebook, more,
     """The whole way at once, in pixels and in latents: what differs in the condition differs in the sample."""
     run = tiny_run(notebook, f=f, **more)
     model = run.diffusion.model
-    assert model.conditioner.kind == CONDITIONS[notebook]
+    assert model.conditioner.kind == NOTEBOOKS[notebook].condition
     y = sample_conditions(model.conditioner, run.pictures, 4)
     x = model.sample(y, num_steps=2)
     assert x.shape == (4, 3, 32, 32) and x.isfinite().all()
@@ -89,7 +91,7 @@ def test_pictures_without_what_is_asked_for_are_refused(tmp_path, monkeypatch, c
 
 def test_an_unknown_kind_is_refused(tiny_run):
     """By name, with what there is."""
-    with pytest.raises(ValueError, match="mask, labels; got 'sound'"):
+    with pytest.raises(ValueError, match="low_resolution, mask; got 'sound'"):
         study_spec(8, condition="sound")
     plan = study_spec(8, tier="smoke", condition="text").diffusion
     plan = replace(plan, condition=replace(plan.condition, kind="sound"))
