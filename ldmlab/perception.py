@@ -297,7 +297,7 @@ def perceptual_loss(kind: str = "auto") -> PsimLoss | LpipsLoss:
     if kind == "lpips" and not trunk.exists():
         raise FileNotFoundError(
             f"LPIPS needs torchvision's VGG16 weights at {trunk} (553.4 MB). With a network, `python -m "
-            "ldmlab.checkpoints fetch vgg16` gets them; or put the file there yourself, or use 'psim-lab'")
+            "ldmlab fetch vgg16` gets them; or put the file there yourself, or use 'psim-lab'")
     if kind != "psim-lab" and trunk.exists():
         return LpipsLoss(trunk)
     return PsimLoss(feature_net("psim-lab"))

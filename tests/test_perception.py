@@ -188,7 +188,7 @@ def test_without_weights_the_labs_own_network_stands_in(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("tried to download"))
     assert perceptual_loss("auto").name == "PSIM-lab"
-    with pytest.raises(FileNotFoundError, match=f"{perception.LPIPS_TRUNK}.*ldmlab.checkpoints fetch vgg16"):
+    with pytest.raises(FileNotFoundError, match=f"{perception.LPIPS_TRUNK}.*ldmlab fetch vgg16"):
         perceptual_loss("lpips")
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import ldmlab
+
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -121,11 +123,12 @@ def test_environment_yml_installs_the_project():
 
 
 def test_citation_and_licence_name_the_project():
-    """CITATION.cff parses, cites the paper, and agrees with pyproject.toml."""
+    """CITATION.cff parses, cites the paper, and agrees with the package; pyproject.toml reads the version from it."""
     import yaml
 
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == PYPROJECT["project"]["version"] and citation["license"] == "MIT"
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ldmlab.__version__"}
+    assert citation["version"] == ldmlab.__version__ and citation["license"] == "MIT"
     assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2112.10752"
     assert (ROOT / "LICENSE").read_text().startswith("MIT License\n\nCopyright (c) 2026 The ldmlab authors")
 

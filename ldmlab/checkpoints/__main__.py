@@ -1,20 +1,15 @@
-"""`python -m ldmlab.checkpoints inspect FILE`, `python -m ldmlab.checkpoints fetch NAME`."""
+"""`python -m ldmlab.checkpoints`: the older spelling of `python -m ldmlab fetch` and `inspect`."""
 
-import argparse
 import sys
+from collections.abc import Sequence
 
-from ldmlab.checkpoints.download import add_fetch
-from ldmlab.checkpoints.inspection import add_inspect
+from ldmlab.checkpoints.commands import add_fetch, add_inspect
+from ldmlab.command_line import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a sub-command; the exit code, 0 where all is well."""
-    parser = argparse.ArgumentParser(prog="python -m ldmlab.checkpoints", description="Released checkpoints.")
-    subparsers = parser.add_subparsers(required=True, metavar="{inspect,fetch}")
-    add_inspect(subparsers)
-    add_fetch(subparsers)
-    args = parser.parse_args(argv)
-    return args.run(args) or 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command; its exit code."""
+    return run_command("python -m ldmlab.checkpoints", "Released checkpoints.", (add_inspect, add_fetch), argv)
 
 
 if __name__ == "__main__":

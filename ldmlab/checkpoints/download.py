@@ -1,9 +1,8 @@
 """Download released files, on request only: with resume, verification and atomic writes.
 
-`fetch("kl-f8")`, or `python -m ldmlab.checkpoints fetch kl-f8`.
+`fetch("kl-f8")`, or `python -m ldmlab fetch kl-f8`.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ldmlab.atomic import atomic_write
-from ldmlab.checkpoints.manifest import ReleasedFile, find_released_file, released_files
+from ldmlab.checkpoints.manifest import ReleasedFile, find_released_file
 from ldmlab.checkpoints.transfer import FetchError, check_free_space, discard, file_size, megabytes, transfer
 from ldmlab.perception import file_hash
 from ldmlab.progress import Progress
@@ -71,30 +70,6 @@ def default_folder(row: ReleasedFile) -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "ldmlab" / "checkpoints"
 
 
-def add_fetch(subparsers: "argparse._SubParsersAction") -> None:
-    """Add the sub-command `fetch [NAME] [--folder FOLDER]`; `args.run(args)` runs it."""
-    parser = subparsers.add_parser("fetch", help="download a released file and check it; without a name, list them")
-    parser.add_argument("name", nargs="?", help="a name of the manifest, such as kl-f8")
-    parser.add_argument("--folder", help="destination (default: $LDMLAB_CHECKPOINTS or ~/.cache/ldmlab/checkpoints, "
-                        "torch's hub folder for the networks of metrics)")
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> None:
-    if args.name is None:
-        for row in released_files().values():
-            print(f"{row.name:<26}{_size(row):<20}{row.urls[0]}")
-        return
-    try:
-        path = fetch(args.name, args.folder)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    print(path)
-    if _record(path).exists():
-        record = json.loads(_record(path).read_text())
-        print(f"sha256 {record['sha256']}, {record['trust']}")
-
-
 # Files on disk
 
 
@@ -113,7 +88,8 @@ def _lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _record(path: Path) -> Path:
+def record_file(path: Path) -> Path:
+    """Where the sha256 of a fetched file, and who states it, are kept."""
     return path.with_name(f"{path.name}.json")
 
 
@@ -121,7 +97,7 @@ def _known_hash(row: ReleasedFile, path: Path) -> tuple[str | None, str]:
     """The expected sha256 of a file and its origin: the manifest, or the record of the first download."""
     if row.sha256:
         return row.sha256, "the manifest"
-    record = _record(path)
+    record = record_file(path)
     return (json.loads(record.read_text())["sha256"], record.name) if record.exists() else (None, "")
 
 
@@ -134,7 +110,7 @@ def _find_on_disk(row: ReleasedFile, place: Path) -> Path | None:
     if known not in (None, digest):
         raise ValueError(f"{path} has sha256 {digest}, but {origin} states {known}: it is damaged or another file. "
                          f"Remove it and fetch {row.name!r} again")
-    if not _record(path).exists() and os.access(place, os.W_OK):
+    if not record_file(path).exists() and os.access(place, os.W_OK):
         _write_record(row, path, digest, "a file put there by hand")
     return path
 
@@ -150,7 +126,7 @@ def _write_record(row: ReleasedFile, path: Path, digest: str, source: str) -> No
                           "is published by the authors; find out which is right before you use the file", stacklevel=3)
     record = {"name": row.name, "sha256": digest, "size": path.stat().st_size, "trust": trust, "from": source,
               "license": row.license, "seen": datetime.now(UTC).isoformat(timespec="seconds")}
-    atomic_write(_record(path), json.dumps(record, indent=1).encode())
+    atomic_write(record_file(path), json.dumps(record, indent=1).encode())
 
 
 def _publish(row: ReleasedFile, source: Path, path: Path) -> None:
@@ -218,7 +194,7 @@ def _download(row: ReleasedFile, path: Path, show: Progress) -> tuple[Path, str]
         problems.append(problem)
     target = path.with_suffix(".zip") if row.member else path
     raise FetchError(f"{row.name!r} could not be fetched: {'; '.join(problems)}. Try again later, or "
-                     f"download {' or '.join(row.urls)} ({_size(row)}) by other means to {target}")
+                     f"download {' or '.join(row.urls)} ({size_text(row)}) by other means to {target}")
 
 
 @contextmanager
@@ -236,7 +212,8 @@ def _progress(label: str, report: Progress | None) -> Iterator[Progress]:
         yield show
 
 
-def _size(row: ReleasedFile) -> str:
+def size_text(row: ReleasedFile) -> str:
+    """The size of a released file in words: published, of a copy, or not known."""
     if row.size:
         return megabytes(row.size)
     if row.copy and row.copy.size:

@@ -1,6 +1,5 @@
 """Identify a file of weights: its kind, the released model that it fits, and what differs."""
 
-import argparse
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -122,17 +121,3 @@ def _averages(opened: WeightsFile) -> str:
 def _count(opened: WeightsFile) -> str:
     numbers = sum(value.numel() for value in opened.tensors.values())
     return f"{len(opened.tensors)} entries, {numbers:,} numbers"
-
-
-def add_inspect(subparsers: "argparse._SubParsersAction") -> None:
-    """Add the sub-command `inspect FILE [--sha256 HASH]`, whose exit code is the status."""
-    parser = subparsers.add_parser("inspect", help="what a file of weights is, and which released model it fits")
-    parser.add_argument("file", type=Path, help=".ckpt, .pt, .bin or .safetensors, or a folder of diffusers")
-    parser.add_argument("--sha256", help="refuse the file unless it has this hash")
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    report = inspect_file(args.file, args.sha256)
-    print(report)
-    return report.status

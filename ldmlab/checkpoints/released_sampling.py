@@ -108,7 +108,7 @@ def find_checkpoint(name: str) -> Path:
     where = f"{default_folder(row) / row.file}".replace(str(Path.home()), "~", 1)
     pipeline = manifest.DIFFUSERS.get(name)
     raise FileNotFoundError(
-        f"there is no file of {name} at {where}. With a network, `python -m ldmlab.checkpoints fetch {row.name}` gets "
+        f"there is no file of {name} at {where}. With a network, `python -m ldmlab fetch {row.name}` gets "
         f"it from {row.urls[0]} ({about}); or name a file you have: -p file PATH"
         + (f"; or a folder of diffusers, such as a copy of https://huggingface.co/{pipeline}" if pipeline else "")
         + ". Tier smoke uses a small file with random weights")

@@ -1,7 +1,7 @@
 """FID, IS, KID, precision and recall on Inception's features by torch-fidelity, as in [LDM v2, App. E.3].
 
 The weights are a file of the manifest (`ldmlab/weights/manifest.json`), given by path or found in torch's hub folder;
-`python -m ldmlab.checkpoints fetch inception` downloads them. Nothing is downloaded here.
+`python -m ldmlab fetch inception` downloads them. Nothing is downloaded here.
 """
 
 import json
@@ -55,7 +55,7 @@ def find_inception() -> Path:
     folder = str(_hub_folder()).replace(str(Path.home()), "~", 1)  # the message may be stored in a record
     raise FileNotFoundError(
         f"Inception's weights are missing: {entry['file']} ({entry['size'] / 1e6:.1f} MB, sha256 {entry['sha256']}). "
-        f"With a network, `python -m ldmlab.checkpoints fetch inception` gets them; or put {entry['url']} "
+        f"With a network, `python -m ldmlab fetch inception` gets them; or put {entry['url']} "
         f"into {folder}, or give its path: InceptionNet(path). Without them, use FD-lab and KID-lab, on ldmlab's own "
         "network"
     )

@@ -176,7 +176,8 @@ def encode_dataset(
             moments[start:stop] = first_stage.moments(x).cpu().numpy()
             if stop == total or time.monotonic() - saved_at > SAVE_EVERY_S:
                 moments.flush()  # moments first, then the number of those written
-                atomic_write(done_file, json.dumps({"done": stop}).encode())
+                done = {"done": stop, "first_stage": identity, "data": images.fingerprint}
+                atomic_write(done_file, json.dumps(done).encode())
                 saved_at = time.monotonic()
             if progress is not None:
                 progress(stop, total)

@@ -1,6 +1,5 @@
 """Fetching from a server that resumes, breaks off, lies or shows a web page: a whole file or a clear error."""
 
-import argparse
 import errno
 import hashlib
 import io
@@ -16,8 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from ldmlab.atomic import DiskFull
-from ldmlab.checkpoints import download, transfer
-from ldmlab.checkpoints.download import add_fetch, fetch
+from ldmlab.checkpoints import download, manifest, transfer
+from ldmlab.checkpoints.__main__ import main
+from ldmlab.checkpoints.download import fetch
 from ldmlab.checkpoints.manifest import Copy, ReleasedFile
 from ldmlab.checkpoints.transfer import FetchError
 
@@ -87,7 +87,7 @@ def offer(server, monkeypatch):
         url = f"http://127.0.0.1:{server.server_address[1]}/x"
         row = replace(ReleasedFile("x", "x.ckpt", (url,), "a test"), **changes)
         monkeypatch.setattr(download, "find_released_file", lambda name: row)
-        monkeypatch.setattr(download, "released_files", lambda: {"x": row})
+        monkeypatch.setattr(manifest, "released_files", lambda: {"x": row})
         return row
 
     offered()
@@ -344,19 +344,16 @@ def test_https_does_not_lead_to_http(monkeypatch, tmp_path):
 
 def test_the_command(server, offer, tmp_path, capsys):
     """`fetch x` prints path and hash, `fetch` lists; a failure is its message and a status, no traceback."""
-    parser = argparse.ArgumentParser()
-    add_fetch(parser.add_subparsers())
 
-    def run(*words):
-        args = parser.parse_args(["fetch", *words])
-        args.run(args)
-        return capsys.readouterr().out
+    def run(*words, status=0):
+        assert main(["fetch", *words]) == status
+        return capsys.readouterr()
 
-    assert "http://127.0.0.1" in run()
-    assert DIGEST in run("x", "--folder", str(tmp_path))
+    assert "http://127.0.0.1" in run().out
+    assert DIGEST in run("x", "--folder", str(tmp_path)).out
     server.status = 404
-    with pytest.raises(SystemExit, match="404"):
-        run("x", "--folder", str(tmp_path / "other"))
+    failed = run("x", "--folder", str(tmp_path / "other"), status=1).err
+    assert "404" in failed.splitlines()[-1] and "Traceback" not in failed
 
 
 def test_the_folder_can_be_named_once(offer, tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def test_networks_of_metrics_go_where_they_are_looked_for(monkeypatch, tmp_path)
 def test_the_command_that_an_error_names_exists(monkeypatch, tmp_path, wanted):
     """A network that is missing says `fetch NAME`, and the manifest has that name, with the file that was missing."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="python -m ldmlab.checkpoints fetch") as error:
+    with pytest.raises(FileNotFoundError, match="python -m ldmlab fetch") as error:
         wanted()
     row = find_released_file(re.search(r"fetch (\w+)", str(error.value))[1])
     assert row.hub and row.file in str(error.value) and f"{row.size / 1e6:.1f} MB" in str(error.value)

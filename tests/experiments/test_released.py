@@ -206,7 +206,7 @@ def test_without_a_file_the_run_stops_and_says_how_to_get_it(lab_root, tmp_path,
     monkeypatch.setenv("LDMLAB_CHECKPOINTS", str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError) as error:
         run(model="vq-f4", tier="laptop")
-    for words in ("ldmlab.checkpoints fetch vq-f4", "ommer-lab.com/files/latent-diffusion/vq-f4.zip", "756", "-p file"):
+    for words in ("ldmlab fetch vq-f4", "ommer-lab.com/files/latent-diffusion/vq-f4.zip", "756", "-p file"):
         assert words in str(error.value)
     assert not (lab_root / "results").exists()
 

@@ -33,6 +33,7 @@ from ldmlab.study.records.record import Record, environment, now, save_figure
 from ldmlab.study.runs.pictures import Pictures, open_set
 from ldmlab.study.training.device import choose_device
 from ldmlab.study.training.progress import progress
+from ldmlab.study.training.threads import share_processors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,6 +53,7 @@ class ReleasedRun:
     def __init__(self, notebook: str, params: dict[str, Any], device: str = "auto", quiet: bool = False):
         self.notebook, self.started, self._clock = notebook, now(), time.monotonic()
         self.device, self.caption = choose_device(device), params["caption"]
+        share_processors()
         self.tier = auto_tier(self.device.type) if params["tier"] == "auto" else params["tier"]
         self.budget = budget_of(self.tier)
         self.random = self.budget.is_smoke and not params["file"]

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldmlab import __version__
 from ldmlab.atomic import atomic_write
 from ldmlab.evaluation.distances import Score
 from ldmlab.study.config.paths import PACKAGE, results_dir
@@ -102,9 +103,9 @@ def environment(device: Any) -> dict[str, Any]:
 
     name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else _processor()
     return {
-        "python": platform.python_version(), "torch": torch.__version__, "platform": platform.system(),
-        "device": str(device), "device_name": name, "threads": torch.get_num_threads(), "cpus": os.cpu_count(),
-        "git": _git_state(),
+        "ldmlab": __version__, "python": platform.python_version(), "torch": torch.__version__,
+        "platform": platform.system(), "device": str(device), "device_name": name,
+        "threads": torch.get_num_threads(), "cpus": os.cpu_count(), "git": _git_state(),
     }
 
 
