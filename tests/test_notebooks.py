@@ -65,7 +65,8 @@ def run(root, monkeypatch):
     monkeypatch.setattr(local_provisioner, "launch_kernel", launch)
     monkeypatch.setenv("LDMLAB_ROOT", str(root))
     return lambda name, **parameters: papermill.execute_notebook(
-        FOLDER / f"{name}.ipynb", root / f"{name}.ipynb", parameters, progress_bar=False, execution_timeout=600, cwd=root)
+        FOLDER / f"{name}.ipynb", root / f"{name}.ipynb", parameters, cwd=root, progress_bar=False,
+        execution_timeout=600)
 
 
 def command(name: str, root: Path, *options: str) -> subprocess.CompletedProcess:
@@ -136,7 +137,7 @@ def test_notebooks_keep_to_their_spine_and_stay_short(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_parameters_cell_is_what_papermill_can_read(name):
-    """Plain literals, one a line, with help; and exactly the parameters that the notebook accepts, as are their defaults.
+    """Plain literals, one a line, with help; exactly the parameters that the notebook accepts, with defaults it accepts.
 
     papermill reads lines, not code: a second "=" or a union type hides a parameter from `--help-notebook`.
     """

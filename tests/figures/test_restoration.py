@@ -32,7 +32,8 @@ def records(notebook: str, **params):
 
 def words(fig) -> str:
     """All text of a figure."""
-    return " ".join(text.get_text() for text in fig.findobj(lambda artist: hasattr(artist, "get_text"))).replace("\n", " ")
+    texts = fig.findobj(lambda artist: hasattr(artist, "get_text"))
+    return " ".join(text.get_text() for text in texts).replace("\n", " ")
 
 
 def points(ax) -> list[tuple[float, float]]:
