@@ -137,7 +137,7 @@ def test_notebooks_keep_to_their_spine_and_stay_short(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_parameters_cell_is_what_papermill_can_read(name):
-    """Plain literals, one a line, with help; exactly the parameters that the notebook accepts, with defaults it accepts.
+    """Plain literals, one a line, with help; exactly the notebook's parameters, and defaults that it accepts.
 
     papermill reads lines, not code: a second "=" or a union type hides a parameter from `--help-notebook`.
     """
