@@ -4,7 +4,7 @@ import os
 import socket
 from dataclasses import replace
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; more would spin at barriers
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; more threads spin at barriers
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
