@@ -15,7 +15,7 @@ import torch
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """With pytest-xdist, one worker runs a file, so that its models are trained once; what takes longest comes first."""
+    """With pytest-xdist, one worker runs a file, so that it trains its models once; what takes longest comes first."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(item.config.rootpath).as_posix()))
