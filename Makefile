@@ -25,7 +25,7 @@ run: $(VENV)/ready  ## set up, then notebooks/04_tradeoff.ipynb at f = 8 on the 
 	$(BIN)/papermill --no-progress-bar --log-output notebooks/04_tradeoff.ipynb results/executed/04_tradeoff_f8.ipynb -p f 8
 
 test: $(VENV)/ready  ## set up, then the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(CORES) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lab: $(VENV)/ready  ## set up, then JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -1,16 +1,26 @@
-"""Every test is deterministic, offline, and content with two cores."""
+"""Every test is deterministic, offline, and content with one core."""
 
 import os
 import socket
 from dataclasses import replace
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; more threads spin at barriers
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 import numpy as np
 import pytest
 import torch
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """With pytest-xdist, one worker runs a file, so that it trains its models once; what takes longest comes first."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(item.config.rootpath).as_posix()))
+    first = ("test_it_runs_", "test_restoration.py", "test_conditioners.py", "experiments/")
+    items.sort(key=lambda item: next((i for i, part in enumerate(first) if part in item.nodeid), len(first)))
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ import ldmlab
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -40,37 +39,6 @@ def test_data_flows_one_way():
 def test_style():
     """ruff's pinned rules, notebooks included."""
     tool("ruff", "check", "--no-cache", ".")
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_source_notebook_is_clean_and_short(path):
-    """No outputs, a kernel that every machine has, one parameters cell, first in the code, and a readable length."""
-    notebook = json.loads(path.read_text())
-    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
-    tagged = [i for i, cell in enumerate(code) if "parameters" in cell["metadata"].get("tags", [])]
-    assert tagged == [0]
-    lines = [line for cell in code for line in "".join(cell["source"]).splitlines() if line.strip()]
-    assert len(notebook["cells"]) < 40 and len(lines) < 150
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_parameters_are_those_the_notebook_accepts(path):
-    """The table of accepted names and the notebook's own cell agree; defaults are accepted; papermill shows help."""
-    from papermill.inspection import _infer_parameters
-    from papermill.iorw import load_notebook_node
-
-    from ldmlab.study.config.notebooks import NOTEBOOKS as ACCEPTED
-    from ldmlab.study.config.parameters import read_parameters
-
-    found = _infer_parameters(load_notebook_node(str(path)))
-    assert tuple(parameter.name for parameter in found) == ACCEPTED[path.stem].parameters
-    assert all(parameter.help for parameter in found)
-    namespace: dict = {}
-    cell = next(c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
-    exec("".join(cell["source"]), namespace)
-    assert read_parameters(path.stem, namespace).as_dict().items() <= namespace.items()
 
 
 def test_an_executed_notebook_that_is_committed_is_a_reference():

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from scipy.ndimage import correlate
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -142,6 +141,8 @@ def _gaussian(radius: int, covariance: np.ndarray, centre: float = 0.0) -> np.nd
 
 
 def _filter(x: Pixels, kernel: np.ndarray) -> Pixels:
+    from scipy.ndimage import correlate  # a second of CPU, for BSR alone
+
     return correlate(x, kernel[..., None], mode="mirror").clip(0, 1)
 
 

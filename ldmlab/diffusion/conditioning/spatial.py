@@ -6,6 +6,7 @@ A kind of condition is one class here, as for token conditions in `tokens`, and 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -126,6 +127,13 @@ class LowResolution(SpatialConditioner):
         return y if self.f == self.factor else F.interpolate(y, scale_factor=self.factor // self.f, mode="bicubic")
 
 
+@lru_cache(maxsize=4)
+def _mask_bank(h: int, w: int) -> Float[Tensor, "n 1 h w"]:
+    """Masks of all kinds in equal shares; drawn once a process, which takes seconds, and not to be changed."""
+    n = max(1, min(MASK_BANK, MASK_BANK_PIXELS // (h * w)) // len(KINDS))
+    return torch.cat([inpainting_masks(n, (h, w), kind, seed=0) for kind in KINDS])
+
+
 class MaskedPicture(SpatialConditioner):
     """Inpainting: the picture, and a mask that is 1 in its hole [LDM v2, Sec. 4.5]. y is (b, 4, H, W), the mask last.
 
@@ -138,22 +146,15 @@ class MaskedPicture(SpatialConditioner):
     def __init__(self, f: int, latent_channels: int, encode_picture: Callable[[Tensor], Tensor]):
         super().__init__(f, latent_channels + 1)
         self.encode_picture = encode_picture
-        self._bank: Tensor | None = None
 
     def condition(
         self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b 4 H W"]:
         """The pictures in [-1, 1], whole, with a random mask each."""
         x = to_float(batch["image"])
-        bank = self._masks(*x.shape[2:])
+        bank = _mask_bank(*x.shape[2:])
         chosen = torch.randint(len(bank), (len(x),), generator=generator)
         return torch.cat([x, bank[chosen].to(x)], 1)
-
-    def _masks(self, h: int, w: int) -> Float[Tensor, "n 1 h w"]:
-        if self._bank is None or self._bank.shape[2:] != (h, w):
-            n = max(1, min(MASK_BANK, MASK_BANK_PIXELS // (h * w)) // len(KINDS))
-            self._bank = torch.cat([inpainting_masks(n, (h, w), kind, seed=0) for kind in KINDS])
-        return self._bank
 
     def picture_size(self, y: Shaped[Tensor, "b ..."]) -> tuple[int, int]:
         return y.shape[2], y.shape[3]

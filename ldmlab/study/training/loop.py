@@ -22,8 +22,6 @@ from ldmlab.study.training.device import usable_precision
 MAX_READERS = 8  # processes that decode pictures of a set too large to be kept
 
 
-
-
 class StepSampler(Sampler[list[int]]):
     """Indices of the batch of every step from `start` to `stop`: shuffled epochs, each picture mirrored at random.
 
@@ -48,16 +46,6 @@ class StepSampler(Sampler[list[int]]):
                 order = rng.permutation(self.n) + self.n * rng.integers(0, 2, self.n)
             at = step % per_epoch * self.batch_size
             yield order[at : at + self.batch_size].tolist()
-
-
-
-
-
-
-
-
-
-
 
 
 def fit(
@@ -99,7 +87,7 @@ def fit(
     loop = _loop_callback(module, curve, state_file, start, num_steps, seed, label, log_every, at_steps or {})
     callbacks = [loop]
     if compiled is not None:
-        from ldmlab.study.training.callbacks import Compiling
+        from ldmlab.study.training.compiling import Compiling  # imports Lightning
 
         callbacks = [Compiling(compiled, label, num_steps - start, curve), loop]  # first: scoring is no part of a step
     _trainer(device, usable_precision(precision, device), callbacks, module).fit(module, loader)
@@ -117,7 +105,3 @@ def _num_readers(dataset: Dataset) -> int:
 
 def _as_it_is(batch):
     return batch
-
-
-
-

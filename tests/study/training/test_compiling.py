@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from ldmlab.study.training import callbacks
-from ldmlab.study.training.callbacks import Compiling, verdict
+from ldmlab.study.training import compiling
+from ldmlab.study.training.compiling import Compiling, verdict
 from ldmlab.study.training.loop import fit
 
 
@@ -46,9 +46,9 @@ class Toy(pl.LightningModule):
 @pytest.fixture
 def soon(monkeypatch):
     """Two steps without, two with, by the backend that only traces."""
-    monkeypatch.setattr(callbacks, "SETTLE", 1)
-    monkeypatch.setattr(callbacks, "TIMED", 1)
-    monkeypatch.setattr(callbacks, "Compiling", partial(Compiling, backend="eager"))
+    monkeypatch.setattr(compiling, "SETTLE", 1)
+    monkeypatch.setattr(compiling, "TIMED", 1)
+    monkeypatch.setattr(compiling, "Compiling", partial(Compiling, backend="eager"))
 
 
 def train(folder, steps=6, compiled=False):

@@ -1,0 +1,119 @@
+"""Figures of super-resolution, inpainting and semantic synthesis, drawn from the committed records."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from ldmlab.experiments import inpainting_speed, semantic_synthesis, super_resolution
+from ldmlab.figures.paper_tables import blanks, fig_guidance
+from ldmlab.figures.restoration import fig_beyond, fig_inpainting, fig_semantic, fig_super_resolution
+from ldmlab.paper import numbers as paper
+from ldmlab.study.records.record import load_records
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+def records(notebook: str, **params):
+    """Committed records on `scenes`; at least one."""
+    found = load_records(notebook, RESULTS / notebook, data="scenes", **params)
+    assert found
+    return found
+
+
+def words(fig) -> str:
+    """All text of a figure."""
+    texts = fig.findobj(lambda artist: hasattr(artist, "get_text"))
+    return " ".join(text.get_text() for text in texts).replace("\n", " ")
+
+
+def points(ax) -> list[tuple[float, float]]:
+    """Where something is marked."""
+    return [tuple(xy) for line in ax.lines for xy in np.column_stack(line.get_data())]
+
+
+def test_super_resolution_shows_measured_and_published_values():
+    """Each method stands at its PSNR and distance, the paper's at those of Tab. 5."""
+    found = records("12_super_resolution")
+    fig = fig_super_resolution(found)
+    plane, _, theirs = fig.axes
+    for method in ("bicubic", "regression", "ldm", "guided"):
+        assert (found[0].value(f"psnr_{method}"), found[0].value(f"fd_lab_{method}")) in points(plane)
+    for row in (paper.table("Tab. 5")[name] for name in super_resolution.PAPER.values()):
+        assert (row["psnr"], row.get("fid", row.get("fid_val"))) in points(theirs)
+    assert "tier laptop" in words(fig) and found[0].name in words(fig)
+
+
+def test_a_method_far_below_bicubic_is_named_in_words():
+    """It would squeeze all others together: it leaves both panels and is stated in the small print."""
+    record = deepcopy(records("12_super_resolution")[0])
+    record.metrics["psnr_regression"]["value"] = record.value("psnr_bicubic") - 6
+    fig = fig_super_resolution([record])
+    assert "Outside of (a) and (b): regression at" in words(fig)
+    assert all(record.value("psnr_regression") not in dict(points(ax)) for ax in fig.axes[:2])
+
+
+def test_without_fd_the_axis_says_kid():
+    """Where one record lacks FD-lab, all are drawn by KID-lab."""
+    record = deepcopy(records("12_super_resolution")[0])
+    record.metrics = {name: entry for name, entry in record.metrics.items() if not name.startswith("fd_lab_")}
+    assert "KID" in fig_super_resolution([record]).axes[0].get_ylabel()
+
+
+def test_inpainting_shows_speed_beside_tab_6():
+    """Every row of Tab. 6 has our ratio and the paper's; each record has its row of distances."""
+    found = records("13_inpainting", reg="kl")
+    fig = fig_inpainting(found)
+    speed = fig.axes[2]
+    xs = {x for x, _ in points(speed)}
+    theirs = paper.table("Tab. 6")
+    for row in inpainting_speed.ROWS:
+        if row != "LDM-1":
+            assert found[0].value(f"train_speedup_{row}") in xs
+            assert theirs[row]["train_images_per_s"] / theirs["LDM-1"]["train_images_per_s"] in xs
+    assert f"{found[0].name} KL, seed 0" in words(fig)
+
+
+def test_semantic_synthesis_shows_every_method_of_every_measure():
+    """Bars as long as the values; without any measure the record is refused by its name."""
+    (record,) = records("11_semantic_synthesis")
+    fig = fig_semantic(record)
+    for ax, measure in zip(fig.axes, semantic_synthesis.MEASURES, strict=True):
+        widths = [bar.get_width() for bar in ax.patches]
+        assert widths == [record.value(f"{measure}_{method}") for method in semantic_synthesis.METHODS]
+    bare = deepcopy(record)
+    bare.metrics = {}
+    with pytest.raises(ValueError, match=f"{record.file_name} has no measure of success"):
+        fig_semantic(bare)
+
+
+def test_beyond_training_size_is_drawn_over_the_side_of_the_picture():
+    """Each task's distances at the sizes that were measured."""
+    (record,) = records("15_beyond_training_size")
+    ax = fig_beyond(record).axes[0]
+    for name, curve in record.curves.items():
+        if name.startswith("fd_lab_by_size_") and not name.endswith(("_low", "_high")):
+            assert {tuple(map(float, xy)) for xy in curve} <= set(points(ax)), name
+
+
+def test_guidance_is_drawn_beside_tab_10():
+    """The paper's FID at its scales, our FD-lab at ours."""
+    found = records("08_class_conditional")
+    theirs, ours = fig_guidance(found).axes
+    assert {(scale, fid) for scale, fid, _ in paper.TAB10_GUIDANCE} <= set(points(theirs))
+    assert {tuple(map(float, xy)) for xy in found[0].curves["fd_lab_by_guidance"]} <= set(points(ours))
+
+
+def test_blanks_replace_what_is_missing_alone():
+    """Numbers stay numbers; None and NaN become empty cells."""
+    shown = blanks(pd.DataFrame({"a": [1.5, None], "b": ["x", None]}))
+    assert shown.values.tolist() == [[1.5, "x"], ["", ""]]
