@@ -70,9 +70,9 @@ class TrainedDiffusion:
 def diffusion_folder(spec: StudySpec, images: ImageSet, first_stage: TrainedFirstStage) -> Path:
     """Where the diffusion model of a spec, on this first stage, is kept."""
     config = denoiser_config(spec.diffusion, images.num_classes)
-    judge = feature_net("fd-lab").weights_hash  # its scores are part of the curve
-    key = content_key(spec.diffusion, asdict(config), spec.evaluation, judge, first_stage.hash, images.fingerprint,
-                      spec.seed)
+    fd_extractor = feature_net("fd-lab").weights_hash  # its scores are part of the curve
+    key = content_key(spec.diffusion, asdict(config), spec.evaluation, fd_extractor, first_stage.hash,
+                      images.fingerprint, spec.seed)
     return runs_dir() / f"diffusion-{spec.name}-{key}"
 
 
