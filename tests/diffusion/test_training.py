@@ -114,7 +114,7 @@ def test_parts_are_differentiated_one_by_one(tmp_path):
 
 def test_a_batch_is_in_one_part_at_least():
     """Zero parts are no batch."""
-    with pytest.raises(ValueError, match="from 1 on; got 0"):
+    with pytest.raises(ValueError, match="at least 1; got 0"):
         small_module(accumulate=0)
 
 
