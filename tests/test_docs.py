@@ -1,0 +1,88 @@
+"""README and CONTRIBUTING.md are held to the code: what they list exists, and their examples run."""
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+TREE = re.search(r"```\nldmlab/\n(.*?)```", README, re.DOTALL)[1]
+LISTED = re.findall(r"^\| `(ldmlab(?:\.\w+)+)` \|", README, re.MULTILINE)
+
+
+def named(dotted: str):
+    """The function, class or method of this name."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            found = getattr(found, part)
+        return found
+    raise LookupError(dotted)
+
+
+def test_the_tree_of_readme_is_the_tree_of_the_code():
+    """A folder that is added or moved gets its line, at the place where it lies."""
+    listed, parents = set(), {}
+    for line in TREE.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents[depth] = name
+        listed.add("".join(parents[level] for level in range(1, depth)) + name)
+    packages = {f"{path.parent.relative_to(ROOT / 'ldmlab')}/" for path in (ROOT / "ldmlab").rglob("__init__.py")
+                if path.parent != ROOT / "ldmlab"}
+    modules = {path.name for path in (ROOT / "ldmlab").glob("*.py") if not path.name.startswith("__")}
+    # Below experiments/, folders hold what one notebook needs.
+    packages = {name for name in packages if not name.startswith("experiments/") or name == "experiments/"}
+    assert listed == packages | modules
+
+
+def test_readme_lists_twenty_functions():
+    """What a user calls most, each once."""
+    assert len(LISTED) == len(set(LISTED)) >= 20
+
+
+@pytest.mark.parametrize("dotted", LISTED)
+def test_the_example_of_a_listed_function_runs(dotted, tmp_path, monkeypatch):
+    """Two to five lines in the docstring that do what they show."""
+    monkeypatch.setenv("LDMLAB_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    function = named(dotted)
+    (test,) = doctest.DocTestFinder(recurse=False).find(function, dotted, globs={})
+    assert 2 <= sum(example.source.count("\n") for example in test.examples) <= 5
+    said: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    runner.run(test, out=said.append)
+    assert runner.failures == 0, "".join(said)
+
+
+def sections() -> dict[str, str]:
+    """The Python of each section of CONTRIBUTING.md, in order."""
+    parts = re.split(r"^## (.+)$", CONTRIBUTING, flags=re.MULTILINE)[1:]
+    code = {title: "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+            for title, text in zip(parts[::2], parts[1::2], strict=True)}
+    return {title: lines for title, lines in code.items() if lines}
+
+
+def test_contributing_has_the_five_examples():
+    """A notebook, a condition, a sampler, a tier and a metric are one row each, and shown."""
+    assert {"Add a notebook", "Add a condition", "Add a sampler", "Add a tier", "Add a metric"} <= set(sections())
+
+
+@pytest.mark.parametrize("title", sections())
+def test_an_example_of_contributing_runs(title, tmp_path):
+    """Each section's Python, from top to bottom in a process of its own."""
+    script = tmp_path / "example.py"
+    script.write_text(sections()[title])
+    done = subprocess.run([sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "LDMLAB_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr[-3000:]
