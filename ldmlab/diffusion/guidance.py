@@ -29,11 +29,10 @@ def classifier_free(
     s = `guidance_scale`; w in [CFG] is s - 1. At s = 1, without guidance, a step is one call on the batch, otherwise
     one call on twice the batch, in the released order [null, c]. One null context may serve the whole batch.
 
-    >>> denoiser = lambda z_t, t, context: z_t + context.mean((1, 2))[:, None]
+    >>> denoiser = lambda z_t, t, context: z_t + context.mean((1, 2))[:, None, None, None]
     >>> eps_model = classifier_free(denoiser, torch.ones(2, 1, 4), torch.zeros(1, 1, 4), guidance_scale=3.0)
-    >>> eps_model(torch.zeros(2, 1), torch.tensor([10, 10]))
-    tensor([[3.],
-            [3.]])
+    >>> eps_model(torch.zeros(2, 1, 1, 1), torch.tensor([10, 10])).flatten()
+    tensor([3., 3.])
     """
     if guidance_scale == 1:
         return with_context(denoiser, context)
