@@ -18,6 +18,7 @@ from ldmlab.experiments.inpainting import masks_of
 from ldmlab.experiments.own_pictures import tiled
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.records.record import Record, add_points, as_metrics
+from ldmlab.study.runs.conditioners import as_spatial
 from ldmlab.study.runs.pictures import open_set
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress
@@ -61,17 +62,17 @@ def conditions(task: Run, images: ImageSet, numbers: range) -> Tensor:
     """What the model of a task is told of these pictures, of whatever size."""
     if task.notebook == TASKS["inpainting"].notebook:
         x = to_float(images.images(numbers))
-        return torch.cat([x, masks_of("all", len(x), tuple(x.shape[2:]))], 1)
+        return torch.cat([x, masks_of("all", len(x), (x.shape[2], x.shape[3]))], 1)
     maps = task.notebook == TASKS["semantic"].notebook
     batch = {"map": images.maps(numbers)} if maps else {"image": images.images(numbers)}
-    return task.conditioner.condition(batch, torch.Generator().manual_seed(task.spec.seed))
+    return as_spatial(task.conditioner).condition(batch, torch.Generator().manual_seed(task.spec.seed))
 
 
 def sample(
     task: Run, y: Tensor, on_pictures: Callable[[int], None] | None = None
 ) -> Float[Tensor, "n 3 H W"]:
     """Samples of a task's model, as they would be saved; of inpainting, with the known pixels as they were."""
-    h, w = task.conditioner.picture_size(y)
+    h, w = as_spatial(task.conditioner).picture_size(y)
     plan, larger = task.spec.evaluation, max(1.0, h * w / task.spec.data.size**2)
     x = tiled(task).sample(y, num_steps=plan.num_steps, seed=task.spec.seed, progress=on_pictures,
                            batch_size=max(1, int(plan.batch_size / larger)))
@@ -105,9 +106,7 @@ def record_beyond(run: Run) -> Record:
             x = to_float(val.images(range(n)))
             made = {"real": x, "reconstructions": reconstruct(run.first_stage.model, x)}
             for name, task in tasks.items():
-                done = bar.n
-                made[name] = sample(task, conditions(task, val, range(n)),
-                                    lambda now, done=done: bar.update(done + now - bar.n))
+                made[name] = sample(task, conditions(task, val, range(n)), bar.counter())
             for name, pictures in made.items():
                 fake = scorer.moments(quantize_8bit(pictures), batch_size=64)
                 score = scorer.score(fake, ("fd_lab",), reference=real, allow_few=True)["fd_lab"]

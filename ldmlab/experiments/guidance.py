@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldmlab.data.annotations.annotation import Annotation
 from ldmlab.data.images import ImageSet, quantize_8bit, to_float
+from ldmlab.diffusion.conditioning.tokens import Conditioner
 from ldmlab.evaluation.distances import FeatureMoments, Score
 from ldmlab.evaluation.judge import Judge, load_judge
 from ldmlab.first_stage.reconstruct import reconstruct
@@ -73,9 +74,10 @@ class Prompts:
         """What the judge finds of it on pictures; with a `shift`, of what was asked so many places further on."""
         seen = judge.predict(x)
         prompts = self.annotations[shift:] + self.annotations[:shift]
-        if self.kind not in KINDS or KINDS[self.kind].judged is None:
+        judged = KINDS[self.kind].judged if self.kind in KINDS else None
+        if judged is None:
             raise ValueError(f"the judge scores {', '.join(MEASURES)}; this model's condition is {self.kind or 'none'}")
-        return KINDS[self.kind].judged(seen, prompts)
+        return judged(seen, prompts)
 
     @cached_property
     def labels(self) -> Int[Tensor, " n"]:
@@ -90,6 +92,8 @@ def prompts_of(run: Run, n: int) -> Prompts:
         labels = sample_labels(run.pictures.train.num_classes, n)
         annotations = [Annotation(int(label), "", ()) for label in labels]
         return Prompts(kind, annotations, labels)
+    if not isinstance(conditioner, Conditioner):
+        raise ValueError(f"prompts are conditions that enter by tokens; that of {run.notebook} is of kind {kind}")
     annotations = first_annotations(run.pictures, n)
     return Prompts(kind, annotations, conditioner.read(annotations))
 

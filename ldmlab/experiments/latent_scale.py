@@ -35,8 +35,9 @@ def schedule_rows(stds: Mapping[str, float]) -> list[dict[str, float | int | str
     rows = []
     for name, (start, end) in RELEASED_BETAS.items():
         schedule = scaled_linear(1000, start, end)
-        row = {"models": name, "beta_1": start, "beta_T": end,
-               "sqrt(alpha_bar_T)": float(schedule.alpha_bar[-1].sqrt()), "log SNR_T": float(schedule.log_snr[-1])}
+        row: dict[str, float | int | str] = {
+            "models": name, "beta_1": start, "beta_T": end,
+            "sqrt(alpha_bar_T)": float(schedule.alpha_bar[-1].sqrt()), "log SNR_T": float(schedule.log_snr[-1])}
         rows.append(row | {f"t at SNR = 1, {latent}": schedule.crossing(std) for latent, std in stds.items()})
     return rows
 

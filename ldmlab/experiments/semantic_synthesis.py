@@ -4,6 +4,8 @@ Where the judge knows the world (`scenes`), it labels every pixel of a sample, a
 Baselines say what that is worth: samples held against another's map, and the judge on pictures that are right.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,7 +20,7 @@ from ldmlab.evaluation.uncertainty import mean_score
 from ldmlab.experiments.restoration import SCORES, add_method, restored_scores, true_pictures
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.records.record import Record, as_metrics
-from ldmlab.study.runs.conditioners import spatial_conditions
+from ldmlab.study.runs.conditioners import as_spatial, spatial_conditions
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress
 
@@ -31,7 +33,7 @@ MEASURES = {"pixels": "pixels of the right label", "miou": "mean IoU over labels
 
 def label_maps(run: Run, n: int) -> Int[Tensor, "n H W"]:
     """The label maps of the first `n` validation pictures, in turn."""
-    return spatial_conditions(run.conditioner, run.pictures, n)
+    return spatial_conditions(as_spatial(run.conditioner), run.pictures, n)
 
 
 def synthesize(
@@ -56,7 +58,7 @@ def agreement(run: Run, x: Float[Tensor, "n 3 H W"], maps: Int[Tensor, "n H W"])
     right = (seen == asked).float().mean((1, 2))
     present = asked.unique()
     overlap = torch.stack([((seen == k) & (asked == k)).sum() / ((seen == k) | (asked == k)).sum() for k in present])
-    about = {"extractor": "judge", "weights_hash": judge.weights_hash}
+    about: dict[str, Any] = {"extractor": "judge", "weights_hash": judge.weights_hash}
     return {"pixels": mean_score(right, "pixels of the right label", **about),
             "miou": Score(overlap.mean().item(), f"mean IoU over {len(present)} labels", "1", len(x), len(x), **about)}
 

@@ -13,7 +13,7 @@ from ldmlab.experiments import image_guiding
 from ldmlab.experiments.restoration import SCORES, add_method, in_pixels, restored_scores, true_pictures
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.records.record import Record
-from ldmlab.study.runs.conditioners import spatial_conditions
+from ldmlab.study.runs.conditioners import as_spatial, spatial_conditions
 from ldmlab.study.runs.regression import train_regression
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress
@@ -32,7 +32,7 @@ PAPER = {  # rows of Tab. 5 that stand for our methods
 
 def small_pictures(run: Run, n: int) -> Float[Tensor, "n 3 h w"]:
     """What the first `n` validation pictures are shrunk or spoiled to."""
-    return spatial_conditions(run.conditioner, run.pictures, n)
+    return spatial_conditions(as_spatial(run.conditioner), run.pictures, n)
 
 
 def enlarge(y: Float[Tensor, "n 3 h w"], factor: int) -> Float[Tensor, "n 3 H W"]:

@@ -97,7 +97,7 @@ def measure_samples(run: ReleasedRun, record: Record, scorer: Scorer, inception:
     found = scorer.score(fake, ("fd_lab", "kid_lab") if enough else ("kid_lab",), reference=real)
     if inception and _enough(run, record, inception.dim, "Inception's FID", samples=n, reference=whole):
         taken = scorer.inception_scores(run.sampled(), scorer.inception_moments(run.reference),
-                                        allow_few=run.tier == "smoke" or n == 2048)
+                                        allow_few=run.budget.is_smoke or n == 2048)
         found |= {key: taken[key] for key in ("fid", "inception_score", "precision", "recall")}
     record.metrics |= as_metrics(found)
     if run.model.conditioner is not None and run.model.conditioner.kind in ("low_resolution", "mask"):

@@ -57,7 +57,7 @@ class Notebook:
     run_class: str = "ldmlab.study.runs.run.Run"
     solution: str = ""  # path in the project; empty for notebooks/solutions/<name>.md
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "solution", self.solution or f"notebooks/solutions/{self.name}.md")
 
     @property

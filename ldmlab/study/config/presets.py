@@ -137,7 +137,7 @@ RECIPES: dict[str, Callable[..., Models]] = {  # (f, reg, size, kind of conditio
 # --- Specs ------------------------------------------------------------------------------------------------------------
 def study_spec(f: int, reg: str = "kl", data: str = "scenes", tier: str = "laptop", seed: int = 0, size: int = 0,
                condition: str = "class", attention: bool = True, condition_options: Mapping[str, Any] | None = None,
-               **changes) -> StudySpec:
+               **changes: Any) -> StudySpec:
     """The spec of one run; `size` = 0 takes the tier's own. `changes` replace fields of DiffusionSpec.
 
     `condition` is one of `conditions.KINDS`, `condition_options` are its `options`, by default as in the paper. Without
@@ -173,5 +173,6 @@ def classifier_spec(spec: StudySpec, num_classes: int) -> ClassifierSpec:
     """
     training = spec.budget.classifier
     config = replace(spec.diffusion.denoiser, out_channels=num_classes, context_dim=None, num_classes=None)
-    return ClassifierSpec(config, "adaptive", training.num_steps, training.batch_size, lr=training.lr,
-                          warmup_steps=training.warmup_steps, precision=spec.diffusion.precision)
+    return ClassifierSpec(config, "adaptive", training.num_steps, training.batch_size,
+                          lr=training.lr or spec.diffusion.lr, warmup_steps=training.warmup_steps,
+                          precision=spec.diffusion.precision)

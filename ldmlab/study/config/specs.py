@@ -163,13 +163,13 @@ _CAME_LATER = {"condition": None, "exact": False}
 _NOT_CONTENT = ("accumulate", "compile")
 
 
-def content_key(*parts) -> str:
+def content_key(*parts: Any) -> str:
     """sha256 of the parts' contents, 12 hex digits: what a trained model is filed under."""
     plain = [_content(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
     return hashlib.sha256(json.dumps([VERSION, *plain], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _content(spec) -> dict[str, Any]:
+def _content(spec: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(spec).items()
             if name not in _NOT_CONTENT and _CAME_LATER.get(name, ...) is not value}
 

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from ldmlab.diffusion.conditioning.tokens import Conditioner
 from ldmlab.study.config.conditions import ConditionKind, Sources, condition_kind
 from ldmlab.study.config.specs import DiffusionSpec
 from ldmlab.study.runs.pictures import Pictures
+
+if TYPE_CHECKING:
+    from ldmlab.study.runs.first_stage import TrainedFirstStage
 
 
 def check_known(plan: DiffusionSpec, pictures: Pictures) -> None:
@@ -24,7 +28,7 @@ def check_known(plan: DiffusionSpec, pictures: Pictures) -> None:
 
 
 def build_conditioner(
-    plan: DiffusionSpec, pictures: Pictures, first_stage=None
+    plan: DiffusionSpec, pictures: Pictures, first_stage: "TrainedFirstStage | None" = None
 ) -> Conditioner | SpatialConditioner | None:
     """tau_theta of a spec, untrained: of the class where it names nothing else; ValueError as by `check_known`.
 
@@ -41,6 +45,14 @@ def _kind(plan: DiffusionSpec) -> ConditionKind:
     return condition_kind(plan.condition.kind if plan.condition else "class")
 
 
+def as_spatial(conditioner: Conditioner | SpatialConditioner | None) -> SpatialConditioner:
+    """The same conditioner; ValueError unless it is aligned with the picture."""
+    if not isinstance(conditioner, SpatialConditioner):
+        found = f"a condition of kind {conditioner.kind}" if conditioner else "no condition"
+        raise ValueError(f"this needs a model whose condition is aligned with the picture; it has {found}")
+    return conditioner
+
+
 def read_conditions(conditioner: Conditioner, pictures: Pictures) -> Tensor:
     """What `conditioner` reads of every training picture and of its mirror image, in the order of `Latents`."""
     known = pictures.annotations()
@@ -51,7 +63,7 @@ def sample_conditions(conditioner: Conditioner | SpatialConditioner | None, pict
     """`n` conditions to score samples by: classes in equal shares, or what is known of validation pictures."""
     if conditioner is None or conditioner.kind == "class":
         return sample_labels(pictures.train.num_classes, n)
-    if conditioner.injected_as == "channels":
+    if isinstance(conditioner, SpatialConditioner):
         return spatial_conditions(conditioner, pictures, n)
     return conditioner.read(first_annotations(pictures, n))
 

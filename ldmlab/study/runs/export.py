@@ -8,6 +8,7 @@ from ldmlab.checkpoints.diffusers_format.folders import write_pipeline
 from ldmlab.diffusion.conditioning.captions import MAX_LENGTH
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.study.config.parameters import read_parameters
+from ldmlab.study.config.specs import ConditionSpec
 from ldmlab.study.runs.run import Run
 
 
@@ -35,7 +36,7 @@ def exportable_run(data: str = "scenes", tier: str = "auto", seed: int = 0, size
               "class: write_parts of ldmlab.checkpoints.diffusers_format.folders writes its parts", flush=True)
     first_stage, diffusion = run.spec.first_stage, run.spec.diffusion
     first_stage = replace(first_stage, autoencoder=configs.exportable_config(first_stage.autoencoder))
-    if text:
+    if isinstance(diffusion.condition, ConditionSpec):
         diffusion = replace(diffusion, condition=replace(diffusion.condition, max_length=MAX_LENGTH))
     run.spec = replace(run.spec, first_stage=first_stage, diffusion=diffusion)
     return run

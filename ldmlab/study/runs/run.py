@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
+from ldmlab.diffusion.conditioning.tokens import Conditioner
+from ldmlab.first_stage.latents import Latents, PixelLatents
 from ldmlab.study.config.budgets import auto_tier
 from ldmlab.study.config.conditions import condition_kind
 from ldmlab.study.config.notebooks import NOTEBOOKS
@@ -25,6 +28,8 @@ from ldmlab.study.training.threads import share_processors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ldmlab.study.runs.scoring import RunScorer
 
 
 class Run:
@@ -73,17 +78,17 @@ class Run:
         return train_first_stage(self.spec, self.pictures, self.device)
 
     @cached_property
-    def latents(self):
+    def latents(self) -> Latents | PixelLatents:
         """Cached moments of the training pictures, both mirror images."""
         return encode(self.spec, self.first_stage, self.pictures, self.device)
 
     @cached_property
-    def conditioner(self):
+    def conditioner(self) -> Conditioner | SpatialConditioner | None:
         """The untrained condition of this run's model: what it takes, and what it makes of it."""
         return conditioners.build_conditioner(self.spec.diffusion, self.pictures, self.first_stage)
 
     @cached_property
-    def scorer(self):
+    def scorer(self) -> "RunScorer":
         """Scores samples and reconstructions against this run's pictures."""
         from ldmlab.study.runs.scoring import RunScorer
 
@@ -117,7 +122,7 @@ class Run:
         save_figure(fig, name, *(self.params[key] for key in ("data", "tier", "size")))
         return fig
 
-    def finish(self, record: Record):
+    def finish(self, record: Record) -> Path:
         """Save the record with the wall time of the run that measured it, and every network behind it; its path."""
         if "diffusion" in self.__dict__ and not any(name.startswith("denoiser") for name in record.inputs):
             record.inputs["denoiser"] = self.diffusion.hash

@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from typing import Any
 
 import pytorch_lightning as pl
 from torch import nn
@@ -25,18 +26,22 @@ class Compiling(pl.Callback):
         self.part, self.label, self.num_steps, self.curve, self.backend = part, label, num_steps, curve, backend
         self.seconds: list[float] = []
 
-    def setup(self, trainer, pl_module, stage) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.running = self.num_steps >= 2 * (SETTLE + TIMED)
         if not self.running:
             print(f"{self.label}: not compiled, {self.num_steps} steps are too few to tell", flush=True)
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if self.running:
             if len(self.seconds) == SETTLE + TIMED:
                 self.part.compile(backend=self.backend)
             self.began = time.perf_counter()
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not self.running:
             return
         synchronize()

@@ -27,5 +27,6 @@ def _cpu_has_bf16() -> bool:
         return False
 
 
-def _device(device: torch.device | str) -> torch.device:
+def as_device(device: torch.device | str) -> torch.device:
+    """The device of a name, as `choose_device` takes it; a device as it is."""
     return choose_device(device) if isinstance(device, str) else device
