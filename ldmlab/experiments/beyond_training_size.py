@@ -1,4 +1,4 @@
-"""Sampling beyond the training size, for all three models that are told something place by place [LDM v2, Sec. 4.3.2].
+"""Sampling beyond the training size, for the three models with an aligned condition [LDM v2, Sec. 4.3.2].
 
 A UNet that only convolves and attends takes latents of any size. Whether what it makes there is as good as at its own
 size is measured against real pictures of that size: `fd_lab_by_size_<task>` of the record, sides in pixels.
@@ -59,7 +59,7 @@ def pictures_of(run: Run, size: int, split: str = "validation", num: int | None 
 
 
 def conditions(task: Run, images: ImageSet, numbers: range) -> Tensor:
-    """What the model of a task is told of these pictures, of whatever size."""
+    """Conditions y of a task's model for these pictures, of any size."""
     if task.notebook == TASKS["inpainting"].notebook:
         x = to_float(images.images(numbers))
         return torch.cat([x, masks_of("all", len(x), (x.shape[2], x.shape[3]))], 1)
@@ -123,9 +123,9 @@ def _reference(run: Run, side: int) -> FeatureMoments:
 
 
 def wide(task: Run, n: int = 3) -> dict[str, Tensor]:
-    """`n` pictures WIDE times as wide as high: what is told, and the sample; validation pictures side by side."""
+    """`n` pictures WIDE times as wide as high: condition and sample; made of validation pictures side by side."""
     images = task.pictures.val
     y = conditions(task, images, range(min(n * WIDE, len(images))))
     y = y[: len(y) // WIDE * WIDE]
     side_by_side = y.unflatten(0, (-1, WIDE)).movedim(1, -2).flatten(-2)
-    return {"told": side_by_side, "sample": sample(task, side_by_side)}
+    return {"condition": side_by_side, "sample": sample(task, side_by_side)}

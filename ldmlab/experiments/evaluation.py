@@ -1,4 +1,4 @@
-"""What scores say and what they do not, measured: number of pictures, resize, extractor, copies, a solvable world.
+"""How scores depend on number of pictures, resizing and extractor, on copies, and on sampler, model and first stage.
 
 All of it goes into one record, which `figures_evaluation` draws. Curves of degradations run over their strength, those
 of the solvable world over DDIM steps, those of neighbours over quantiles.
@@ -183,7 +183,7 @@ def measure_resize(run: Run, record: Record) -> None:
             record.metrics |= as_metrics({f"{short(net)}_resize {name}": score})
 
 
-# --- 3. Who looks -----------------------------------------------------------------------------------------------------
+# --- 3. Extractors ----------------------------------------------------------------------------------------------------
 
 
 def measure_extractors(run: Run, record: Record) -> None:
@@ -272,18 +272,18 @@ def neighbours(run: Run, x: Float[Tensor, "n 3 h w"], k: int = 3) -> dict[str, F
     return {f"neighbour {i + 1}": to_float(run.pictures.train.images(found[:, i].tolist())) for i in range(k)}
 
 
-# --- 5. A world with a known answer -----------------------------------------------------------------------------------
+# --- 5. A solvable distribution ---------------------------------------------------------------------------------------
 
 
 def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
-    """Fréchet distance of two known laws: no samples, no bias."""
+    """Exact Fréchet distance of two Gaussians: no samples, no bias."""
     return frechet_distance(a.mean.flatten(), a.covariance, b.mean.flatten(), b.covariance)
 
 
 def measure_world(record: Record) -> None:
-    """Sampler, model and first stage, each wrong in a known way, and the Fréchet distance of the exact laws.
+    """Sampler, model and first stage, each with an error of known size, and the exact Fréchet distance that follows.
 
-    The model is the best one could be after `DRAWS` pictures: it believes their mean and covariance. The first stage
+    The model is the best one could be after `DRAWS` pictures: it has their mean and covariance. The first stage
     keeps the `CODE` strongest of the model's waves: what is sampled of the others does not reach the picture.
     """
     world, schedule = random_field(FIELD), scaled_linear()

@@ -1,4 +1,4 @@
-"""A model that was never told anything, guided by a picture at test time [LDM v2, App. C, Fig. 14].
+"""An unconditional model, guided by a picture at test time [LDM v2, App. C, Fig. 14].
 
 The task is super-resolution without training for it: y is a validation picture shrunk by `factor`, T shrinks, and the
 gradient of the distance between y and T(D(z0_hat)) pulls every step of the sampler. Curves of the record run over the

@@ -22,7 +22,7 @@ FILLINGS = 3
 def tiled(run: Run) -> LatentDiffusion:
     """The run's model with a first stage that takes pictures beyond the training size in tiles.
 
-    The denoiser sees the whole latent at once: in tiles, distant parts of a picture would know nothing of each other.
+    The denoiser sees the whole latent at once: in tiles, distant parts of a picture would be sampled independently.
     """
     model, trained = run.diffusion.model, run.diffusion.first_stage
     if run.spec.f == 1:

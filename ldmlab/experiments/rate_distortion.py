@@ -198,7 +198,7 @@ def nearest_setting(record: Record, coder: str, bpp: float | int) -> tuple[int |
 def pictures_at(
     run: Run, records: Sequence[Record], x: Float[Tensor, "n 3 H W"], bpp: float | int
 ) -> dict[str, Float[Tensor, "n 3 H W"]]:
-    """x, and what comes back of it at about one rate: files, and each first stage on disk that `records` know.
+    """x, and what comes back of it at about one rate: files, and each first stage on disk with a record.
 
     Names say the mean rate over the validation pictures. First stages whose nearest rate is more than twice or less
     than half of `bpp` are left out.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a conditioner is built from: the plan, the pictures and what is known of them, the first stage."""
+    """What a conditioner is built from: the plan, the pictures and their annotations, the first stage."""
 
     plan: DiffusionSpec
     train: ImageSet
@@ -88,7 +88,7 @@ class ConditionKind:
     encodes_picture: bool = False  # whether the first stage encodes a picture for it at every step
     # The paper's models of this kind by f; others have the shape of the sweep's [LDM v2, Tab. 13]
     paper_models: Mapping[int, PaperModel] = field(default_factory=dict)
-    # What the judge of `scenes` scores samples by: names in figures, the chief measure first, and its scores
+    # Scores of samples by the judge network of `scenes`: names in figures, the main measure first; the function
     success: Mapping[str, str] = field(default_factory=dict)
     judged: Callable[..., dict[str, Any]] | None = None  # (judge.Predictions, annotations) -> Scores by measure
 

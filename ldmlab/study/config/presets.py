@@ -143,6 +143,11 @@ def study_spec(f: int, reg: str = "kl", data: str = "scenes", tier: str = "lapto
     `condition` is one of `conditions.KINDS`, `condition_options` are its `options`, by default as in the paper. Without
     `attention` the first stage has none, as in the last row of [LDM v2, Tab. 6]. Raises ValueError for an unknown tier,
     condition or option, or a size that f does not divide.
+
+    >>> from ldmlab.study.config.presets import study_spec
+    >>> spec = study_spec(4, tier="gpu", condition="text")
+    >>> spec.name, spec.first_stage.name, spec.data.size, spec.diffusion.condition.kind
+    ('LDM-4', 'KL-f4', 64, 'text')
     """
     budget, kind = budget_of(tier), condition_kind(condition)
     size, reg = size or budget.size, "none" if f == 1 else reg

@@ -46,7 +46,7 @@ class FirstStageSpec:
     revive_every: int = 0
     exact: bool = False  # the released order of updates, see FirstStageModule
     val_every: int = 1000
-    precision: str = "32-true"  # "bf16-mixed" is taken where the device computes in it, see fit.usable_precision
+    precision: str = "32-true"  # bf16 only where the device has it: see training.device.usable_precision
 
     @property
     def name(self) -> str:
@@ -175,7 +175,7 @@ def _content(spec: Any) -> dict[str, Any]:
 
 
 def denoiser_config(plan: DiffusionSpec, num_classes: int) -> DenoiserConfig:
-    """The denoiser of a spec for this data: of the size asked for within 3 %, unconditional if nothing is known."""
+    """The denoiser of a spec: `target_params` parameters within 3 %; unconditional without classes or a condition."""
     conditional, target = num_classes or plan.condition, plan.target_params
     config = plan.denoiser if conditional else replace(plan.denoiser, context_dim=None)
     if target is None or abs(count_params(config) / target - 1) <= 0.03:

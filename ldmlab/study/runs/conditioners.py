@@ -1,4 +1,4 @@
-"""Which conditioner a spec asks for, what it reads of the pictures, and what samples are asked when they are scored."""
+"""The conditioner of a spec, the conditions that it reads from pictures, and those that scored samples have."""
 
 import itertools
 from dataclasses import replace
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ldmlab.study.runs.first_stage import TrainedFirstStage
 
 
-def check_known(plan: DiffusionSpec, pictures: Pictures) -> None:
-    """ValueError where the pictures lack what the model is to be told, and for an unknown kind."""
+def check_annotations(plan: DiffusionSpec, pictures: Pictures) -> None:
+    """ValueError where the pictures lack the annotations that the condition is read from, and for an unknown kind."""
     kind = _kind(plan)
     if kind.maps and not pictures.train.map_names:
         raise ValueError(f"{pictures.train.name} has no {kind.source}")
@@ -30,11 +30,11 @@ def check_known(plan: DiffusionSpec, pictures: Pictures) -> None:
 def build_conditioner(
     plan: DiffusionSpec, pictures: Pictures, first_stage: "TrainedFirstStage | None" = None
 ) -> Conditioner | SpatialConditioner | None:
-    """tau_theta of a spec, untrained: of the class where it names nothing else; ValueError as by `check_known`.
+    """tau_theta of a spec, untrained: of the class where it names nothing else; ValueError as by `check_annotations`.
 
     Conditions that are aligned with the picture need the `first_stage` whose latents they stand beside.
     """
-    check_known(plan, pictures)
+    check_annotations(plan, pictures)
     sources = Sources(plan, pictures.train, pictures.annotations)
     if first_stage is not None:
         sources = replace(sources, first_stage=first_stage.model, stats=first_stage.stats)
@@ -55,12 +55,12 @@ def as_spatial(conditioner: Conditioner | SpatialConditioner | None) -> SpatialC
 
 def read_conditions(conditioner: Conditioner, pictures: Pictures) -> Tensor:
     """What `conditioner` reads of every training picture and of its mirror image, in the order of `Latents`."""
-    known = pictures.annotations()
-    return conditioner.read([*known, *(annotation.mirrored() for annotation in known)])
+    annotations = pictures.annotations()
+    return conditioner.read([*annotations, *(annotation.mirrored() for annotation in annotations)])
 
 
 def sample_conditions(conditioner: Conditioner | SpatialConditioner | None, pictures: Pictures, n: int) -> Tensor:
-    """`n` conditions to score samples by: classes in equal shares, or what is known of validation pictures."""
+    """`n` conditions to score samples by: classes in equal shares, or those of validation pictures."""
     if conditioner is None or conditioner.kind == "class":
         return sample_labels(pictures.train.num_classes, n)
     if isinstance(conditioner, SpatialConditioner):
@@ -69,7 +69,10 @@ def sample_conditions(conditioner: Conditioner | SpatialConditioner | None, pict
 
 
 def spatial_conditions(conditioner: SpatialConditioner, pictures: Pictures, n: int, seed: int = 0) -> Tensor:
-    """What an aligned condition shows of the first `n` validation pictures, in turn; chance in it comes from `seed`."""
+    """Aligned conditions y of the first `n` validation pictures, from the first again where there are fewer.
+
+    Random degradations and masks are drawn from `seed`.
+    """
     val = pictures.val
     numbers = [i % len(val) for i in range(n)]
     maps = condition_kind(conditioner.kind).maps
@@ -78,7 +81,7 @@ def spatial_conditions(conditioner: SpatialConditioner, pictures: Pictures, n: i
 
 
 def first_annotations(pictures: Pictures, n: int) -> list[Annotation]:
-    """What is known of the first `n` validation pictures, from the first again where there are fewer."""
+    """Annotations of the first `n` validation pictures, from the first again where there are fewer."""
     return list(itertools.islice(itertools.cycle(pictures.annotations("val")), n))
 
 

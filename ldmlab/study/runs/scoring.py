@@ -173,7 +173,7 @@ class Scorer:
     ) -> Float[Tensor, " n"]:
         """PD-referee: distance of each pair on the features of the referee, by the formula of PSIM-lab.
 
-        The network that trained the first stage must not judge what its decoder gives, and this one did not.
+        The first stage was not trained on this network, as it was on the perceptual loss.
         """
         with torch.inference_mode():
             parts = [self.pair_distance(a.to(self.device), b.to(self.device)).cpu()

@@ -57,9 +57,9 @@ def verdict(seconds: list[float], num_steps: int) -> str:
     plain, compiled = seconds[: SETTLE + TIMED], seconds[SETTLE + TIMED :]
     before, after = statistics.median(plain[SETTLE:]), statistics.median(compiled[SETTLE:])
     cost = max(0.0, sum(compiled[:SETTLE]) - SETTLE * after)
-    told = (f"compiling the denoiser took {cost:.3g} s; a step takes {1000 * after:.4g} ms instead of "
-            f"{1000 * before:.4g} ms")
+    timing = (f"compiling the denoiser took {cost:.3g} s; a step takes {1000 * after:.4g} ms instead of "
+              f"{1000 * before:.4g} ms")
     if after >= before:
-        return f"{told}, so it does not pay"
+        return f"{timing}, so it does not pay"
     steps = math.ceil(cost / (before - after))
-    return f"{told}, so it has paid for itself after {steps} steps of {num_steps}"
+    return f"{timing}, so it has paid for itself after {steps} steps of {num_steps}"

@@ -4,7 +4,7 @@ import torch
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """cuda, then mps, then cpu; or the one asked for."""
+    """The device named, such as "cuda:1"; for "auto" the first that is available of cuda, mps and cpu."""
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
