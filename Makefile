@@ -18,7 +18,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
-.PHONY: run test lab study smoke lint readme clean help
+.PHONY: run test lab study smoke lint check-long readme clean help
 
 run: $(VENV)/ready  ## set up, then notebooks/04_tradeoff.ipynb at f = 8 on the embedded pictures
 	@mkdir -p results/executed
@@ -40,18 +40,22 @@ smoke-%: notebooks/%.ipynb $(VENV)/ready
 	@mkdir -p results/executed/smoke
 	$(BIN)/papermill --no-progress-bar --log-output $< results/executed/smoke/$*.ipynb -p tier smoke
 
-lint: $(VENV)/ready  ## style, and the order of the rooms
+lint: $(VENV)/ready  ## style, types, and the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+check-long: lint  ## lint, then the tests that take too long for `make test`
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 readme: $(VENV)/ready  ## write the README's table of notebooks from ldmlab/study/config/notebooks.py
 	$(BIN)/python -m ldmlab.study.config.readme
 
 clean:  ## remove checkpoints, caches and executed notebooks (records, figures and .venv stay)
-	rm -rf results/runs results/executed .snakemake .pytest_cache .ruff_cache .import_linter_cache build
+	rm -rf results/runs results/executed .snakemake .pytest_cache .ruff_cache .import_linter_cache .mypy_cache build
 
 help:
-	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 10
 
 # Two environments in one: what the notebooks and tests need, and Snakemake on top of it.
 $(VENV)/ready: pyproject.toml | $(BIN)/python

@@ -1,4 +1,4 @@
-"""`python -m ldmlab COMMAND`: released files, and what lies under results/runs.
+"""`python -m ldmlab COMMAND`: released files, and the checkpoints and caches under results/runs.
 
 A command is one function that adds it, and its row in COMMANDS; what is slow is imported when the command runs.
 """

@@ -1,4 +1,4 @@
-"""What all commands share: sub-commands, one line an error, exit codes; below every room, since several have some."""
+"""Sub-commands, errors of one line and exit codes, shared by all commands."""
 
 import argparse
 import sys

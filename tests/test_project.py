@@ -41,6 +41,16 @@ def test_style():
     tool("ruff", "check", "--no-cache", ".")
 
 
+@pytest.mark.long
+def test_types():
+    """mypy as pyproject.toml sets it up; the few exemptions are single lines that name the complaint and the reason."""
+    tool("mypy")
+    ignores = [f"{path.relative_to(ROOT)}:{number}" for path in tracked("ldmlab/*.py")
+               for number, line in enumerate(path.read_text().splitlines(), 1) if "# type: ignore" in line
+               if not re.search(r"# type: ignore\[[a-z, -]+\]  # \w", line)]
+    assert ignores == []
+
+
 def test_an_executed_notebook_that_is_committed_is_a_reference():
     """Executed copies live under results/reference, small, and ran to their end."""
     for path in tracked("*.ipynb"):

@@ -98,7 +98,7 @@ class GaussianMixture:
     weights: Float[Tensor, " k"]
     components: tuple[Gaussian, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.weights) != len(self.components) or self.weights.min() < 0 or abs(self.weights.sum() - 1) > 1e-6:
             raise ValueError(f"{len(self.components)} components need as many weights >= 0 of sum 1, "
                              f"got {self.weights.tolist()}")

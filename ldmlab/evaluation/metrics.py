@@ -1,7 +1,7 @@
 """The metrics of samples, a row each: `study.runs.scoring.Scorer` takes every one of them from this table.
 
-A row holds all that is particular to a metric. `Scorer.score` embeds the pictures once for each extractor, takes the
-rows that it is asked for, and adds protocol and interval.
+A row holds all that is particular to a metric. `Scorer.score` embeds the pictures once for each extractor, computes
+the requested rows, and adds protocol and interval.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Sampling beyond the training size, for all three models that are told something place by place [LDM v2, Sec. 4.3.2].
+"""Sampling beyond the training size, for the three models with an aligned condition [LDM v2, Sec. 4.3.2].
 
 A UNet that only convolves and attends takes latents of any size. Whether what it makes there is as good as at its own
 size is measured against real pictures of that size: `fd_lab_by_size_<task>` of the record, sides in pixels.
@@ -18,6 +18,7 @@ from ldmlab.experiments.inpainting import masks_of
 from ldmlab.experiments.own_pictures import tiled
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.records.record import Record, add_points, as_metrics
+from ldmlab.study.runs.conditioners import as_spatial
 from ldmlab.study.runs.pictures import open_set
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress
@@ -58,20 +59,20 @@ def pictures_of(run: Run, size: int, split: str = "validation", num: int | None 
 
 
 def conditions(task: Run, images: ImageSet, numbers: range) -> Tensor:
-    """What the model of a task is told of these pictures, of whatever size."""
+    """Conditions y of a task's model for these pictures, of any size."""
     if task.notebook == TASKS["inpainting"].notebook:
         x = to_float(images.images(numbers))
-        return torch.cat([x, masks_of("all", len(x), tuple(x.shape[2:]))], 1)
+        return torch.cat([x, masks_of("all", len(x), (x.shape[2], x.shape[3]))], 1)
     maps = task.notebook == TASKS["semantic"].notebook
     batch = {"map": images.maps(numbers)} if maps else {"image": images.images(numbers)}
-    return task.conditioner.condition(batch, torch.Generator().manual_seed(task.spec.seed))
+    return as_spatial(task.conditioner).condition(batch, torch.Generator().manual_seed(task.spec.seed))
 
 
 def sample(
     task: Run, y: Tensor, on_pictures: Callable[[int], None] | None = None
 ) -> Float[Tensor, "n 3 H W"]:
     """Samples of a task's model, as they would be saved; of inpainting, with the known pixels as they were."""
-    h, w = task.conditioner.picture_size(y)
+    h, w = as_spatial(task.conditioner).picture_size(y)
     plan, larger = task.spec.evaluation, max(1.0, h * w / task.spec.data.size**2)
     x = tiled(task).sample(y, num_steps=plan.num_steps, seed=task.spec.seed, progress=on_pictures,
                            batch_size=max(1, int(plan.batch_size / larger)))
@@ -105,9 +106,7 @@ def record_beyond(run: Run) -> Record:
             x = to_float(val.images(range(n)))
             made = {"real": x, "reconstructions": reconstruct(run.first_stage.model, x)}
             for name, task in tasks.items():
-                done = bar.n
-                made[name] = sample(task, conditions(task, val, range(n)),
-                                    lambda now, done=done: bar.update(done + now - bar.n))
+                made[name] = sample(task, conditions(task, val, range(n)), bar.counter())
             for name, pictures in made.items():
                 fake = scorer.moments(quantize_8bit(pictures), batch_size=64)
                 score = scorer.score(fake, ("fd_lab",), reference=real, allow_few=True)["fd_lab"]
@@ -124,9 +123,9 @@ def _reference(run: Run, side: int) -> FeatureMoments:
 
 
 def wide(task: Run, n: int = 3) -> dict[str, Tensor]:
-    """`n` pictures WIDE times as wide as high: what is told, and the sample; validation pictures side by side."""
+    """`n` pictures WIDE times as wide as high: condition and sample; made of validation pictures side by side."""
     images = task.pictures.val
     y = conditions(task, images, range(min(n * WIDE, len(images))))
     y = y[: len(y) // WIDE * WIDE]
     side_by_side = y.unflatten(0, (-1, WIDE)).movedim(1, -2).flatten(-2)
-    return {"told": side_by_side, "sample": sample(task, side_by_side)}
+    return {"condition": side_by_side, "sample": sample(task, side_by_side)}

@@ -1,4 +1,4 @@
-"""What scores say and what they do not, measured: number of pictures, resize, extractor, copies, a solvable world.
+"""How scores depend on number of pictures, resizing and extractor, on copies, and on sampler, model and first stage.
 
 All of it goes into one record, which `figures_evaluation` draws. Curves of degradations run over their strength, those
 of the solvable world over DDIM steps, those of neighbours over quantiles.
@@ -86,8 +86,8 @@ def features(run: Run, x: Float[Tensor, "n 3 h w"], extractor: str = "fd-lab") -
 
 def part_of(moments: FeatureMoments, rows: Float[Tensor, "n d"]) -> FeatureMoments:
     """Moments of some of the vectors."""
-    about = {"extractor": moments.extractor, "weights_hash": moments.weights_hash}
-    return FeatureMoments(moments.dim, keep=len(rows), **about).update(rows)
+    return FeatureMoments(moments.dim, keep=len(rows), extractor=moments.extractor,
+                          weights_hash=moments.weights_hash).update(rows)
 
 
 # --- 1. How many pictures ---------------------------------------------------------------------------------------------
@@ -111,7 +111,8 @@ def by_number(real: FeatureMoments, fake: FeatureMoments, least: int, num_resamp
     `fd_lab_by_n` and `kid_lab_by_n`; `fd_lab_part` has every part, `fd_lab_reach` half the 95 % interval of one part.
     """
     rows = fake.sample[torch.from_numpy(np.random.default_rng(seed).permutation(len(fake.sample)))]
-    curves = {f"{name}{key}": [] for name in ("fd_lab_by_n", "fd_lab_part", "fd_lab_reach", "kid_lab_by_n")}
+    curves: dict[str, list[list[float | int]]] = {
+        f"{name}{key}": [] for name in ("fd_lab_by_n", "fd_lab_part", "fd_lab_reach", "kid_lab_by_n")}
     for n in (len(rows) // 2**i for i in range(4)):
         if n <= max(1, least) and n < len(rows):
             break
@@ -182,7 +183,7 @@ def measure_resize(run: Run, record: Record) -> None:
             record.metrics |= as_metrics({f"{short(net)}_resize {name}": score})
 
 
-# --- 3. Who looks -----------------------------------------------------------------------------------------------------
+# --- 3. Extractors ----------------------------------------------------------------------------------------------------
 
 
 def measure_extractors(run: Run, record: Record) -> None:
@@ -211,7 +212,8 @@ def scored_by_both(data: str, tier: str, size: int = 0) -> list[Series]:
 def measure_game(run: Run, record: Record, loss: PsimLoss) -> None:
     """Pictures changed step by step down the loss, and what PSNR and FD-lab say along the way."""
     x = pictures(run, "val", GAME_PICTURES)
-    real, curves = features(run, x), {"game_loss": [], "game_fd_lab": [], "game_psnr": []}
+    real = features(run, x)
+    curves: dict[str, list[list[float | int]]] = {"game_loss": [], "game_fd_lab": [], "game_psnr": []}
     for step, y in optimize_pixels(loss, x, degrade(x, "noise", 0.4, run.spec.seed)).items():
         with torch.no_grad():
             curves["game_loss"].append([step, loss(x.to(run.device), y.to(run.device)).mean().item()])
@@ -270,18 +272,18 @@ def neighbours(run: Run, x: Float[Tensor, "n 3 h w"], k: int = 3) -> dict[str, F
     return {f"neighbour {i + 1}": to_float(run.pictures.train.images(found[:, i].tolist())) for i in range(k)}
 
 
-# --- 5. A world with a known answer -----------------------------------------------------------------------------------
+# --- 5. A solvable distribution ---------------------------------------------------------------------------------------
 
 
 def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
-    """Fréchet distance of two known laws: no samples, no bias."""
+    """Exact Fréchet distance of two Gaussians: no samples, no bias."""
     return frechet_distance(a.mean.flatten(), a.covariance, b.mean.flatten(), b.covariance)
 
 
 def measure_world(record: Record) -> None:
-    """Sampler, model and first stage, each wrong in a known way, and the Fréchet distance of the exact laws.
+    """Sampler, model and first stage, each with an error of known size, and the exact Fréchet distance that follows.
 
-    The model is the best one could be after `DRAWS` pictures: it believes their mean and covariance. The first stage
+    The model is the best one could be after `DRAWS` pictures: it has their mean and covariance. The first stage
     keeps the `CODE` strongest of the model's waves: what is sampled of the others does not reach the picture.
     """
     world, schedule = random_field(FIELD), scaled_linear()

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.first_stage.autoencoder import AutoencoderKL, AutoencoderVQ, FirstStage
 from ldmlab.first_stage.latents import LatentStats
 from ldmlab.first_stage.reconstruct import device_of, latents_of
 from ldmlab.first_stage.regularizers import codebook_usage
@@ -21,24 +22,24 @@ def sampled_latents(run: Run, num: int, seed: int = 0) -> Float[Tensor, "n c h w
 
 
 @torch.inference_mode()
-def regularizer_report(first_stage: nn.Module, x: Float[Tensor, "n 3 H W"]) -> dict[str, float]:
+def regularizer_report(first_stage: FirstStage, x: Float[Tensor, "n 3 H W"]) -> dict[str, float]:
     """What the regularizer did to the latents of `x`: width of the posterior and KL, or how many codes are used."""
     moments = first_stage.moments(x.to(device_of(first_stage)))
-    if first_stage.reg == "kl":
+    if isinstance(first_stage, AutoencoderKL):
         posterior = first_stage.encode(x.to(device_of(first_stage)))
         return {"latent std": float(posterior.mean.std()), "posterior std (mean)": float(posterior.std.mean()),
                 "KL [nats per picture]": float(posterior.kl().mean())}
-    if first_stage.reg == "vq":
+    if isinstance(first_stage, AutoencoderVQ):
         codes = first_stage.quantizer.nearest(moments).flatten()
-        usage = codebook_usage(torch.bincount(codes, minlength=first_stage.config.num_codes))
-        return {"latent std": float(moments.std()), "codes": first_stage.config.num_codes,
+        usage = codebook_usage(torch.bincount(codes, minlength=first_stage.quantizer.num_codes))
+        return {"latent std": float(moments.std()), "codes": first_stage.quantizer.num_codes,
                 "codes used": int(usage.num_used), "perplexity": float(usage.perplexity)}
     return {"latent std": float(moments.std())}
 
 
 @torch.inference_mode()
 def noised(
-    first_stage: nn.Module, stats: LatentStats, schedule: Schedule, x: Float[Tensor, "1 3 H W"], ts: Sequence[int],
+    first_stage: FirstStage, stats: LatentStats, schedule: Schedule, x: Float[Tensor, "1 3 H W"], ts: Sequence[int],
     seed: int = 0,
 ) -> Float[Tensor, "n 3 H W"]:
     """One picture's z_t at several t, all with the same noise, as the decoder sees them."""

@@ -1,9 +1,10 @@
-"""How well samples do what they were prompts, against the guidance scale, beside fidelity and diversity [Tab. 3, 10].
+"""How well samples match their conditions, by guidance scale, beside fidelity and diversity [LDM v2, Tab. 3, 10].
 
-The project's judge looks at every sample. Two baselines say what its numbers are worth: samples drawn without a
-condition, and the same samples held against what was asked of others. Curves of the record run over guidance scales:
-`<measure>_by_guidance` for classifier-free guidance, `<measure>_by_guidance_classifier` for another of `METHODS`, with
-the ends of intervals in `..._low` and `..._high`.
+The project's judge network scores every sample. Two baselines put its scores into perspective: unconditional samples
+(`<measure>_untold` in records), and the same samples scored under the conditions of others.
+
+Curves of the record run over guidance scales: `<measure>_by_guidance` for classifier-free guidance,
+`<measure>_by_guidance_classifier` for another of `METHODS`, with the ends of intervals in `..._low` and `..._high`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ldmlab.data.annotations.annotation import Annotation
 from ldmlab.data.images import ImageSet, quantize_8bit, to_float
+from ldmlab.diffusion.conditioning.tokens import Conditioner
 from ldmlab.evaluation.distances import FeatureMoments, Score
 from ldmlab.evaluation.judge import Judge, load_judge
 from ldmlab.first_stage.reconstruct import reconstruct
@@ -30,7 +32,7 @@ SCALES = (1.0, 1.25, 1.5, 3.0, 5.0, 10.0)
 CLASSIFIER_SCALES = (1.0, 3.0, 10.0)
 SCORES = ("fd_lab", "precision", "recall")  # of METRICS
 NUM_REACHABLE = 2048  # reconstructions that precision and recall are taken against
-# What counts as success for each kind of condition that the judge scores, the chief measure first.
+# What counts as success for each kind of condition that the judge scores, the main measure first.
 MEASURES = {name: kind.success for name, kind in KINDS.items() if kind.success}
 
 
@@ -70,12 +72,13 @@ class Prompts:
     y: Int[Tensor, "n ..."]
 
     def judged(self, judge: Judge, x: Float[Tensor, "n 3 h w"], shift: int = 0) -> dict[str, Score]:
-        """What the judge finds of it on pictures; with a `shift`, of what was asked so many places further on."""
+        """The judge's scores of pictures `x` under their conditions; with a `shift`, under those so many further on."""
         seen = judge.predict(x)
         prompts = self.annotations[shift:] + self.annotations[:shift]
-        if self.kind not in KINDS or KINDS[self.kind].judged is None:
+        judged = KINDS[self.kind].judged if self.kind in KINDS else None
+        if judged is None:
             raise ValueError(f"the judge scores {', '.join(MEASURES)}; this model's condition is {self.kind or 'none'}")
-        return KINDS[self.kind].judged(seen, prompts)
+        return judged(seen, prompts)
 
     @cached_property
     def labels(self) -> Int[Tensor, " n"]:
@@ -90,6 +93,8 @@ def prompts_of(run: Run, n: int) -> Prompts:
         labels = sample_labels(run.pictures.train.num_classes, n)
         annotations = [Annotation(int(label), "", ()) for label in labels]
         return Prompts(kind, annotations, labels)
+    if not isinstance(conditioner, Conditioner):
+        raise ValueError(f"prompts are conditions that enter by tokens; that of {run.notebook} is of kind {kind}")
     annotations = first_annotations(run.pictures, n)
     return Prompts(kind, annotations, conditioner.read(annotations))
 
@@ -118,15 +123,15 @@ def sample_prompts(
 
 
 def record_guidance(run: Run) -> Record:
-    """Success, FD-lab, precision and recall over guidance scales, with baselines and the judge's own ceilings.
+    """Success, FD-lab, precision and recall over guidance scales, with baselines and scores of real pictures.
 
     FID and IS join them where Inception's weights are at hand and the samples are more than its features. What was
-    measured before, on the same model and by the same networks, is loaded. The judge knows `scenes` alone: of
+    measured before, on the same model and by the same networks, is loaded. The judge is trained on `scenes`: for
     other data the measures of success are left out, and the record's events say so.
     """
     diffusion, scorer, plan, kind = run.diffusion, run.scorer, run.spec.evaluation, condition_kind(run)
     if not kind:
-        raise ValueError(f"{run.pictures.train.name} has nothing to tell a model: guidance needs a condition")
+        raise ValueError(f"{run.pictures.train.name} has neither classes nor another condition, and guidance needs one")
     judge = load_judge().to(run.device) if run.pictures.train.name == "scenes" else None
     ways = list(METHODS) if kind == "class" else [""]
     record = run.new_record()
@@ -149,7 +154,7 @@ def record_guidance(run: Run) -> Record:
                                            "unit": "whether validation PSNR was flat at the end"}
     record.events += diffusion.curve.events
     if judge is None:
-        record.events.append("the judge knows scenes alone: success is not measured")
+        record.events.append("the judge is trained on scenes only: success is not measured")
     if classifier is not None:
         record.curves["classifier_accuracy_by_t"] = [[t, round(a, 4)] for t, a in classifier.accuracy]
 
@@ -192,12 +197,12 @@ def record_guidance(run: Run) -> Record:
 
 
 def _ceilings(record: Record, run: Run, judge: Judge, prompts: Prompts) -> None:
-    """What the judge finds on true pictures, and on their reconstructions: no more can be hoped for."""
+    """The judge's scores of real pictures and of their reconstructions, upper bounds for those of samples."""
     val = run.pictures.val
     x = to_float(val.images(range(len(val))))
-    known = Prompts(prompts.kind, run.pictures.annotations("val"), prompts.y)
+    val_prompts = Prompts(prompts.kind, run.pictures.annotations("val"), prompts.y)
     for name, pictures in (("pictures", x), ("reconstructions", reconstruct(run.first_stage.model, x))):
-        record.metrics |= as_metrics({f"{key}_{name}": s for key, s in known.judged(judge, pictures).items()})
+        record.metrics |= as_metrics({f"{key}_{name}": s for key, s in val_prompts.judged(judge, pictures).items()})
 
 
 def reachable_moments(run: Run) -> FeatureMoments:
@@ -252,10 +257,10 @@ def _scores(run: Run, by: Metrics, samples: Tensor) -> dict[str, Score]:
     return scores | (by.prompts.judged(by.judge, samples) if by.judge is not None else {})
 
 
-# --- What is looked at ------------------------------------------------------------------------------------------------
+# --- Grids ------------------------------------------------------------------------------------------------------------
 
 
 def scale_rows(run: Run, prompts: Prompts, scales: Sequence[float] = (0.0, 1.0, 3.0, 10.0)) -> dict[str, Tensor]:
     """Samples of the prompts at several scales of classifier-free guidance, a row each, for `picture_grid`."""
-    names = {0.0: "not told", 1.0: "s = 1"}
+    names = {0.0: "unconditional", 1.0: "s = 1"}
     return {names.get(scale, f"s = {scale:g}"): sample_prompts(run, prompts, scale) for scale in scales}

@@ -1,4 +1,4 @@
-"""A model that was never told anything, guided by a picture at test time [LDM v2, App. C, Fig. 14].
+"""An unconditional model, guided by a picture at test time [LDM v2, App. C, Fig. 14].
 
 The task is super-resolution without training for it: y is a validation picture shrunk by `factor`, T shrinks, and the
 gradient of the distance between y and T(D(z0_hat)) pulls every step of the sampler. Curves of the record run over the
@@ -17,6 +17,7 @@ from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.diffusion.guidance import image_guided
 from ldmlab.diffusion.guiders import downsample, gaussian_guider, guiding_decoder, perceptual_guider
 from ldmlab.diffusion.model import Guided
+from ldmlab.diffusion.samplers import EpsModel
 from ldmlab.evaluation.distances import Score
 from ldmlab.evaluation.reconstruction import psnr
 from ldmlab.evaluation.uncertainty import mean_score
@@ -67,7 +68,7 @@ def guide(run: Run, kind: str, y: Float[Tensor, "n 3 h w"], factor: int, scale: 
 
     plan = GUIDERS[kind]
 
-    def steer(eps_model, rows: slice):
+    def steer(eps_model: EpsModel, rows: slice) -> EpsModel:
         if plan.distance == "gaussian":
             guider = gaussian_guider(decode, y[rows].to(run.device), small)
         else:
@@ -124,10 +125,8 @@ def record_image_guiding(run: Run) -> Record:
     jobs = [(kind, scale) for kind, plan in GUIDERS.items() for scale in plan.scales]
     with progress(len(x) * len(jobs), f"{diffusion.name}, guided by pictures", unit="pictures") as bar:
         for kind, scale in jobs:
-            done = bar.n
             try:
-                samples = sample_guided(run, kind, y, factor, scale,
-                                        progress=lambda now, done=done: bar.update(done + now - bar.n))
+                samples = sample_guided(run, kind, y, factor, scale, progress=bar.counter())
             except FloatingPointError as error:
                 record.events.append(f"left out: {error}")
                 print(record.events[-1], flush=True)

@@ -86,7 +86,7 @@ def record_inpainting(run: Run) -> Record:
     record.events += diffusion.curve.events
     record.metrics["num_params"] = {"value": count_params(diffusion.model.trained), "unit": "1"}
     for which in SETS:
-        mask = masks_of(which, len(x), tuple(x.shape[2:]))
+        mask = masks_of(which, len(x), (x.shape[2], x.shape[3]))
         record.metrics[f"coverage_{which}"] = {"value": round(coverage(mask).mean().item(), 4), "unit": "1"}
         for method in METHODS if run.spec.f > 1 else [m for m in METHODS if m != "reconstructions"]:
             x_hat = restore(run, x, mask, method)
@@ -123,7 +123,7 @@ def samples_of(run: Run, x: Float[Tensor, "n 3 H W"], mask: Float[Tensor, "n 1 H
 def _several(run: Run, record: Record, x: Tensor) -> None:
     """One sample and several, where much is missing: the first, the nearest to the truth, how far apart they are."""
     x, k = x[: run.spec.budget.num_repeated], run.spec.budget.repeats
-    mask = masks_of("hard", len(x), tuple(x.shape[2:]))
+    mask = masks_of("hard", len(x), (x.shape[2], x.shape[3]))
     samples, distance = samples_of(run, x, mask, k), run.scorer.perceptual_distances
     to_truth = torch.stack([distance(x, sample) for sample in samples])
     apart = torch.stack([distance(samples[i], samples[j]) for i in range(k) for j in range(i)])

@@ -41,7 +41,8 @@ def record_efficiency(run: Run, record: Record) -> None:
     Training is a whole step, the condition encoded, latents given; sampling is as many DDIM steps as the tier takes,
     the condition encoded and the result decoded. Intervals are the least and the greatest of all rounds.
     """
-    rounds, n, seconds = run.spec.budget.timed_rounds, run.spec.budget.timed_batch, {}
+    rounds, n = run.spec.budget.timed_rounds, run.spec.budget.timed_batch
+    seconds: dict[tuple[str, str], list[float]] = {}
     jobs = [(row, name, make) for row in ROWS for name, make in _passes(run, row).items()]
     for row, name, job in jobs:
         job()  # warm-up
@@ -79,6 +80,7 @@ def _passes(run: Run, row: str) -> dict[str, Callable[[], object]]:
     model = _untrained(run, spec)
     n, size = spec.budget.timed_batch, spec.data.size
     image = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, device=run.device)
+    assert isinstance(model.denoiser, UNet) and model.conditioner is not None  # of `_untrained`
     module = DiffusionModule(model.denoiser, model.schedule, model.conditioner,
                              scale_factor=model.stats.scale_factor, lr=0.0).to(run.device)
     optimizer = module.configure_optimizers()

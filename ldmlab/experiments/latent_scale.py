@@ -35,8 +35,9 @@ def schedule_rows(stds: Mapping[str, float]) -> list[dict[str, float | int | str
     rows = []
     for name, (start, end) in RELEASED_BETAS.items():
         schedule = scaled_linear(1000, start, end)
-        row = {"models": name, "beta_1": start, "beta_T": end,
-               "sqrt(alpha_bar_T)": float(schedule.alpha_bar[-1].sqrt()), "log SNR_T": float(schedule.log_snr[-1])}
+        row: dict[str, float | int | str] = {
+            "models": name, "beta_1": start, "beta_T": end,
+            "sqrt(alpha_bar_T)": float(schedule.alpha_bar[-1].sqrt()), "log SNR_T": float(schedule.log_snr[-1])}
         rows.append(row | {f"t at SNR = 1, {latent}": schedule.crossing(std) for latent, std in stds.items()})
     return rows
 
@@ -51,7 +52,7 @@ def cosines(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def one_step(
     model: LatentDiffusion, z0: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], t: int, seed: int = 0
 ) -> Float[Tensor, "n 3 H W"]:
-    """z_0 noised to `t`, and what the model believes it was, decoded: its x0_hat."""
+    """z_0 noised to `t`, and the model's prediction of it, decoded: its x0_hat."""
     noise, pictures = torch.randn(z0.shape, generator=torch.Generator().manual_seed(seed)), []
     for z, eps, labels in zip(*(part.to(model.device).split(_BATCH) for part in (z0, noise, y)), strict=True):
         steps = torch.full((len(z),), t, device=model.device)
@@ -84,7 +85,7 @@ class Settled:
 
 
 def settled(run: Run, num_points: int = _NUM_POINTS) -> Settled:
-    """At which t x0_hat knows the layout of validation pictures, and at which their texture.
+    """By step t, how much of the layout and of the texture of validation pictures x0_hat has.
 
     Layout: waves of at least half a picture; texture: of less than a quarter. The truth is the decoded z_0, so that
     only the diffusion model is looked at.

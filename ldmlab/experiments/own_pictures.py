@@ -13,7 +13,7 @@ from ldmlab.diffusion.conditioning.spatial_ops import fill, masked
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.experiments.super_resolution import enlarge
 from ldmlab.first_stage.tiling import Tiled
-from ldmlab.study.runs.conditioners import build_conditioner
+from ldmlab.study.runs.conditioners import as_spatial, build_conditioner
 from ldmlab.study.runs.run import Run
 
 FILLINGS = 3
@@ -22,26 +22,27 @@ FILLINGS = 3
 def tiled(run: Run) -> LatentDiffusion:
     """The run's model with a first stage that takes pictures beyond the training size in tiles.
 
-    The denoiser sees the whole latent at once: in tiles, distant parts of a picture would know nothing of each other.
+    The denoiser sees the whole latent at once: in tiles, distant parts of a picture would be sampled independently.
     """
     model, trained = run.diffusion.model, run.diffusion.first_stage
     if run.spec.f == 1:
         return model
     first_stage = Tiled(model.first_stage)
     conditioner = build_conditioner(run.spec.diffusion, run.pictures, replace(trained, model=first_stage))
+    assert conditioner is not None and model.conditioner is not None  # all models that take pictures have one
     conditioner.load_state_dict(model.conditioner.state_dict())
     return replace(model, first_stage=first_stage, conditioner=conditioner.eval().to(run.device))
 
 
 def stride(run: Run) -> int:
     """What sides of a picture have to be multiples of: f, times what the denoiser halves."""
-    return run.spec.f * 2 ** (len(run.diffusion.model.denoiser.config.widths) - 1)
+    return run.spec.f * 2 ** (len(run.diffusion.model.denoiser_config.widths) - 1)
 
 
 def _sample(run: Run, y: Tensor, padding: Padding, seed: int) -> Tensor:
     said = [str(padding)] if str(padding) else []
     side = run.spec.data.size
-    if max(run.diffusion.model.conditioner.picture_size(y)) > side:
+    if max(as_spatial(run.diffusion.model.conditioner).picture_size(y)) > side:
         said.append(f"larger than the {side} px of training: sampled convolutionally, encoded and decoded in tiles")
     print(*said, sep="; ", end="\n" if said else "", flush=True)
     x = tiled(run).sample(y, num_steps=run.spec.evaluation.num_steps, batch_size=1, seed=seed)
@@ -74,5 +75,5 @@ def synthesize_own(run: Run, labels: Int[Tensor, "h w"]) -> dict[str, Tensor]:
     """Samples for a label map of one's own, the same labels as in the data."""
     padded, padding = pad_to_multiple(labels[None, None].float(), stride(run))
     y = padded[:, 0].long()
-    run.diffusion.model.conditioner.check(y)
+    as_spatial(run.diffusion.model.conditioner).check(y)
     return {f"sample {i + 1}": _sample(run, y, padding, run.spec.seed + 1000 * i) for i in range(FILLINGS)}

@@ -6,12 +6,13 @@ Curves of the record are named `<coder>_<what>` and run over the coder's setting
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import isfinite, log, log2
+from typing import Any
 
 import PIL
 import torch
 from jaxtyping import Float, Int
 from PIL import features
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmlab.data.images import to_float
 from ldmlab.diffusion.likelihood import pixel_decoder, rate_distortion, variational_bound
@@ -27,6 +28,7 @@ from ldmlab.evaluation.rate import (
     file_codec,
     posterior_stats,
 )
+from ldmlab.first_stage.autoencoder import AutoencoderKL, FirstStage
 from ldmlab.first_stage.reconstruct import latents_of
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.records.record import Record, as_metrics
@@ -87,8 +89,9 @@ def record_rate_distortion(run: Run) -> Record:
 
 def _coders(run: Run) -> dict[str, dict[int | float, Callable[[], Coder]]]:
     """By name and setting; tables are learned when their turn comes."""
-    model, coders = run.first_stage.model, {}
-    if model.reg == "kl":
+    model = run.first_stage.model
+    coders: dict[str, dict[int | float, Callable[[], Coder]]] = {}
+    if isinstance(model, AutoencoderKL):
         coders["latent"] = {step: partial(latent_coder, run, step) for step in STEPS}
         draws = lambda: torch.Generator().manual_seed(run.spec.seed)  # noqa: E731
         coders["posterior"] = {0: lambda: PosteriorCoder(model, None, draws())}
@@ -98,9 +101,13 @@ def _coders(run: Run) -> dict[str, dict[int | float, Callable[[], Coder]]]:
     if model.reg == "vq":
         coders["latent"] = {0: partial(latent_coder, run)}
     for codec in CODECS:
-        coders[codec] = {quality: partial(partial, file_codec, codec=codec, quality=quality)
-                         for quality in QUALITIES[codec]}
+        coders[codec] = {quality: partial(_file_coder, codec, quality) for quality in QUALITIES[codec]}
     return coders
+
+
+def _file_coder(codec: str, quality: int) -> Coder:
+    """A file format at one quality, 0 to 100, as a coder."""
+    return partial(file_codec, codec=codec, quality=quality)
 
 
 def _measure(run: Run, coder: Coder, wanted: set[str]) -> dict[str, float]:
@@ -162,7 +169,7 @@ def _progressive(run: Run, record: Record) -> None:
     with progress(num, "progressive coding", unit="pictures") as bar, torch.inference_mode():
         for part, y in zip(x.split(plan.batch_size), labels.split(plan.batch_size), strict=True):
             z0 = model.stats.scale(latents_of(model.first_stage, part)).to(model.device)
-            options = {"generator": generator, "num_times": num_times}
+            options: dict[str, Any] = {"generator": generator, "num_times": num_times}
             eps_model = model.eps_model(y.to(model.device))
             found.append(rate_distortion(eps_model, z0, part.to(model.device), model.decode, model.schedule, **options))
             if model.first_stage.reg == "none":
@@ -191,7 +198,7 @@ def nearest_setting(record: Record, coder: str, bpp: float | int) -> tuple[int |
 def pictures_at(
     run: Run, records: Sequence[Record], x: Float[Tensor, "n 3 H W"], bpp: float | int
 ) -> dict[str, Float[Tensor, "n 3 H W"]]:
-    """x, and what comes back of it at about one rate: files, and each first stage on disk that `records` know.
+    """x, and what comes back of it at about one rate: files, and each first stage on disk with a record.
 
     Names say the mean rate over the validation pictures. First stages whose nearest rate is more than twice or less
     than half of `bpp` are left out.
@@ -199,7 +206,7 @@ def pictures_at(
     rows = {"x": x}
     for codec in CODECS:
         quality, rate = nearest_setting(records[0], codec, bpp)
-        rows[f"{codec}, {rate:.2g} bpp"] = file_codec(x, codec, quality).x_rec
+        rows[f"{codec}, {rate:.2g} bpp"] = file_codec(x, codec, int(quality)).x_rec
     ours = [r for r in records if r.params["seed"] == run.spec.seed and points(r, "latent", "bpp")]
     for record in sorted(ours, key=lambda r: (r.params["reg"], r.params["f"])):
         f, reg = record.params["f"], record.params["reg"]
@@ -212,7 +219,7 @@ def pictures_at(
     return rows
 
 
-def rounded(first_stage: nn.Module, x: Tensor, record: Record, step: int | float) -> Tensor:
+def rounded(first_stage: FirstStage, x: Tensor, record: Record, step: int | float) -> Tensor:
     """x_rec from latents rounded as `record` measured it at `step`; VQ needs no rounding."""
     z = latents_of(first_stage, x)
     if step:
@@ -251,8 +258,13 @@ def free_step(record: Record) -> int | float:
 
 def points(record: Record, coder: str, what: str, rate: str = "bpp") -> list[list[float]]:
     """[bits a pixel, value] of one coder of a record, in order of the rate."""
-    rates, values = (dict(record.curves.get(f"{coder}_{name}", ())) for name in (rate, what))
+    rates, values = (as_function(record, f"{coder}_{name}") for name in (rate, what))
     return sorted([rates[setting], values[setting]] for setting in rates if setting in values)
+
+
+def as_function(record: Record, curve: str) -> dict[float | int, float]:
+    """The points of a record's curve as {x: value}; empty where the record has no such curve."""
+    return {x: value for x, value in record.curves.get(curve, ())}
 
 
 def working_point(record: Record) -> dict[str, float]:
@@ -260,5 +272,5 @@ def working_point(record: Record) -> dict[str, float]:
     if "latent_bpp" not in record.curves:
         return {}
     setting = record_step(record.metrics)
-    return {what: dict(record.curves[f"latent_{what}"])[setting]
+    return {what: as_function(record, f"latent_{what}")[setting]
             for what in ("bpp", "bpp_se", "psnr", "perceptual", "rfd_lab") if f"latent_{what}" in record.curves}

@@ -1,4 +1,4 @@
-"""Pictures made from less than a picture, by several methods, held against the true ones [LDM v2, Tab. 5, 7].
+"""Restored pictures, by several methods, compared with the true ones [LDM v2, Tab. 5, 7].
 
 Super-resolution and inpainting share this: the same scores for every method on the same pictures, and the models in
 pixels that the latent one is compared with.
@@ -17,11 +17,11 @@ from ldmlab.study.runs.run import Run
 
 MEASURES = {"psnr": "PSNR [dB]", "ssim": "SSIM", "pd_referee": "PD-referee"} | {
     name: METRICS[name].label for name in ("fd_lab", "kid_lab")}
-SCORES = ("fd_lab", "kid_lab", "pd_referee")  # those of MEASURES that a network has a part in
+SCORES = ("fd_lab", "kid_lab", "pd_referee")  # those of MEASURES that a network computes
 
 
 def true_pictures(run: Run) -> Float[Tensor, "n 3 H W"]:
-    """The validation pictures that methods have to give back."""
+    """The validation pictures that methods restore, in [-1, 1]."""
     return to_float(run.pictures.val.images(range(min(run.spec.budget.num_restored, len(run.pictures.val)))))
 
 
@@ -39,6 +39,6 @@ def add_method(record: Record, method: str, scores: Mapping[str, Score]) -> None
 
 
 def in_pixels(run: Run) -> Run:
-    """The same run at f = 1: the pixel-space model of as many parameters, told the same."""
+    """The same run at f = 1: the pixel-space model of as many parameters, with the same condition."""
     params = {**run.params, "f": 1, "reg": "kl", "data": run.spec.data.name}
     return Run(run.notebook, params, str(run.device), quiet=True)

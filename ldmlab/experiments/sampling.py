@@ -45,7 +45,7 @@ def variants() -> dict[str, Variant]:
 
     "ddpm" is ancestral sampling on the steps that remain. That is DDIM at eta = 1, so there is no second curve for it.
     """
-    found = {}
+    found: dict[str, Variant] = {}
     for name, row in SAMPLERS.items():
         if row.takes_eta:
             found |= {variant_key(name) + end: Variant(f"{row.title}, eta {eta:g}", name, eta)
@@ -145,7 +145,8 @@ def plan_jobs(
     few = compared_steps(plan)
     others = [key for key in variants() if key != "ddim"]
     parts = zip(BUDGET_S.items(), ((("ddim",), {*few, *plan.speed_steps}), (others, few)), strict=True)
-    jobs, notes = [], []
+    jobs: list[Job] = []
+    notes: list[str] = []
     for (part, budget), (keys, steps) in parts:
         spent = 0.0
         for num_steps in sorted(steps):
@@ -211,8 +212,8 @@ def order(curve: Sequence[tuple[int, float]]) -> float:
 def enough_steps(record: Record) -> Mapping[str, int | None]:
     """For each variant, the fewest steps whose FD-lab lies within DDIM's interval at its most steps, or below it."""
     _, high = max(record.curves[f"{FD}_high"])
-    found = {}
+    found: dict[str, int | None] = {}
     for key, variant in variants().items():
-        good = [steps for steps, value in record.curves.get(curve_name(key), ()) if value <= high]
+        good = [int(steps) for steps, value in record.curves.get(curve_name(key), ()) if value <= high]
         found[variant.name] = min(good, default=None)
     return found

@@ -1,8 +1,10 @@
 """Semantic synthesis: pictures from label maps, and whether they show what the map says [LDM v2, Sec. 4.3.2].
 
-Where the judge knows the world (`scenes`), it labels every pixel of a sample, and its labels are held against the map.
+On `scenes`, the judge labels every pixel of a sample, and its labels are compared with the map.
 Baselines say what that is worth: samples held against another's map, and the judge on pictures that are right.
 """
+
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +20,7 @@ from ldmlab.evaluation.uncertainty import mean_score
 from ldmlab.experiments.restoration import SCORES, add_method, restored_scores, true_pictures
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.records.record import Record, as_metrics
-from ldmlab.study.runs.conditioners import spatial_conditions
+from ldmlab.study.runs.conditioners import as_spatial, spatial_conditions
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress
 
@@ -31,7 +33,7 @@ MEASURES = {"pixels": "pixels of the right label", "miou": "mean IoU over labels
 
 def label_maps(run: Run, n: int) -> Int[Tensor, "n H W"]:
     """The label maps of the first `n` validation pictures, in turn."""
-    return spatial_conditions(run.conditioner, run.pictures, n)
+    return spatial_conditions(as_spatial(run.conditioner), run.pictures, n)
 
 
 def synthesize(
@@ -48,21 +50,21 @@ def synthesize(
 def agreement(run: Run, x: Float[Tensor, "n 3 H W"], maps: Int[Tensor, "n H W"]) -> dict[str, Score]:
     """Share of pixels that the judge gives the map's label, mean over pictures; and IoU over all, mean over labels.
 
-    The judge looks at 32 x 32, so maps are taken there by their nearest pixel.
+    The judge works at 32 x 32, so maps are resized to it by nearest neighbours.
     """
     judge = load_judge()
     seen = judge.predict(x).regions
-    asked = F.interpolate(maps[:, None].float(), size=seen.shape[1:], mode="nearest")[:, 0].long()
-    right = (seen == asked).float().mean((1, 2))
-    present = asked.unique()
-    overlap = torch.stack([((seen == k) & (asked == k)).sum() / ((seen == k) | (asked == k)).sum() for k in present])
-    about = {"extractor": "judge", "weights_hash": judge.weights_hash}
+    target = F.interpolate(maps[:, None].float(), size=seen.shape[1:], mode="nearest")[:, 0].long()
+    right = (seen == target).float().mean((1, 2))
+    present = target.unique()
+    overlap = torch.stack([((seen == k) & (target == k)).sum() / ((seen == k) | (target == k)).sum() for k in present])
+    about: dict[str, Any] = {"extractor": "judge", "weights_hash": judge.weights_hash}
     return {"pixels": mean_score(right, "pixels of the right label", **about),
             "miou": Score(overlap.mean().item(), f"mean IoU over {len(present)} labels", "1", len(x), len(x), **about)}
 
 
 def record_semantic(run: Run) -> Record:
-    """FD-lab, KID-lab, PD-referee of samples for validation maps, and on `scenes` how well they show what was asked.
+    """FD-lab, KID-lab, PD-referee of samples for validation maps, and on `scenes` how well they agree with their maps.
 
     What was measured before, on the same models, is loaded.
     """
@@ -87,11 +89,11 @@ def record_semantic(run: Run) -> Record:
             record.events.append(f"FD-lab left out: {len(x)} pictures, or the training set, fewer than features")
         add_method(record, method, scores)
     if run.pictures.train.map_names != LABELS:
-        record.events.append("the judge knows `scenes` alone: whether samples show their maps is not measured")
+        record.events.append("the judge is trained on `scenes` only: whether samples show their maps is not measured")
         return record
     shifted = maps.roll(1, 0)
-    for method, (pictures, asked) in {"samples": (samples, maps), "others": (samples, shifted),
+    for method, (pictures, targets) in {"samples": (samples, maps), "others": (samples, shifted),
                                       "reconstructions": (rec, maps), "truth": (x, maps)}.items():
-        scores = agreement(run, pictures, asked)
+        scores = agreement(run, pictures, targets)
         record.metrics |= as_metrics({f"{name}_{method}": score for name, score in scores.items()})
     return record

@@ -1,4 +1,4 @@
-"""Super-resolution by a model that is told the small picture, beside everything it is compared with [LDM v2, Sec. 4.4].
+"""Super-resolution by a model conditional on the small picture, beside its baselines [LDM v2, Sec. 4.4].
 
 A record holds each measure of `restoration.MEASURES` for each of `METHODS`: `psnr_ldm`, `fd_lab_bicubic`.
 """
@@ -13,14 +13,14 @@ from ldmlab.experiments import image_guiding
 from ldmlab.experiments.restoration import SCORES, add_method, in_pixels, restored_scores, true_pictures
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.records.record import Record
-from ldmlab.study.runs.conditioners import spatial_conditions
+from ldmlab.study.runs.conditioners import as_spatial, spatial_conditions
 from ldmlab.study.runs.regression import train_regression
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress
 
 METHODS = {
     "bicubic": "bicubic enlargement", "regression": "regression in pixels", "pixels": "diffusion in pixels",
-    "ldm": "latent diffusion", "guided": "latent diffusion, untold, guided (Eq. 17)",
+    "ldm": "latent diffusion", "guided": "unconditional latent diffusion, guided (Eq. 17)",
     "reconstructions": "first stage, of the true picture",
 }
 GUIDANCE = 30.0  # of the guided variant, at factor 4: the best scale found in 14_image_guiding
@@ -31,8 +31,8 @@ PAPER = {  # rows of Tab. 5 that stand for our methods
 
 
 def small_pictures(run: Run, n: int) -> Float[Tensor, "n 3 h w"]:
-    """What the first `n` validation pictures are shrunk or spoiled to."""
-    return spatial_conditions(run.conditioner, run.pictures, n)
+    """The first `n` validation pictures, degraded, in [-1, 1]."""
+    return spatial_conditions(as_spatial(run.conditioner), run.pictures, n)
 
 
 def enlarge(y: Float[Tensor, "n 3 h w"], factor: int) -> Float[Tensor, "n 3 H W"]:
@@ -54,9 +54,9 @@ def upscale(
 def restore(
     run: Run, y: Float[Tensor, "n 3 h w"], x: Float[Tensor, "n 3 H W"], method: str
 ) -> Float[Tensor, "n 3 H W"]:
-    """One of METHODS; models are trained when first asked for. `x`, the true pictures, is for "reconstructions" alone.
+    """One of METHODS; models are trained at first use. `x`, the true pictures, is for "reconstructions" alone.
 
-    The guided variant is told nothing and drawn to y by the gradient of Eq. 17, so it needs to know how y was made:
+    The guided variant is an unconditional model under the gradient of Eq. 17, which needs the operator that made y:
     ValueError for degradations other than bicubic.
     """
     factor = run.params["factor"]
@@ -71,7 +71,8 @@ def restore(
             return upscale(run, y)
         case "guided":
             if run.params["degradation"] != "bicubic":
-                raise ValueError("the guided variant needs to know how pictures were shrunk; it is for bicubic alone")
+                raise ValueError("method 'guided' needs degradation bicubic, whose operator Eq. 17 applies; "
+                                 f"got {run.params['degradation']}")
             # y has fewer terms at larger factors; the sum over them should pull as hard.
             return image_guiding.sample_guided(_unconditional(run), "gaussian", y, factor, GUIDANCE * (factor / 4) ** 2)
         case "reconstructions":
@@ -121,7 +122,7 @@ def record_super_resolution(run: Run) -> Record:
         "targets": "validation pictures", "reference": "train"}
     record.events += diffusion.curve.events
     if run.params["degradation"] != "bicubic":
-        record.events.append("guided left out: Eq. 17 needs to know how pictures were shrunk")
+        record.events.append("guided left out: Eq. 17 applies the degradation, here only bicubic")
     record.metrics["num_params"] = {"value": count_params(diffusion.model.denoiser), "unit": "1"}
     for method in methods_of(run):
         scores = restored_scores(run, x, restore(run, y, x, method))

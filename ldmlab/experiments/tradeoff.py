@@ -22,7 +22,7 @@ def record_tradeoff(run: Run) -> Record:
     scores |= scorer.score(scorer.sample(diffusion.model, label=f"samples of {diffusion.name}"))
     record.metrics = as_metrics(scores)
     denoiser = diffusion.model.denoiser
-    side, c = run.spec.data.size // run.spec.f, denoiser.config.in_channels
+    side, c = run.spec.data.size // run.spec.f, diffusion.model.denoiser_config.in_channels
     curve, stage_curve = diffusion.curve, first_stage.curve
     at_milestones = [row.key for row in METRICS.values() if row.at_milestones]
     record.metrics |= {

@@ -1,6 +1,7 @@
 """Notebooks 08 to 10: consistency with the condition, quality and diversity against the scale [LDM v2, Tab. 3, 10]."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -39,7 +40,7 @@ def _scale_axis(ax: Axes) -> None:
     ax.set_xlabel("guidance scale s")
 
 
-def _band(ax: Axes, record: Record, name: str, tint: str, **look) -> None:
+def _band(ax: Axes, record: Record, name: str, tint: str, **look: Any) -> None:
     """Draw a curve of one record, with its interval over samples."""
     x, y = np.array(record.curves[name]).T
     ax.plot(x, y, color=tint, **look)

@@ -194,7 +194,7 @@ def _samplers(ax: Axes, s: Series) -> None:
 def _is_compared(s: Series, num_steps: int) -> bool:
     """Whether another sampler than DDIM was scored at this number of steps."""
     others = [curve_name(key) for key in variants() if key != "ddim"]
-    return any(num_steps in dict(run.curves.get(name, ())) for run in s.runs for name in others)
+    return any(num_steps == steps for run in s.runs for name in others for steps, _ in run.curves.get(name, ()))
 
 
 @styled

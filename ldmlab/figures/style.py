@@ -48,7 +48,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Decorate a function that returns a figure: it is drawn in this style, and closed so that a cell shows it once."""
 
     @wraps(draw)
-    def drawn(*args, **kwargs) -> Figure:
+    def drawn(*args: Any, **kwargs: Any) -> Figure:
         with rc_context(_RC):
             fig = draw(*args, **kwargs)
             fig.draw_without_rendering()  # ticks are created lazily, and would otherwise take the caller's style
@@ -139,7 +139,7 @@ def label_ends(ax: Axes, labels: Sequence[EndLabel], gap: float = 0.055) -> None
 
 def set_layout(fig: Figure, **pads: float | int) -> None:
     """Set `w_pad`, `h_pad`, `wspace` or `hspace` of a figure's constrained layout."""
-    fig.get_layout_engine().set(**pads)  # type: ignore[union-attr, call-arg]  # all figures have constrained layout
+    fig.get_layout_engine().set(**pads)  # type: ignore[union-attr]  # all figures have constrained layout
 
 
 def small_print(fig: Figure, *sentences: str) -> None:

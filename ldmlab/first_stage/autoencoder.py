@@ -63,7 +63,8 @@ class FirstStage(nn.Module):
 
     def most_probable_latent(self, x: Float[Tensor, "b c_x H W"]) -> Float[Tensor, "b c h w"]:
         """The z that reconstructions and conditions are made from: the posterior's mode (KL), or z as it is."""
-        return self.encode(x)
+        z = self.encode(x)
+        return z.mode() if isinstance(z, DiagonalGaussian) else z
 
     def check_latents(self, z: Tensor) -> None:
         """Raise ValueError unless `z` is (b, z_channels, h, w)."""

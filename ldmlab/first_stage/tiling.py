@@ -120,7 +120,7 @@ class Tiled(FirstStage):
     def most_probable_latent(self, x: Float[Tensor, "b c_x H W"]) -> Float[Tensor, "b c h w"]:
         """As the first stage's: KL gives the mode of the posterior over z, VQ gives z, not yet quantized."""
         z = self.encode(x)
-        return z.mode() if self.reg == "kl" else z
+        return z.mode() if isinstance(z, DiagonalGaussian) else z
 
     def moments(self, x: Float[Tensor, "b c_x H W"]) -> Float[Tensor, "b c_m h w"]:
         """As the first stage: mean and log-variance, concatenated (KL), or z (VQ)."""

@@ -82,7 +82,7 @@ class FirstStageModule(pl.LightningModule):
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """Those of autoencoder and discriminator, wrapped by Lightning."""
-        return list(self.optimizers())  # type: ignore[arg-type]  # there are two, so Lightning returns a list
+        return list(self.optimizers())
 
     def _set_lr(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
         """Set the learning rate as a function of the step, so that a resumed run has no scheduler to restore."""

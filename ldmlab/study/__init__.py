@@ -14,6 +14,13 @@ def start_run(notebook: str, namespace: dict[str, Any]) -> "Run | ReleasedRun | 
     `namespace` is the notebook's `globals()`. The notebook's row in `study.config.notebooks` names the class of its
     run: a `Run` where there is an f, a `ReleasedRun` of a released model, a `Report` of what other notebooks recorded.
     ParameterError names every wrong or unknown parameter and what is accepted.
+
+    >>> from ldmlab.study import start_run
+    >>> params = dict(f=8, reg="kl", data="scenes", size=0, tier="smoke", seed=0)
+    >>> run = start_run("07_sampling", params)
+    07_sampling: LDM-8, data scenes at 32 px, tier smoke, seed 0, on ...
+    >>> run.spec.name
+    'LDM-8'
     """
     from ldmlab.study.config.notebooks import load_run_class
     from ldmlab.study.config.parameters import read_parameters

@@ -34,7 +34,7 @@ class DenoiserConfig:
     dropout: float = 0.0
     norm_groups: int = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1 or min(self.in_channels, self.out_channels, self.num_res_blocks) < 1:
             raise ValueError(f"a UNet needs positive channels, widths and num_res_blocks, got {self}")
         if (self.num_heads is None) == (self.num_head_channels is None):
@@ -46,7 +46,7 @@ class DenoiserConfig:
         for level, width in enumerate(self.widths):
             if width % self.norm_groups:
                 raise ValueError(f"every width must be divisible by norm_groups={self.norm_groups}, got {self.widths}")
-            per_head = self.num_heads or self.num_head_channels
+            per_head = self.num_heads or self.num_head_channels or 1
             if (self.attends(level) or level == len(self.widths) - 1) and width % per_head:
                 name = "num_heads" if self.num_heads else "num_head_channels"
                 raise ValueError(f"widths that attend must be divisible by {name}={per_head}, got {width}")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldmlab.atomic import atomic_write
 from ldmlab.checkpoints.diffusers_format.folders import read_pipeline
-from ldmlab.checkpoints.released import FirstStageRow, LdmRow, scaled_down
+from ldmlab.checkpoints.released import FirstStageRow, LdmRow, released_row, scaled_down
 from ldmlab.checkpoints.released_model import build, load_compvis, save_compvis
 from ldmlab.checkpoints.released_sampling import bert_folder, find_checkpoint, latent_diffusion, unconditional_error
 from ldmlab.data.images import ImageSet, quantize_8bit, to_float, to_uint8
@@ -163,7 +163,7 @@ class ReleasedRun:
         num, target = self.budget.released_reference or None, self.target
         if target and not target.whole:
             num = min(num or target.num_samples, target.num_samples)
-        return open_set(self._data_spec, target.split if target else "train", num)
+        return open_set(self._data_spec, target.split if target else "train", num or 0)
 
     @property
     def num_samples(self) -> int:
@@ -252,7 +252,7 @@ class ReleasedRun:
 
 def _row(name: str, small: bool) -> Any:
     """The `LdmRow` of a released model, or the `FirstStageRow` of a first stage alone; scaled down if `small`."""
-    return scaled_down(released(name)) if small else released(name)
+    return scaled_down(released_row(name)) if small else released_row(name)
 
 
 def sample_rows(run: ReleasedRun, n: int = 6) -> dict[str, Float[Tensor, "n 3 H W"]]:

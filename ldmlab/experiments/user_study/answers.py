@@ -42,7 +42,7 @@ class Answer:
     left_hash: str
     right_hash: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         known = {"task": (self.task, BLOCK), "answer": (self.answer, ("left", "right"))}
         wrong = [f"{name} = {value!r}" for name, (value, accepted) in known.items() if value not in accepted]
         wrong += [f"{name} = {value!r}" for name in ("left_hash", "right_hash")

@@ -38,7 +38,7 @@ class Comparison:
     condition: Float[Tensor, "_ 3 _ _"] | None = None  # of any size
     given: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.methods:
             raise ValueError(f"{self.name}: no method to compare with the real pictures")
         for name, x in self.methods.items():

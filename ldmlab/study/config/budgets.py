@@ -117,7 +117,7 @@ def budget_of(tier: str) -> Budget:
 
 
 def is_smoke(tier: str) -> bool:
-    """Whether numbers of this tier are no evidence; those of a tier that is not known here are taken to be some."""
+    """Whether numbers of this tier are no evidence; those of an unknown tier count as evidence."""
     return tier in BUDGETS and BUDGETS[tier].is_smoke
 
 

@@ -5,10 +5,10 @@ A new kind is one class, in `diffusion.conditioning`, and one row of `KINDS`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmlab.data.annotations.annotation import Annotation
 from ldmlab.data.images import ImageSet
@@ -17,20 +17,45 @@ from ldmlab.diffusion.conditioning.captions import CaptionTokenizer, find_vocabu
 from ldmlab.diffusion.conditioning.spatial import LabelMap, LowResolution, MaskedPicture, SpatialConditioner
 from ldmlab.diffusion.conditioning.tokens import ClassEmbedder, Conditioner, LayoutEmbedder, TextEmbedder
 from ldmlab.diffusion.conditioning.transformer import TokenTransformer
+from ldmlab.first_stage.autoencoder import FirstStage
 from ldmlab.first_stage.latents import LatentStats
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import ConditionSpec, DiffusionSpec, SpatialSpec
 
+if TYPE_CHECKING:
+    from ldmlab.evaluation.judge import Predictions
+
 
 @dataclass(frozen=True)
 class Sources:
-    """What a conditioner is built from: the plan, the pictures and what is known of them, the first stage."""
+    """What a conditioner is built from: the plan, the pictures and their annotations, the first stage."""
 
     plan: DiffusionSpec
     train: ImageSet
     annotations: Callable[[], list[Annotation]]  # of the training pictures
-    first_stage: nn.Module | None = None  # needed where `injected_as` is "channels"
+    first_stage: FirstStage | None = None  # needed where `injected_as` is "channels"
     stats: LatentStats | None = None
+
+    @property
+    def token_spec(self) -> ConditionSpec:
+        """The plan's condition; ValueError unless it enters by tokens."""
+        if not isinstance(self.plan.condition, ConditionSpec):
+            raise ValueError(f"a condition by tokens needs a ConditionSpec; got {self.plan.condition}")
+        return self.plan.condition
+
+    @property
+    def spatial_spec(self) -> SpatialSpec:
+        """The plan's condition; ValueError unless it enters by channels."""
+        if not isinstance(self.plan.condition, SpatialSpec):
+            raise ValueError(f"a condition by channels needs a SpatialSpec; got {self.plan.condition}")
+        return self.plan.condition
+
+    @property
+    def latent(self) -> tuple[FirstStage, LatentStats]:
+        """First stage and statistics of its latents; ValueError where they are not given."""
+        if self.first_stage is None or self.stats is None:
+            raise ValueError("a condition by channels needs the first stage of its model and the latter's LatentStats")
+        return self.first_stage, self.stats
 
 
 @dataclass(frozen=True)
@@ -63,11 +88,11 @@ class ConditionKind:
     encodes_picture: bool = False  # whether the first stage encodes a picture for it at every step
     # The paper's models of this kind by f; others have the shape of the sweep's [LDM v2, Tab. 13]
     paper_models: Mapping[int, PaperModel] = field(default_factory=dict)
-    # What the judge of `scenes` scores samples by: names in figures, the chief measure first, and its scores
+    # Scores of samples by the judge network of `scenes`: names in figures, the main measure first; the function
     success: Mapping[str, str] = field(default_factory=dict)
-    judged: Callable[..., dict[str, Any]] | None = None  # (judge.Seen, annotations) -> Scores by measure
+    judged: Callable[..., dict[str, Any]] | None = None  # (judge.Predictions, annotations) -> Scores by measure
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.injected_as == "channels" and self.channels is None:
             raise ValueError(f"a condition of kind {self.name} enters by channels: `channels` has to say by how many")
 
@@ -97,19 +122,21 @@ class ConditionKind:
 # --- How each is built ------------------------------------------------------------------------------------------------
 def _class(of: Sources) -> Conditioner | None:
     """None, an unconditional model, where the data has no classes."""
-    num_classes = of.train.num_classes
-    return ClassEmbedder(num_classes, of.plan.denoiser.context_dim, of.plan.p_uncond) if num_classes else None
+    num_classes, dim = of.train.num_classes, of.plan.denoiser.context_dim
+    if num_classes and dim is None:
+        raise ValueError("a class-conditional denoiser needs a context_dim, the width of the class tokens; got None")
+    return ClassEmbedder(num_classes, dim, of.plan.p_uncond) if num_classes and dim else None
 
 
 def _text(of: Sources) -> Conditioner:
-    captions, length = [annotation.caption for annotation in of.annotations()], of.plan.condition.max_length
+    captions, length = [annotation.caption for annotation in of.annotations()], of.token_spec.max_length
     folder, closed = find_vocabulary(of.train.name, captions, runs_dir())
     tokenizer = CaptionTokenizer(folder, length, closed=closed, known=captions)
-    return TextEmbedder(tokenizer, _transformer(of.plan.condition, len(tokenizer), length), of.plan.p_uncond)
+    return TextEmbedder(tokenizer, _transformer(of.token_spec, len(tokenizer), length), of.plan.p_uncond)
 
 
 def _layout(of: Sources) -> Conditioner:
-    spec = of.plan.condition
+    spec = of.token_spec
     tokenizer = BoxTokenizer(len(of.train.box_names), spec.num_tokens, spec.max_objects)
     return LayoutEmbedder(tokenizer, _transformer(spec, spec.num_tokens, tokenizer.length), of.plan.p_uncond)
 
@@ -119,15 +146,17 @@ def _transformer(spec: ConditionSpec, vocab_size: int, max_length: int) -> Token
 
 
 def _labels(of: Sources) -> SpatialConditioner:
-    return LabelMap(of.first_stage.f, len(of.train.map_names), of.first_stage.z_channels)
+    first_stage, _ = of.latent
+    return LabelMap(first_stage.f, len(of.train.map_names), first_stage.z_channels)
 
 
 def _low_resolution(of: Sources) -> SpatialConditioner:
-    return LowResolution(of.first_stage.f, of.plan.condition.factor, of.plan.condition.degradation)
+    first_stage, _ = of.latent
+    return LowResolution(first_stage.f, of.spatial_spec.factor, of.spatial_spec.degradation)
 
 
 def _mask(of: Sources) -> SpatialConditioner:
-    model, stats = of.first_stage, of.stats
+    model, stats = of.latent
 
     def encode_picture(x: Tensor) -> Tensor:
         return stats.scale(model.most_probable_latent(x))
@@ -136,20 +165,20 @@ def _mask(of: Sources) -> SpatialConditioner:
 
 
 # --- How samples of each are judged; the judge is loaded when it is needed, since scipy.stats is slow to import -------
-def _class_judged(seen, annotations: Sequence[Annotation]) -> dict[str, Any]:
+def _class_judged(seen: "Predictions", annotations: Sequence[Annotation]) -> dict[str, Any]:
     from ldmlab.evaluation.judge import class_accuracy
 
     return {"class_accuracy": class_accuracy(seen, torch.tensor([a.label for a in annotations]))}
 
 
-def _text_judged(seen, annotations: Sequence[Annotation]) -> dict[str, Any]:
+def _text_judged(seen: "Predictions", annotations: Sequence[Annotation]) -> dict[str, Any]:
     from ldmlab.evaluation.judge import caption_fulfilment
 
     scores = caption_fulfilment(seen, [a.caption for a in annotations])
     return {"fulfilled": scores["all"]} | {m: scores[m] for m in KINDS["text"].success if m in scores}
 
 
-def _layout_judged(seen, annotations: Sequence[Annotation]) -> dict[str, Any]:
+def _layout_judged(seen: "Predictions", annotations: Sequence[Annotation]) -> dict[str, Any]:
     from ldmlab.evaluation.judge import layout_scores
 
     return layout_scores(seen, [a.visible_boxes() for a in annotations])

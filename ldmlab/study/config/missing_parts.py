@@ -11,7 +11,7 @@ from ldmlab.study.config.paths import PACKAGE
 def missing_parts(row: Notebook, root: Path = PACKAGE.parent) -> list[str]:
     """A sentence for each part of a notebook that is missing in the checkout `root`; empty where it is complete.
 
-    Modules are parsed and not imported, so that this takes no torch and may look at figures.
+    Modules are parsed and not imported, so that this needs no torch and can check figures.
     """
     found = [f"{path} is missing: {what}." for path, what in (
         (row.path, "the notebook"), (row.solution, "the solutions of its exercises"),

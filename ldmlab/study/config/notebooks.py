@@ -1,4 +1,4 @@
-"""The table of notebooks: one row holds what library, tests and README know of a notebook.
+"""The table of notebooks: one row holds what library, tests and README need of a notebook.
 
 To add one, write its row here, an experiment, a figure function, and the notebook with its solution;
 `study.config.missing_parts` names what is missing. Standard library only: parameters are checked before anything slow
@@ -33,7 +33,7 @@ class StudyFigure:
 
 @dataclass(frozen=True)
 class Notebook:
-    """All that is known of a notebook without running it. Texts are Markdown, as the README prints them."""
+    """The properties of a notebook that do not need a run. Texts are Markdown, as the README prints them."""
 
     name: str  # of its file, and of the folder of its records
     title: str
@@ -57,7 +57,7 @@ class Notebook:
     run_class: str = "ldmlab.study.runs.run.Run"
     solution: str = ""  # path in the project; empty for notebooks/solutions/<name>.md
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "solution", self.solution or f"notebooks/solutions/{self.name}.md")
 
     @property

@@ -110,8 +110,10 @@ def with_condition(
     denoiser = diffusion.denoiser
     if spec is None:
         return diffusion
-    if kind.injected_as == "tokens":
+    if isinstance(spec, ConditionSpec):
         return replace(diffusion, condition=spec, denoiser=replace(denoiser, context_dim=spec.dim))
+    if kind.channels is None:
+        raise ValueError(f"a condition of kind {kind.name} enters by tokens, by a ConditionSpec; got {spec}")
     c = denoiser.out_channels
     denoiser = replace(denoiser, in_channels=c + kind.channels(f, c, spec), context_dim=None)
     return replace(diffusion, condition=spec, p_uncond=0.0, denoiser=denoiser)

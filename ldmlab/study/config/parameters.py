@@ -1,6 +1,6 @@
 """The parameters of a notebook: parsed, validated and frozen before any work.
 
-papermill only warns of a name it does not know, and hands `-p ema false` over as a string. So the first line of every
+papermill only warns of an unknown name, and hands `-p ema false` over as a string. So the first line of every
 set-up cell is `params = read_parameters("04_tradeoff", globals())`; it needs no torch and answers at once.
 """
 
@@ -48,7 +48,7 @@ def read_parameters(notebook: str, namespace: Mapping[str, Any]) -> Parameters:
     """The parameters of `notebook` from its `globals()`, parsed and checked.
 
     Raises ParameterError for a value that is not accepted, a name that is not set, and a name that papermill injected
-    but the notebook does not know; all at once. Other variables of the namespace do not matter.
+    but the notebook does not have; all at once. Other variables of the namespace do not matter.
     """
     if notebook not in NOTEBOOKS:
         raise ValueError(f"no notebook {notebook!r}; there are {', '.join(NOTEBOOKS)}")

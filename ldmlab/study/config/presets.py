@@ -137,12 +137,17 @@ RECIPES: dict[str, Callable[..., Models]] = {  # (f, reg, size, kind of conditio
 # --- Specs ------------------------------------------------------------------------------------------------------------
 def study_spec(f: int, reg: str = "kl", data: str = "scenes", tier: str = "laptop", seed: int = 0, size: int = 0,
                condition: str = "class", attention: bool = True, condition_options: Mapping[str, Any] | None = None,
-               **changes) -> StudySpec:
+               **changes: Any) -> StudySpec:
     """The spec of one run; `size` = 0 takes the tier's own. `changes` replace fields of DiffusionSpec.
 
     `condition` is one of `conditions.KINDS`, `condition_options` are its `options`, by default as in the paper. Without
     `attention` the first stage has none, as in the last row of [LDM v2, Tab. 6]. Raises ValueError for an unknown tier,
     condition or option, or a size that f does not divide.
+
+    >>> from ldmlab.study.config.presets import study_spec
+    >>> spec = study_spec(4, tier="gpu", condition="text")
+    >>> spec.name, spec.first_stage.name, spec.data.size, spec.diffusion.condition.kind
+    ('LDM-4', 'KL-f4', 64, 'text')
     """
     budget, kind = budget_of(tier), condition_kind(condition)
     size, reg = size or budget.size, "none" if f == 1 else reg
@@ -173,5 +178,6 @@ def classifier_spec(spec: StudySpec, num_classes: int) -> ClassifierSpec:
     """
     training = spec.budget.classifier
     config = replace(spec.diffusion.denoiser, out_channels=num_classes, context_dim=None, num_classes=None)
-    return ClassifierSpec(config, "adaptive", training.num_steps, training.batch_size, lr=training.lr,
-                          warmup_steps=training.warmup_steps, precision=spec.diffusion.precision)
+    return ClassifierSpec(config, "adaptive", training.num_steps, training.batch_size,
+                          lr=training.lr or spec.diffusion.lr, warmup_steps=training.warmup_steps,
+                          precision=spec.diffusion.precision)

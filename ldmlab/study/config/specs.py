@@ -46,7 +46,7 @@ class FirstStageSpec:
     revive_every: int = 0
     exact: bool = False  # the released order of updates, see FirstStageModule
     val_every: int = 1000
-    precision: str = "32-true"  # "bf16-mixed" is taken where the device computes in it, see fit.usable_precision
+    precision: str = "32-true"  # bf16 only where the device has it: see training.device.usable_precision
 
     @property
     def name(self) -> str:
@@ -163,19 +163,19 @@ _CAME_LATER = {"condition": None, "exact": False}
 _NOT_CONTENT = ("accumulate", "compile")
 
 
-def content_key(*parts) -> str:
+def content_key(*parts: Any) -> str:
     """sha256 of the parts' contents, 12 hex digits: what a trained model is filed under."""
     plain = [_content(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
     return hashlib.sha256(json.dumps([VERSION, *plain], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _content(spec) -> dict[str, Any]:
+def _content(spec: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(spec).items()
             if name not in _NOT_CONTENT and _CAME_LATER.get(name, ...) is not value}
 
 
 def denoiser_config(plan: DiffusionSpec, num_classes: int) -> DenoiserConfig:
-    """The denoiser of a spec for this data: of the size asked for within 3 %, unconditional if nothing is known."""
+    """The denoiser of a spec: `target_params` parameters within 3 %; unconditional without classes or a condition."""
     conditional, target = num_classes or plan.condition, plan.target_params
     config = plan.denoiser if conditional else replace(plan.denoiser, context_dim=None)
     if target is None or abs(count_params(config) / target - 1) <= 0.03:

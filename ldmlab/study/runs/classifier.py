@@ -17,7 +17,7 @@ from ldmlab.diffusion.unet.unet import count_params
 from ldmlab.first_stage.latents import PixelLatents, encode_dataset, weights_hash
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.presets import classifier_spec
-from ldmlab.study.config.specs import content_key
+from ldmlab.study.config.specs import ClassifierSpec, content_key
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.curve import Curve
 from ldmlab.study.training.loop import fit
@@ -62,7 +62,7 @@ def train_classifier(run: Run) -> TrainedClassifier:
                              meta["hash"], count_params(model))
 
 
-def _fit(run: Run, plan, folder: Path, path: Path, name: str) -> None:
+def _fit(run: Run, plan: ClassifierSpec, folder: Path, path: Path, name: str) -> None:
     latents, diffusion = run.latents, run.spec.diffusion
     torch.manual_seed(run.spec.seed)
     module = ClassifierModule(

@@ -1,7 +1,8 @@
-"""Which conditioner a spec asks for, what it reads of the pictures, and what samples are asked when they are scored."""
+"""The conditioner of a spec, the conditions that it reads from pictures, and those that scored samples have."""
 
 import itertools
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,9 +14,12 @@ from ldmlab.study.config.conditions import ConditionKind, Sources, condition_kin
 from ldmlab.study.config.specs import DiffusionSpec
 from ldmlab.study.runs.pictures import Pictures
 
+if TYPE_CHECKING:
+    from ldmlab.study.runs.first_stage import TrainedFirstStage
 
-def check_known(plan: DiffusionSpec, pictures: Pictures) -> None:
-    """ValueError where the pictures lack what the model is to be told, and for an unknown kind."""
+
+def check_annotations(plan: DiffusionSpec, pictures: Pictures) -> None:
+    """ValueError where the pictures lack the annotations that the condition is read from, and for an unknown kind."""
     kind = _kind(plan)
     if kind.maps and not pictures.train.map_names:
         raise ValueError(f"{pictures.train.name} has no {kind.source}")
@@ -24,13 +28,13 @@ def check_known(plan: DiffusionSpec, pictures: Pictures) -> None:
 
 
 def build_conditioner(
-    plan: DiffusionSpec, pictures: Pictures, first_stage=None
+    plan: DiffusionSpec, pictures: Pictures, first_stage: "TrainedFirstStage | None" = None
 ) -> Conditioner | SpatialConditioner | None:
-    """tau_theta of a spec, untrained: of the class where it names nothing else; ValueError as by `check_known`.
+    """tau_theta of a spec, untrained: of the class where it names nothing else; ValueError as by `check_annotations`.
 
     Conditions that are aligned with the picture need the `first_stage` whose latents they stand beside.
     """
-    check_known(plan, pictures)
+    check_annotations(plan, pictures)
     sources = Sources(plan, pictures.train, pictures.annotations)
     if first_stage is not None:
         sources = replace(sources, first_stage=first_stage.model, stats=first_stage.stats)
@@ -41,23 +45,34 @@ def _kind(plan: DiffusionSpec) -> ConditionKind:
     return condition_kind(plan.condition.kind if plan.condition else "class")
 
 
+def as_spatial(conditioner: Conditioner | SpatialConditioner | None) -> SpatialConditioner:
+    """The same conditioner; ValueError unless it is aligned with the picture."""
+    if not isinstance(conditioner, SpatialConditioner):
+        found = f"a condition of kind {conditioner.kind}" if conditioner else "no condition"
+        raise ValueError(f"this needs a model whose condition is aligned with the picture; it has {found}")
+    return conditioner
+
+
 def read_conditions(conditioner: Conditioner, pictures: Pictures) -> Tensor:
     """What `conditioner` reads of every training picture and of its mirror image, in the order of `Latents`."""
-    known = pictures.annotations()
-    return conditioner.read([*known, *(annotation.mirrored() for annotation in known)])
+    annotations = pictures.annotations()
+    return conditioner.read([*annotations, *(annotation.mirrored() for annotation in annotations)])
 
 
 def sample_conditions(conditioner: Conditioner | SpatialConditioner | None, pictures: Pictures, n: int) -> Tensor:
-    """`n` conditions to score samples by: classes in equal shares, or what is known of validation pictures."""
+    """`n` conditions to score samples by: classes in equal shares, or those of validation pictures."""
     if conditioner is None or conditioner.kind == "class":
         return sample_labels(pictures.train.num_classes, n)
-    if conditioner.injected_as == "channels":
+    if isinstance(conditioner, SpatialConditioner):
         return spatial_conditions(conditioner, pictures, n)
     return conditioner.read(first_annotations(pictures, n))
 
 
 def spatial_conditions(conditioner: SpatialConditioner, pictures: Pictures, n: int, seed: int = 0) -> Tensor:
-    """What an aligned condition shows of the first `n` validation pictures, in turn; chance in it comes from `seed`."""
+    """Aligned conditions y of the first `n` validation pictures, from the first again where there are fewer.
+
+    Random degradations and masks are drawn from `seed`.
+    """
     val = pictures.val
     numbers = [i % len(val) for i in range(n)]
     maps = condition_kind(conditioner.kind).maps
@@ -66,7 +81,7 @@ def spatial_conditions(conditioner: SpatialConditioner, pictures: Pictures, n: i
 
 
 def first_annotations(pictures: Pictures, n: int) -> list[Annotation]:
-    """What is known of the first `n` validation pictures, from the first again where there are fewer."""
+    """Annotations of the first `n` validation pictures, from the first again where there are fewer."""
     return list(itertools.islice(itertools.cycle(pictures.annotations("val")), n))
 
 

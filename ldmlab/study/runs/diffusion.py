@@ -11,7 +11,7 @@ import torch
 from ldmlab.atomic import locked
 from ldmlab.checkpoints.files import load_model, save_model
 from ldmlab.data.images import ImageSet
-from ldmlab.diffusion.conditioning.spatial import WithPictures
+from ldmlab.diffusion.conditioning.spatial import SpatialConditioner, WithPictures
 from ldmlab.diffusion.conditioning.tokens import Conditioned
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.diffusion.schedules import scaled_linear
@@ -30,8 +30,10 @@ from ldmlab.study.runs.conditioners import build_conditioner, read_conditions
 from ldmlab.study.runs.first_stage import TrainedFirstStage
 from ldmlab.study.runs.pictures import Pictures
 from ldmlab.study.training.curve import Curve
-from ldmlab.study.training.device import _device
+from ldmlab.study.training.device import as_device
 from ldmlab.study.training.loop import fit
+
+Milestone = Callable[[LatentDiffusion, int], dict[str, float]]  # (model with EMA weights, step) -> its scores
 
 
 @dataclass
@@ -44,27 +46,7 @@ class TrainedDiffusion:
     hash: str
     num_params: int
     path: Path
-    first_stage: TrainedFirstStage = field(repr=False, default=None)
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
+    first_stage: TrainedFirstStage = field(repr=False)
 
 
 def diffusion_folder(spec: StudySpec, images: ImageSet, first_stage: TrainedFirstStage) -> Path:
@@ -82,7 +64,7 @@ def train_diffusion(
     first_stage: TrainedFirstStage,
     latents: Latents | PixelLatents,
     device: torch.device | str = "auto",
-    on_milestone: Callable[[LatentDiffusion, int], dict[str, float]] | None = None,
+    on_milestone: Milestone | None = None,
 ) -> TrainedDiffusion:
     """Train the diffusion model of `spec` on `latents`, or load it.
 
@@ -92,7 +74,7 @@ def train_diffusion(
     if latents.first_stage != first_stage.hash:
         raise ValueError(f"these latents were encoded by first stage {latents.first_stage[:12]}, not by "
                          f"{first_stage.name} {first_stage.hash[:12]}: encode the pictures with this one")
-    device = _device(device)
+    device = as_device(device)
     folder = diffusion_folder(spec, pictures.train, first_stage)
     path = folder / "diffusion.safetensors"
     with locked(folder, spec.name):
@@ -118,7 +100,9 @@ def load_diffusion(
                             count_params(model.trained), path, first_stage)
 
 
-def _new_diffusion(spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage, device) -> LatentDiffusion:
+def _new_diffusion(
+    spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage, device: torch.device
+) -> LatentDiffusion:
     plan, num_classes = spec.diffusion, pictures.train.num_classes
     config = denoiser_config(plan, num_classes)
     torch.manual_seed(spec.seed)
@@ -127,16 +111,21 @@ def _new_diffusion(spec: StudySpec, pictures: Pictures, first_stage: TrainedFirs
                            build_conditioner(plan, pictures, first_stage), spec.data.size, device)
 
 
-def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion, device, folder, path, on_milestone):
+def _fit_diffusion(
+    spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage, latents: Latents | PixelLatents,
+    model: LatentDiffusion, device: torch.device, folder: Path, path: Path, on_milestone: Milestone | None,
+) -> None:
     from ldmlab.diffusion.training import DiffusionModule
 
-    plan = spec.diffusion
+    plan, denoiser = spec.diffusion, model.denoiser
+    assert isinstance(denoiser, UNet)
     module = DiffusionModule(
-        model.denoiser, model.schedule, model.conditioner, scale_factor=first_stage.stats.scale_factor,
+        denoiser, model.schedule, model.conditioner, scale_factor=first_stage.stats.scale_factor,
         loss=plan.loss, lr=plan.lr, warmup_steps=plan.warmup_steps, weight_decay=plan.weight_decay,
         ema_decay=plan.ema_decay, channels_last=device.type == "cuda", accumulate=plan.accumulate)
 
-    def milestone(module, step: int, curve: Curve) -> None:
+    def milestone(module: DiffusionModule, step: int, curve: Curve) -> None:
+        assert on_milestone is not None  # else there are no marks
         began = time.perf_counter()
         module.trained.eval()
         model.schedule = module.schedule
@@ -147,12 +136,13 @@ def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion,
         curve.add(step, scoring_s=time.perf_counter() - began)
 
     marks = {*plan.milestones, plan.num_steps} if on_milestone else ()
-    if plan.condition is not None:
-        if model.conditioner.injected_as == "channels":
-            latents = WithPictures(latents, MirroredImages(pictures.train), condition_kind(plan.condition.kind).maps)
-        else:
-            latents = Conditioned(latents, read_conditions(model.conditioner, pictures))
-    curve = fit(module, latents, num_steps=plan.num_steps, batch_size=min(plan.batch_size, len(latents) // 2),
+    dataset: Latents | PixelLatents | WithPictures | Conditioned = latents
+    if isinstance(model.conditioner, SpatialConditioner):
+        maps = condition_kind(model.conditioner.kind).maps
+        dataset = WithPictures(latents, MirroredImages(pictures.train), maps)
+    elif plan.condition is not None and model.conditioner is not None:
+        dataset = Conditioned(latents, read_conditions(model.conditioner, pictures))
+    curve = fit(module, dataset, num_steps=plan.num_steps, batch_size=min(plan.batch_size, len(latents) // 2),
                 seed=spec.seed, run_dir=folder, label=f"{spec.name} on {first_stage.name}", device=device,
                 precision=plan.precision, at_steps={step: [milestone] for step in marks},
                 compiled=model.denoiser if plan.compile else None)
@@ -160,7 +150,7 @@ def _fit_diffusion(spec, pictures, first_stage, latents, model: LatentDiffusion,
         tensors = {name: value.clone() for name, value in module.trained.state_dict().items()}
         identity = weights_hash(module.trained)
     meta = {
-        "kind": "diffusion", "name": spec.name, "denoiser": asdict(model.denoiser.config), "hash": identity,
+        "kind": "diffusion", "name": spec.name, "denoiser": asdict(model.denoiser_config), "hash": identity,
         "first_stage": first_stage.hash, "first_stage_file": first_stage.path and first_stage.path.parent.name,
         "latent_stats": first_stage.stats.to_json(), "curve": curve.values, "events": curve.events,
         "num_classes": pictures.train.num_classes, "beta": plan.beta, "T": plan.T, "seed": spec.seed,

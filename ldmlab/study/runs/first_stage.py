@@ -4,14 +4,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ldmlab.atomic import locked
 from ldmlab.checkpoints.files import load_model, save_model
 from ldmlab.data.images import ImageSet, to_float
 from ldmlab.diffusion.unet.unet import count_params
-from ldmlab.first_stage.autoencoder import build_autoencoder
+from ldmlab.first_stage.autoencoder import FirstStage, IdentityAutoencoder, build_autoencoder
 from ldmlab.first_stage.latents import (
+    Latents,
     LatentStats,
     MirroredImages,
     PixelLatents,
@@ -24,7 +24,7 @@ from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import StudySpec, content_key
 from ldmlab.study.runs.pictures import Pictures
 from ldmlab.study.training.curve import Curve
-from ldmlab.study.training.device import _device
+from ldmlab.study.training.device import as_device
 from ldmlab.study.training.loop import fit
 from ldmlab.study.training.progress import progress_callback
 
@@ -35,7 +35,7 @@ FLAT_DB = 0.3  # a first stage is called flat if the second half of its training
 class TrainedFirstStage:
     """A first stage with its latent statistics, its curve and its name."""
 
-    model: nn.Module
+    model: FirstStage
     stats: LatentStats
     curve: Curve
     name: str
@@ -55,10 +55,10 @@ def first_stage_folder(spec: StudySpec, images: ImageSet) -> Path:
 
 def train_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device | str = "auto") -> TrainedFirstStage:
     """Train the first stage of `spec`, or load it; f = 1 is the identity and needs neither."""
-    device, plan = _device(device), spec.first_stage
+    device, plan = as_device(device), spec.first_stage
     if spec.f == 1:
         model = build_autoencoder(plan.autoencoder).to(device)
-        stats = _measure(model, pictures, "none", device)
+        stats = measure_latents(model, pictures, "none", device)
         return TrainedFirstStage(model, stats, Curve(), plan.name, PixelLatents.first_stage, 0, None)
     folder = first_stage_folder(spec, pictures.train)
     path = folder / "first_stage.safetensors"
@@ -76,7 +76,7 @@ def load_first_stage(spec: StudySpec, pictures: Pictures, path: Path, device: to
     model.eval().requires_grad_(False).to(device)
     curve, stats = Curve(meta["curve"], meta["events"]), LatentStats.from_json(meta["latent_stats"])
     if stats.mode != spec.diffusion.scale_mode:  # the file keeps those of the run that trained it
-        stats = _measure(model, pictures, spec.diffusion.scale_mode, device)
+        stats = measure_latents(model, pictures, spec.diffusion.scale_mode, device)
     return TrainedFirstStage(model, stats, curve, spec.first_stage.name, meta["hash"], count_params(model),
                              is_flat(curve), path, meta["perceptual"])
 
@@ -88,6 +88,7 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
     plan = spec.first_stage
     torch.manual_seed(spec.seed)
     model = build_autoencoder(plan.autoencoder)
+    assert not isinstance(model, IdentityAutoencoder)  # f = 1 is never trained
     perceptual = perceptual_loss(plan.perceptual)
     loss = FirstStageLoss(
         perceptual, PatchDiscriminator(plan.disc_layers, plan.disc_ch), disc_start=plan.disc_start,
@@ -100,7 +101,7 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
         exact=plan.exact)
     val = pictures.val.images(range(min(256, len(pictures.val))))
 
-    def validate(module, step: int, curve: Curve) -> None:
+    def validate(module: FirstStageModule, step: int, curve: Curve) -> None:
         measured = module.validate(val)
         curve.add(step, **measured)
         sentence = module.watch(measured["val_psnr"])
@@ -114,7 +115,7 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
                 label=f"first stage {plan.name}", device=device, precision=plan.precision,
                 at_steps={step: [validate] for step in marks})
     model.eval()
-    stats = _measure(model.to(device), pictures, spec.diffusion.scale_mode, device)
+    stats = measure_latents(model.to(device), pictures, spec.diffusion.scale_mode, device)
     meta = {
         "kind": "first_stage", "name": plan.name, "autoencoder": asdict(plan.autoencoder),
         "latent_stats": stats.to_json(), "curve": curve.values, "events": curve.events, "hash": weights_hash(model),
@@ -137,7 +138,9 @@ def is_flat(curve: Curve) -> bool:
 
 
 @torch.inference_mode()
-def _measure(model: nn.Module, pictures: Pictures, mode: str, device: torch.device, num: int = 256) -> LatentStats:
+def measure_latents(
+    model: FirstStage, pictures: Pictures, mode: str, device: torch.device, num: int = 256
+) -> LatentStats:
     """Statistics of sampled training latents; `num` = 0 takes the whole set, as modes "dataset" and "channel" do."""
     num = len(pictures.train) if mode in ("dataset", "channel") else min(num, len(pictures.train))
     generator = torch.Generator().manual_seed(0)
@@ -146,14 +149,16 @@ def _measure(model: nn.Module, pictures: Pictures, mode: str, device: torch.devi
     return latent_stats(torch.cat(parts), mode)
 
 
-def encode(spec: StudySpec, first_stage: TrainedFirstStage, pictures: Pictures, device: torch.device | str = "auto"):
+def encode(
+    spec: StudySpec, first_stage: TrainedFirstStage, pictures: Pictures, device: torch.device | str = "auto"
+) -> Latents | PixelLatents:
     """The training set's latents, encoded once; pixels at f = 1 are their own latents."""
     if spec.f == 1:
         return PixelLatents(pictures.train)
     name = f"latents of {first_stage.name}"
     lock = locked(runs_dir() / f"latents-lock-{first_stage.hash[:12]}", name)
     with lock, progress_callback(name, "pictures") as report:
-        return encode_dataset(first_stage.model, pictures.train, runs_dir(), device=_device(device), progress=report)
+        return encode_dataset(first_stage.model, pictures.train, runs_dir(), device=as_device(device), progress=report)
 
 
 def has_first_stage(spec: StudySpec, pictures: Pictures) -> bool:

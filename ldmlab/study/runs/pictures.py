@@ -1,4 +1,4 @@
-"""The pictures of one study, and what is known of them."""
+"""The pictures of one study, and their annotations."""
 
 import difflib
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ class Pictures:
     val: ImageSet
 
     def annotations(self, split: str = "train") -> list[Annotation]:
-        """What is known of each picture of "train" or "val": read or rendered once, and kept."""
+        """The annotation of each picture of "train" or "val": read or rendered once, and cached on disk."""
         images = getattr(self, split)
         with progress_callback(f"annotations of {images.name}, {images.split}", "pictures") as report:
             return images.annotations(report, cache_dir=runs_dir() / "data")
 
 
 def open_pictures(spec: StudySpec) -> Pictures:
-    """The pictures of a spec; a data set with fewer than asked for gives all it has."""
+    """The pictures of a spec; a data set that has fewer gives all of them."""
     data = spec.data
     return Pictures(open_split(data, "train", data.num_train), open_split(data, "validation", data.num_val))
 
@@ -41,7 +41,7 @@ def open_set(data: DataSpec, split: str, num: int = 0, *, size: int = 0) -> Imag
 
 
 def open_split(data: DataSpec, split: str, num: int) -> ImageSet:
-    """`num` pictures of a split, or all at 0: kept, unless they are too many, which is told."""
+    """`num` pictures of a split, or all at 0: in memory, or read at each use if they take more than MAX_BYTES there."""
     images = open_set(data, split, num)
     if images.num_bytes > MAX_BYTES:
         print(f"{images.name}, {split}: {len(images):,} pictures would take {images.num_bytes / 1e9:.1f} GB decoded, "

@@ -18,6 +18,7 @@ from ldmlab.first_stage.latents import MirroredImages, weights_hash
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.presets import regression_spec
 from ldmlab.study.config.specs import content_key, denoiser_config
+from ldmlab.study.runs.conditioners import as_spatial
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.loop import fit
 
@@ -46,11 +47,11 @@ class TrainedRegression:
 
 def train_regression(run: Run) -> TrainedRegression:
     """Train the regression of `run`, an LDM-1 with a condition of pictures, or load it: of the same size and data."""
-    conditioner, pictures, plan = run.conditioner, run.pictures, regression_spec(run.spec)
+    conditioner, pictures, plan = as_spatial(run.conditioner), run.pictures, regression_spec(run.spec)
     config = denoiser_config(plan, pictures.train.num_classes)
     key = content_key(plan, asdict(config), pictures.train.fingerprint, run.spec.seed)
     folder = runs_dir() / f"regression-{key}"
-    path, name = folder / "regression.safetensors", f"regression of pixels, {plan.condition.kind}"
+    path, name = folder / "regression.safetensors", f"regression of pixels, {conditioner.kind}"
     with locked(folder, name):
         if not path.exists():
             torch.manual_seed(run.spec.seed)
@@ -62,9 +63,9 @@ def train_regression(run: Run) -> TrainedRegression:
                         label=name, device=run.device, precision=plan.precision)
             with module.ema.applied_to(module.trained):
                 tensors = {key: value.clone() for key, value in module.net.state_dict().items()}
-                meta = {"kind": "regression", "denoiser": asdict(config), "hash": weights_hash(module.net),
-                        "curve": curve.values, "events": curve.events, "seed": run.spec.seed}
-            save_model(path, tensors, meta)
+                about = {"kind": "regression", "denoiser": asdict(config), "hash": weights_hash(module.net),
+                         "curve": curve.values, "events": curve.events, "seed": run.spec.seed}
+            save_model(path, tensors, about)
             (folder / "state.pt").unlink(missing_ok=True)
     tensors, meta = load_model(path)
     net = UNet(config)

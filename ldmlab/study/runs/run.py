@@ -1,4 +1,4 @@
-"""One notebook's run: its spec, its models (trained or loaded when first asked for), its record."""
+"""One notebook's run: its spec, its models (trained or loaded at first use), its record."""
 
 import time
 from functools import cached_property
@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
+from ldmlab.diffusion.conditioning.tokens import Conditioner
+from ldmlab.first_stage.latents import Latents, PixelLatents
 from ldmlab.study.config.budgets import auto_tier
 from ldmlab.study.config.conditions import condition_kind
 from ldmlab.study.config.notebooks import NOTEBOOKS
@@ -26,9 +29,15 @@ from ldmlab.study.training.threads import share_processors
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ldmlab.study.runs.scoring import RunScorer
+
 
 class Run:
-    """What a notebook works with; every property below is computed once, and models are found again by later runs."""
+    """Pictures, models and scorer of a notebook; each is computed once, and later runs load the same models.
+
+    `params` are those of the notebook as `read_parameters` returns them; `device` is as `choose_device` takes it. With
+    `quiet` the line that says what runs is not printed.
+    """
 
     def __init__(self, notebook: str, params: dict[str, Any], device: str = "auto", quiet: bool = False):
         self.notebook, self.started, self._clock = notebook, now(), time.monotonic()
@@ -49,9 +58,9 @@ class Run:
                        "size": self.spec.data.size}
         torch.manual_seed(self.spec.seed)
         if not quiet:
-            asked = " (auto)" if params["tier"] != tier else ""
+            chosen = " (auto)" if params["tier"] != tier else ""
             print(f"{notebook}: {self.spec.name}, data {self.spec.data.name} at {self.spec.data.size} px, tier {tier}"
-                  f"{asked}, seed {self.spec.seed}, on {self.device}", flush=True)
+                  f"{chosen}, seed {self.spec.seed}, on {self.device}", flush=True)
 
     @property
     def about(self) -> str:
@@ -62,9 +71,9 @@ class Run:
 
     @cached_property
     def pictures(self) -> pictures.Pictures:
-        """Training and validation pictures; ValueError where they lack the captions or boxes that are asked for."""
+        """Training and validation pictures; ValueError where they lack the annotations of the condition."""
         opened = pictures.open_pictures(self.spec)
-        conditioners.check_known(self.spec.diffusion, opened)  # now, and not after a first stage has been trained
+        conditioners.check_annotations(self.spec.diffusion, opened)  # now, and not after a first stage has been trained
         return opened
 
     @cached_property
@@ -73,17 +82,17 @@ class Run:
         return train_first_stage(self.spec, self.pictures, self.device)
 
     @cached_property
-    def latents(self):
+    def latents(self) -> Latents | PixelLatents:
         """Cached moments of the training pictures, both mirror images."""
         return encode(self.spec, self.first_stage, self.pictures, self.device)
 
     @cached_property
-    def conditioner(self):
-        """The untrained condition of this run's model: what it takes, and what it makes of it."""
+    def conditioner(self) -> Conditioner | SpatialConditioner | None:
+        """The untrained conditioner tau_theta of this run's model; None for an unconditional one."""
         return conditioners.build_conditioner(self.spec.diffusion, self.pictures, self.first_stage)
 
     @cached_property
-    def scorer(self):
+    def scorer(self) -> "RunScorer":
         """Scores samples and reconstructions against this run's pictures."""
         from ldmlab.study.runs.scoring import RunScorer
 
@@ -92,11 +101,12 @@ class Run:
     @cached_property
     def diffusion(self) -> diffusion_runs.TrainedDiffusion:
         """The diffusion model, trained (its samples scored at milestones) or loaded."""
-        return diffusion_runs.train_diffusion(self.spec, self.pictures, self.first_stage, self.latents, self.device,
-                                    on_milestone=self.scorer.score_milestone)
+        return diffusion_runs.train_diffusion(
+            self.spec, self.pictures, self.first_stage, self.latents, self.device,
+            on_milestone=self.scorer.score_milestone)
 
     def new_record(self) -> Record:
-        """An empty record that knows parameters, environment and inputs."""
+        """A record with parameters, environment and inputs, and no measurements."""
         measured = NOTEBOOKS[self.notebook].measured(self.params)
         record = Record(self.notebook, self.spec.name, measured, started=self.started, env=environment(self.device))
         record.inputs["data"] = self.pictures.train.fingerprint
@@ -107,17 +117,17 @@ class Run:
 
     def measured_before(self, record: Record) -> Record | None:
         """The record on disk with the same parameters and inputs, if there is one; says so."""
-        known = record.stored()
-        if known is not None:
-            print(f"{record.name}: measured {known.started}, loaded", flush=True)
-        return known
+        stored = record.stored()
+        if stored is not None:
+            print(f"{record.name}: measured {stored.started}, loaded", flush=True)
+        return stored
 
     def keep(self, name: str, fig: "Figure") -> "Figure":
         """A figure for the cell to show, written to results/figures/ as well."""
         save_figure(fig, name, *(self.params[key] for key in ("data", "tier", "size")))
         return fig
 
-    def finish(self, record: Record):
+    def finish(self, record: Record) -> Path:
         """Save the record with the wall time of the run that measured it, and every network behind it; its path."""
         if "diffusion" in self.__dict__ and not any(name.startswith("denoiser") for name in record.inputs):
             record.inputs["denoiser"] = self.diffusion.hash

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmlab.data.images import ImageSet, quantize_8bit
 from ldmlab.diffusion.model import LatentDiffusion
@@ -22,7 +22,7 @@ from ldmlab.evaluation.metrics import METRICS
 from ldmlab.evaluation.neighbours import memorisation_score, nearest, nearness_ratio
 from ldmlab.evaluation.reconstruction import psnr, reconstruction_scores, ssim
 from ldmlab.evaluation.uncertainty import mean_score
-from ldmlab.perception import FeatureNet, PsimLoss, feature_net, perceptual_loss
+from ldmlab.perception import FeatureNet, LpipsLoss, PsimLoss, feature_net, perceptual_loss
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import SpatialSpec, StudySpec
 from ldmlab.study.records.networks import EXTRACTORS
@@ -52,7 +52,7 @@ class Scorer:
     # --- Networks -----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def perceptual(self) -> nn.Module:
+    def perceptual(self) -> PsimLoss | LpipsLoss:
         """The perceptual loss that reconstructions are also measured by: that of the first stage's training."""
         return perceptual_loss(self._perceptual)
 
@@ -126,8 +126,8 @@ class Scorer:
         scores = {}
         for row in rows:
             if row.extractor not in features:
-                embedded = isinstance(samples, FeatureMoments)
-                features[row.extractor] = samples if embedded else self.moments(samples, row.extractor)
+                features[row.extractor] = (samples if isinstance(samples, FeatureMoments)
+                                           else self.moments(samples, row.extractor))
             fake, real = features[row.extractor], reference if reference is not None else self.reference(row.extractor)
             if not row.enough(real, fake) and not (row.refuse_few and allow_few):
                 if row.refuse_few and not self.allow_missing_fd:
@@ -173,7 +173,7 @@ class Scorer:
     ) -> Float[Tensor, " n"]:
         """PD-referee: distance of each pair on the features of the referee, by the formula of PSIM-lab.
 
-        The network that trained the first stage must not judge what its decoder gives, and this one did not.
+        The first stage was not trained on this network, as it was on the perceptual loss.
         """
         with torch.inference_mode():
             parts = [self.pair_distance(a.to(self.device), b.to(self.device)).cpu()
@@ -251,7 +251,8 @@ class RunScorer(Scorer):
 
         Outside the smoke tier an rFD of no more pictures than features is left out.
         """
-        model, scores = first_stage.model, {}
+        model = first_stage.model
+        scores: dict[str, Score] = {}
 
         def reconstruct(x: Tensor) -> Tensor:
             return model.decode(model.most_probable_latent(x)).clamp(-1, 1)
@@ -280,7 +281,7 @@ class RunScorer(Scorer):
 
     def flops(self, model: LatentDiffusion) -> int:
         """Floating-point operations of one denoiser call for one picture, 2 per multiply-accumulate."""
-        c, side = model.denoiser.config.out_channels, model.size // model.first_stage.f
+        c, side = model.denoiser_config.out_channels, model.size // model.first_stage.f
         z = torch.zeros(1, c, side, side, device=model.device)
         t = torch.zeros(1, dtype=torch.long, device=model.device)
         eps_model = model.eps_model(model.null_condition(1).to(model.device))

@@ -7,6 +7,8 @@ that are shipped.
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from ldmlab.checkpoints.files import load_model, save_model
 from ldmlab.data.images import ImageSet
 from ldmlab.first_stage.latents import weights_hash
@@ -27,10 +29,6 @@ SHIPPED = {part: WEIGHTS / f"tour-{part}.safetensors" for part in ("first-stage"
 
 # Of the study's steps; on two cores, about a minute each.
 FIRST_STAGE_PART, DIFFUSION_PART = 1 / 6, 1 / 8
-
-
-
-
 
 
 def prepare_tour(run: Run) -> str:
@@ -61,11 +59,14 @@ def ship(run: Run, files: dict[str, Path]) -> None:
 
     They are files of their own, so hashes are of the rounded weights, and the second names the first.
     """
-    hashes = {}
-    for part, trained in (("first-stage", run.first_stage), ("diffusion", run.diffusion)):
-        tensors, meta = load_model(trained.path)
+    hashes: dict[str, str] = {}
+    modules: dict[str, tuple[Path | None, nn.Module]] = {
+        "first-stage": (run.first_stage.path, run.first_stage.model),
+        "diffusion": (run.diffusion.path, run.diffusion.model.trained)}
+    for part, (path, module) in modules.items():
+        assert path is not None  # only the identity has no file
+        tensors, meta = load_model(path)
         rounded = {name: value.half() for name, value in tensors.items()}
-        module = trained.model if part == "first-stage" else trained.model.trained
         module.load_state_dict(rounded)
         hashes[part] = weights_hash(module)
         meta |= {"hash": hashes[part], "hash_before_rounding": meta["hash"],
@@ -79,9 +80,9 @@ def minute_spec(run: Run) -> StudySpec:
     """The run's spec, with training cut to a minute for each model that is not on disk yet."""
     spec, pictures = run.spec, run.pictures
     if not has_first_stage(spec, pictures):
-        plan = spec.first_stage
-        steps = max(12, round(plan.num_steps * FIRST_STAGE_PART))
-        spec = replace(spec, first_stage=replace(plan, num_steps=steps, disc_start=max(1, steps // 2),
+        stage = spec.first_stage
+        steps = max(12, round(stage.num_steps * FIRST_STAGE_PART))
+        spec = replace(spec, first_stage=replace(stage, num_steps=steps, disc_start=max(1, steps // 2),
                                                  val_every=max(1, steps // 10)))
     if has_first_stage(spec, pictures) and has_diffusion(
             spec, pictures, train_first_stage(spec, pictures, run.device)):

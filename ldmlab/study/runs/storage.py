@@ -177,7 +177,7 @@ def _latents(path: Path, metas: Metas) -> list[Entry]:
 
 
 def _first_stage_of(path: Path, stages: dict[str, str], metas: Metas) -> str | None:
-    """The first stage whose hash, with that of a known data set, gives the folder's name."""
+    """The first stage whose hash, with that of a data set under results/runs, gives the folder's name."""
     data = {meta["data"]["fingerprint"] for meta in metas.values() if "fingerprint" in meta.get("data", {})}
     data |= {str(_json(file).get("fingerprint")) for file in (runs_dir() / "data").glob("*.json")}
     for identity in stages:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from ldmlab.atomic import atomic_write
 from ldmlab.study.training.curve import Curve
 from ldmlab.study.training.progress import progress
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
 
 CHECKPOINT_EVERY_S = 20.0
 _CHECK_EVERY_ON_CUDA = 25  # reading a loss makes the host wait for the GPU
@@ -26,7 +29,11 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _trainer(device: torch.device, precision: str, callbacks: Sequence[Any], module):
+def build_trainer(device: torch.device, precision: Any, callbacks: Sequence[Any], module: Any) -> "pl.Trainer":
+    """A Lightning trainer that runs its callbacks and a training loop of one epoch, and nothing else.
+
+    `precision` is one of Lightning's names, such as "32-true"; the gradient's norm is clipped to `module.clip_norm`.
+    """
     import logging
     import warnings
 
@@ -43,25 +50,34 @@ def _trainer(device: torch.device, precision: str, callbacks: Sequence[Any], mod
     )
 
 
-def _loop_callback(module, curve: Curve, state_file: Path, start: int, num_steps: int, seed: int, label: str,
-                   log_every: int, at_steps: dict[int, list[Callable]]):
+def loop_callback(
+    curve: Curve, state_file: Path, start: int, num_steps: int, seed: int, label: str, log_every: int,
+    at_steps: dict[int, list[Callable]],
+) -> Any:
+    """A Lightning callback that seeds, checks and logs each step, and saves the state to `state_file`.
+
+    Its `done` counts finished steps. NonFiniteLoss where a loss is NaN or infinite. Arguments are those of `fit`.
+    """
     import pytorch_lightning as pl
 
     class Loop(pl.Callback):
-        """What happens around a step; `done` counts finished steps."""
+        """Seeds, checks, logs and saves around each step; `done` counts finished steps."""
 
-        def __init__(self):
-            self.done, self.saved_at, self.batch = start, time.monotonic(), None
+        def __init__(self) -> None:
+            self.done, self.saved_at = start, time.monotonic()
+            self.batch: Any = None
             self.train_s = curve.values.get("train_s", [[0, 0.0]])[-1][1]
 
-        def setup(self, trainer, pl_module, stage):
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
             self.bar = progress(num_steps, label, initial=start)
 
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             torch.manual_seed(step_seed(seed, self.done))
             self.batch, self.began = batch, time.perf_counter()
 
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             self.done += 1
             logged = self.done % log_every == 0 or self.done == num_steps or self.done in at_steps
             if trainer.strategy.root_device.type == "cpu" or logged or self.done % _CHECK_EVERY_ON_CUDA == 0:
@@ -77,20 +93,20 @@ def _loop_callback(module, curve: Curve, state_file: Path, start: int, num_steps
                 self._check(outputs, pl_module)
                 self.save(pl_module)
 
-        def on_train_end(self, trainer, pl_module):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             self.bar.close()
 
-        def on_exception(self, trainer, pl_module, exception):
+        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
             if isinstance(exception, KeyboardInterrupt) and self.done > start:
                 self.save(pl_module)
 
-        def save(self, pl_module):
+        def save(self, pl_module: Any) -> None:
             state = {"step": self.done, "module": pl_module.training_state(), "curve": curve.values,
                      "events": curve.events}
             atomic_write(state_file, lambda part: torch.save(state, part))
             self.saved_at = time.monotonic()
 
-        def _check(self, outputs: dict[str, Tensor], pl_module):
+        def _check(self, outputs: dict[str, Tensor], pl_module: Any) -> None:
             if torch.isfinite(outputs["loss"]).all():
                 return
             path = state_file.parent / f"nonfinite_step{self.done}.pt"

@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from typing import Any
 
 import pytorch_lightning as pl
 from torch import nn
@@ -25,18 +26,22 @@ class Compiling(pl.Callback):
         self.part, self.label, self.num_steps, self.curve, self.backend = part, label, num_steps, curve, backend
         self.seconds: list[float] = []
 
-    def setup(self, trainer, pl_module, stage) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.running = self.num_steps >= 2 * (SETTLE + TIMED)
         if not self.running:
             print(f"{self.label}: not compiled, {self.num_steps} steps are too few to tell", flush=True)
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if self.running:
             if len(self.seconds) == SETTLE + TIMED:
                 self.part.compile(backend=self.backend)
             self.began = time.perf_counter()
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not self.running:
             return
         synchronize()
@@ -52,9 +57,9 @@ def verdict(seconds: list[float], num_steps: int) -> str:
     plain, compiled = seconds[: SETTLE + TIMED], seconds[SETTLE + TIMED :]
     before, after = statistics.median(plain[SETTLE:]), statistics.median(compiled[SETTLE:])
     cost = max(0.0, sum(compiled[:SETTLE]) - SETTLE * after)
-    told = (f"compiling the denoiser took {cost:.3g} s; a step takes {1000 * after:.4g} ms instead of "
-            f"{1000 * before:.4g} ms")
+    timing = (f"compiling the denoiser took {cost:.3g} s; a step takes {1000 * after:.4g} ms instead of "
+              f"{1000 * before:.4g} ms")
     if after >= before:
-        return f"{told}, so it does not pay"
+        return f"{timing}, so it does not pay"
     steps = math.ceil(cost / (before - after))
-    return f"{told}, so it has paid for itself after {steps} steps of {num_steps}"
+    return f"{timing}, so it has paid for itself after {steps} steps of {num_steps}"

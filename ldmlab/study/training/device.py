@@ -4,7 +4,7 @@ import torch
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """cuda, then mps, then cpu; or the one asked for."""
+    """The device named, such as "cuda:1"; for "auto" the first that is available of cuda, mps and cpu."""
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
@@ -27,5 +27,6 @@ def _cpu_has_bf16() -> bool:
         return False
 
 
-def _device(device: torch.device | str) -> torch.device:
+def as_device(device: torch.device | str) -> torch.device:
+    """The device of a name, as `choose_device` takes it; a device as it is."""
     return choose_device(device) if isinstance(device, str) else device

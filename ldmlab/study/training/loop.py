@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from ldmlab.study.training.callbacks import _loop_callback, _trainer
+from ldmlab.study.training.callbacks import build_trainer, loop_callback
 from ldmlab.study.training.curve import Curve
 from ldmlab.study.training.device import usable_precision
 
@@ -49,8 +49,8 @@ class StepSampler(Sampler[list[int]]):
 
 
 def fit(
-    module,
-    dataset: Dataset,
+    module: Any,
+    dataset: Any,
     *,
     num_steps: int,
     batch_size: int,
@@ -84,24 +84,24 @@ def fit(
     sampler = StepSampler(len(dataset) // 2, batch_size, seed=seed, start=start, stop=num_steps)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=_num_readers(dataset), collate_fn=_as_it_is,
                         pin_memory=device.type == "cuda", persistent_workers=False)
-    loop = _loop_callback(module, curve, state_file, start, num_steps, seed, label, log_every, at_steps or {})
+    loop = loop_callback(curve, state_file, start, num_steps, seed, label, log_every, at_steps or {})
     callbacks = [loop]
     if compiled is not None:
         from ldmlab.study.training.compiling import Compiling  # imports Lightning
 
         callbacks = [Compiling(compiled, label, num_steps - start, curve), loop]  # first: scoring is no part of a step
-    _trainer(device, usable_precision(precision, device), callbacks, module).fit(module, loader)
+    build_trainer(device, usable_precision(precision, device), callbacks, module).fit(module, loader)
     if loop.done < num_steps:  # Lightning turns some interrupts into a quiet return
         raise KeyboardInterrupt(f"{label}: stopped at step {loop.done} of {num_steps}; run the same again to continue")
     return curve
 
 
-def _num_readers(dataset: Dataset) -> int:
+def _num_readers(dataset: Any) -> int:
     """Processes that read and decode: none for what is in memory, or mapped into it."""
     if getattr(dataset, "is_decoded", True):
         return 0
     return min(MAX_READERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _as_it_is(batch):
+def _as_it_is(batch: Any) -> Any:
     return batch

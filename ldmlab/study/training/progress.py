@@ -47,6 +47,11 @@ class Progress:
         """Count `n` more units as done; `values`, such as the loss, are displayed."""
         self.n += n
 
+    def counter(self) -> Callable[[int], None]:
+        """A callback `done`: units done of a part of the work that begins now."""
+        start = self.n
+        return lambda done: self.update(start + done - self.n)
+
     def close(self) -> None:
         """Close the display."""
 
