@@ -257,5 +257,5 @@ def _scores(run: Run, by: Metrics, samples: Tensor) -> dict[str, Score]:
 
 def scale_rows(run: Run, prompts: Prompts, scales: Sequence[float] = (0.0, 1.0, 3.0, 10.0)) -> dict[str, Tensor]:
     """Samples of the prompts at several scales of classifier-free guidance, a row each, for `picture_grid`."""
-    names = {0.0: "not told", 1.0: "s = 1"}
+    names = {0.0: "unconditional", 1.0: "s = 1"}
     return {names.get(scale, f"s = {scale:g}"): sample_prompts(run, prompts, scale) for scale in scales}

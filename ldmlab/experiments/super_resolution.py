@@ -20,7 +20,7 @@ from ldmlab.study.training.progress import progress
 
 METHODS = {
     "bicubic": "bicubic enlargement", "regression": "regression in pixels", "pixels": "diffusion in pixels",
-    "ldm": "latent diffusion", "guided": "latent diffusion, untold, guided (Eq. 17)",
+    "ldm": "latent diffusion", "guided": "latent diffusion, unconditional, guided (Eq. 17)",
     "reconstructions": "first stage, of the true picture",
 }
 GUIDANCE = 30.0  # of the guided variant, at factor 4: the best scale found in 14_image_guiding
