@@ -9,7 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from ldmlab.experiments import inpainting_speed, semantic_synthesis, super_resolution
-from ldmlab.figures.paper_tables import blanks, fig_guidance
+from ldmlab.figures.paper_tables import blank_missing, fig_guidance
 from ldmlab.figures.restoration import fig_beyond, fig_inpainting, fig_semantic, fig_super_resolution
 from ldmlab.paper import numbers as paper
 from ldmlab.study.records.record import load_records
@@ -58,7 +58,7 @@ def test_a_method_far_below_bicubic_is_named_in_words():
     record = deepcopy(records("12_super_resolution")[0])
     record.metrics["psnr_regression"]["value"] = record.value("psnr_bicubic") - 6
     fig = fig_super_resolution([record])
-    assert "Outside of (a) and (b): regression at" in words(fig)
+    assert "Outside the range of (a) and (b): regression at" in words(fig)
     assert all(record.value("psnr_regression") not in dict(points(ax)) for ax in fig.axes[:2])
 
 
@@ -92,7 +92,7 @@ def test_semantic_synthesis_shows_every_method_of_every_measure():
         assert widths == [record.value(f"{measure}_{method}") for method in semantic_synthesis.METHODS]
     bare = deepcopy(record)
     bare.metrics = {}
-    with pytest.raises(ValueError, match=f"{record.file_name} has no measure of success"):
+    with pytest.raises(ValueError, match=f"{record.file_name} has no measure of agreement with label maps"):
         fig_semantic(bare)
 
 
@@ -115,5 +115,5 @@ def test_guidance_is_drawn_beside_tab_10():
 
 def test_blanks_replace_what_is_missing_alone():
     """Numbers stay numbers; None and NaN become empty cells."""
-    shown = blanks(pd.DataFrame({"a": [1.5, None], "b": ["x", None]}))
+    shown = blank_missing(pd.DataFrame({"a": [1.5, None], "b": ["x", None]}))
     assert shown.values.tolist() == [[1.5, "x"], ["", ""]]

@@ -46,7 +46,7 @@ def test_what_is_wrong_is_told_before_anything_is_used(tmp_path):
     with pytest.raises(ValueError, match="a_mask.png is 8 x 8, its picture 16 x 20"):
         own_pictures(_use(seen), str(tmp_path / "a.png"), "mask")
     (tmp_path / "c.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"c\.png is no picture"):
+    with pytest.raises(ValueError, match=r"c\.png is not a picture"):
         own_pictures(_use(seen), str(tmp_path / "c.png"))
     with pytest.raises(ValueError, match="picture, mask or labels; got 'sound'"):
         own_pictures(_use(seen), "", "sound")
@@ -74,6 +74,6 @@ def test_an_upload_is_used_and_a_wrong_one_told_in_its_place(monkeypatch):
         fields.children[0].set_trait("value", (file,))
 
     upload(b"no picture")
-    assert "no picture" in said.value and not seen
+    assert "not a picture" in said.value and not seen
     upload(raw.getvalue())
     assert len(seen) == 1 and "cropped back" in said.value and bytes(picture.value).startswith(b"\x89PNG")
