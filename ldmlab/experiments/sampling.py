@@ -57,7 +57,7 @@ def variants() -> dict[str, Variant]:
 
 def variant_key(sampler: str) -> str:
     """A sampler's name as part of a curve's: dpm_solver_pp of dpm-solver++."""
-    return sampler.replace("-", "_").replace("+", "p")
+    return sampler.replace("-", "_").replace("++", "_pp")
 
 
 def deterministic() -> list[str]:

@@ -1,7 +1,9 @@
 """Sampling measured: samplers from equal noise, budgets that say what they leave out, fronts and orders that are so."""
 
+import json
 from functools import partial
 from math import exp, log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,3 +230,10 @@ def test_pictures_of_all_samplers_start_from_one_noise(a_run):
     assert list(rows) == [variant.name for variant in variants().values()]
     ddim, plms, other = (rows[variants()[key].name] for key in ("ddim", "plms", "ddpm"))
     assert (ddim - plms).abs().mean() < 0.5 * (ddim - other).abs().mean()
+
+
+def test_curves_keep_the_names_that_committed_records_have():
+    """A renamed curve would drop out of every figure over older records without a word."""
+    records = sorted((Path(__file__).parents[2] / "results" / "07_sampling").glob("*_scenes_*.json"))
+    curves = set(json.loads(records[0].read_text())["curves"])
+    assert {curve_name(key) for key in variants()} <= curves
