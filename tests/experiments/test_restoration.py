@@ -42,7 +42,7 @@ def test_super_resolution_record_has_every_method_and_says_what_is_missing(tiny_
     run.finish(record)
     assert super_resolution.record_super_resolution(tiny_run("12_super_resolution", factor=4, degradation="bsr")
                                                     ).metrics == record.metrics
-    with pytest.raises(ValueError, match="bicubic alone"):
+    with pytest.raises(ValueError, match="needs degradation bicubic"):
         super_resolution.restore(run, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 32, 32), "guided")
 
 
