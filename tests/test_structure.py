@@ -13,6 +13,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ONE_A_NOTEBOOK = {"experiments", "figures"}  # these folders hold a module for each notebook
 # Function-level imports of ldmlab, each with its reason.
 LATE_IMPORTS = {
+    ("__main__.py", "ldmlab.study.runs.storage"): "`python -m ldmlab --help` answers without it",
+    ("checkpoints/commands.py", "ldmlab.checkpoints.downloads.download"): "torch, only when the command runs",
+    ("checkpoints/commands.py", "ldmlab.checkpoints.downloads.manifest"): "torch, only when the command runs",
+    ("checkpoints/commands.py", "ldmlab.checkpoints.inspection"): "torch, only when the command runs",
+    ("study/config/conditions.py", "ldmlab.evaluation.judge"): "scipy, only where samples are judged",
     ("checkpoints/inspection.py", "ldmlab.checkpoints.diffusers_format.folders"): "only for diffusers folders",
     ("data/sources.py", "ldmlab.data.scenes"): "other data needs no renderer",
     ("data/sources.py", "ldmlab.data.scenes.scene"): "other data needs no renderer",

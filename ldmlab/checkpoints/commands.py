@@ -25,8 +25,8 @@ def add_inspect(subparsers: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from ldmlab.checkpoints.download import fetch, record_file, size_text
-    from ldmlab.checkpoints.manifest import released_files
+    from ldmlab.checkpoints.downloads.download import fetch, record_file, size_text
+    from ldmlab.checkpoints.downloads.manifest import released_files
 
     if args.name is None:
         for row in released_files().values():

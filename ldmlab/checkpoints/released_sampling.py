@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmlab.checkpoints import manifest
-from ldmlab.checkpoints.download import default_folder
+from ldmlab.checkpoints.downloads import manifest
+from ldmlab.checkpoints.downloads.download import default_folder
+from ldmlab.checkpoints.downloads.transfer import megabytes
 from ldmlab.checkpoints.released import Condition, LdmRow
 from ldmlab.checkpoints.released_model import ReleasedModel
-from ldmlab.checkpoints.transfer import megabytes
 from ldmlab.diffusion.conditioning.boxes import BoxTokenizer
 from ldmlab.diffusion.conditioning.captions import BERT, CaptionTokenizer, find_bert
 from ldmlab.diffusion.conditioning.spatial import LabelMap, LowResolution, MaskedPicture, SpatialConditioner

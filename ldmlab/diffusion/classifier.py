@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldmlab.diffusion.conditioning.spatial import BatchDataset
-from ldmlab.diffusion.latent_module import LatentModule
 from ldmlab.diffusion.schedules import Schedule
+from ldmlab.diffusion.training import LatentModule
 from ldmlab.diffusion.unet.blocks import GroupNorm, timestep_embedding, zeroed
 from ldmlab.diffusion.unet.config import DenoiserConfig, build_ends, plan
 from ldmlab.diffusion.unet.unet import Stage

@@ -27,7 +27,7 @@ from ldmlab.evaluation.distances import (
     kid_score,
     score_name,
 )
-from ldmlab.evaluation.precision_recall import precision_recall_scores
+from ldmlab.evaluation.neighbours import precision_recall_scores
 from ldmlab.evaluation.uncertainty import frechet_interval, kid_interval
 from ldmlab.perception import WEIGHTS, FeatureNet, check_pictures, file_hash, freeze
 

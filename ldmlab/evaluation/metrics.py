@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldmlab.evaluation.distances import FeatureMoments, Interval, Score, frechet_score, kid_score, score_name
-from ldmlab.evaluation.precision_recall import precision_recall_scores
+from ldmlab.evaluation.neighbours import precision_recall_scores
 from ldmlab.evaluation.uncertainty import frechet_infinity, frechet_interval, kid_interval
 
 KID_SUBSET = 500  # vectors in a subset of the kernel distance, or all where there are fewer

@@ -1,8 +1,12 @@
-"""Nearest training pictures of samples, and a test whether samples are nearer to them than held-out pictures.
+"""Neighbours in feature space: precision and recall, nearest training pictures, and a test for copies of them.
 
 The paper shows neighbours in VGG's feature space [LDM v2, Fig. 32-34] without a measure. Deviation: the features are
 those of the network given, and the measure is how often a sample is nearer to the training set than a held-out picture,
 the statistic of [Meehan et al. 2020, Sec. 3].
+
+Precision and recall [Kynkäänniemi et al. 2019, Eq. 1-2; LDM v2, Tab. 1] on ldmlab's features are named PR-lab.
+Published values use the features of Inception, as in the script of Dhariwal and Nichol that the paper uses, or those of
+VGG16. Values on different features cannot be compared.
 """
 
 from collections.abc import Mapping
@@ -10,7 +14,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from ldmlab.evaluation.distances import FeatureMoments, Interval, Score, score_name
@@ -50,6 +53,8 @@ def memorisation_score(
     the share of `copies`: samples nearer than the 0.01 quantile of held-out pictures, 0.01 by chance. Raises ValueError
     unless the moments keep all vectors (`keep` >= n).
     """
+    from scipy.stats import mannwhitneyu  # slow to import
+
     for what, moments in (("training", train), ("held-out", held_out), ("generated", samples)):
         if moments.n > len(moments.sample):
             raise ValueError(
@@ -72,3 +77,31 @@ def memorisation_score(
         {**(protocol or {}), "n_held_out": m, "p_value": float(test.pvalue), "copies": copies},
         Interval(max(0.0, value - reach), min(1.0, value + reach), 0.95, "Hanley and McNeil"),
     )
+
+
+def precision_recall(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], k: int = 3) -> tuple[float, float]:
+    """(precision, recall) by torch-fidelity, both in [0, 1]; ValueError unless both sets have more than k >= 1 vectors.
+
+    Precision is the share of generated vectors within the ball of a real one, recall that of real vectors within the
+    ball of a generated one; a ball reaches to the k-th neighbour in its own set. Both depend on n and m.
+    """
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+    if k < 1 or min(len(real), len(fake)) <= k:
+        raise ValueError(f"balls to neighbour k = {k} need more than k >= 1 vectors, got {len(real)} and {len(fake)}")
+    # The common mean is subtracted first: distances of vectors far from 0 would be lost to rounding in float32.
+    mean = real.detach().cpu().double().mean(0)
+    real, fake = ((v.detach().cpu().double() - mean).float() for v in (real, fake))
+    options = {"prc_neighborhood": k, "prc_batch_size": 2048, "save_cpu_ram": True, "verbose": False}
+    result = prc_features_to_metric(fake, real, **options)
+    return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
+
+
+def precision_recall_scores(
+    real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any] | None = None, *, k: int = 3
+) -> dict[str, Score]:
+    """`precision` and `recall` of the kept vectors, as PR-lab on the lab's features; n are the sizes of the samples."""
+    name = score_name("PR", real, fake)
+    values = zip(("precision", "recall"), precision_recall(real.sample, fake.sample, k), strict=True)
+    about = (len(real.sample), len(fake.sample), real.extractor, real.weights_hash, {**(protocol or {}), "k": k})
+    return {key: Score(value, f"{name} {key}".removeprefix("PR "), "1", *about) for key, value in values}

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import t as student
 from torch import Tensor
 
 from ldmlab.evaluation.distances import (
@@ -63,6 +62,8 @@ def _check(level: float, num_resamples: int) -> None:
 def _around(
     value: float, std_error: float, level: float, method: str, *, floor: float = -math.inf, dof: float | int = math.inf
 ) -> Interval:
+    from scipy.stats import t as student  # slow to import
+
     reach = float(student.ppf((1 + level) / 2, dof)) * std_error
     return Interval(max(floor, value - reach), value + reach, level, method)
 

@@ -15,11 +15,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from ldmlab.atomic import DiskFull
-from ldmlab.checkpoints import download, manifest, transfer
 from ldmlab.checkpoints.__main__ import main
-from ldmlab.checkpoints.download import fetch
-from ldmlab.checkpoints.manifest import Copy, ReleasedFile
-from ldmlab.checkpoints.transfer import FetchError
+from ldmlab.checkpoints.downloads import download, manifest, transfer
+from ldmlab.checkpoints.downloads.download import fetch
+from ldmlab.checkpoints.downloads.manifest import Copy, ReleasedFile
+from ldmlab.checkpoints.downloads.transfer import FetchError
 
 CONTENT = bytes(range(256)) * 40
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

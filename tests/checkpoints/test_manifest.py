@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from ldmlab.checkpoints.download import default_folder
-from ldmlab.checkpoints.manifest import DIFFUSERS, find_released_file, released_files
+from ldmlab.checkpoints.downloads.download import default_folder
+from ldmlab.checkpoints.downloads.manifest import DIFFUSERS, find_released_file, released_files
 from ldmlab.evaluation.inception import InceptionNet, find_inception
 from ldmlab.evaluation.inception import manifest as inception_manifest
 from ldmlab.perception import lpips_trunk, perceptual_loss

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldmlab.evaluation.distances import FeatureMoments
-from ldmlab.evaluation.precision_recall import precision_recall, precision_recall_scores
+from ldmlab.evaluation.neighbours import precision_recall, precision_recall_scores
 
 
 def line(*values: float) -> torch.Tensor:

@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ldmlab.atomic import atomic_write
-from ldmlab.checkpoints.manifest import ReleasedFile, find_released_file
-from ldmlab.checkpoints.transfer import FetchError, check_free_space, discard, file_size, megabytes, transfer
+from ldmlab.checkpoints.downloads.manifest import ReleasedFile, find_released_file
+from ldmlab.checkpoints.downloads.transfer import FetchError, check_free_space, discard, file_size, megabytes, transfer
 from ldmlab.perception import file_hash
 from ldmlab.progress import Progress
 
