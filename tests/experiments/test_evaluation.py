@@ -139,7 +139,7 @@ def test_figures_are_drawn_from_a_record_alone(run):
     ev.measure_number(run, record, ev.pictures(run, "val", 64))
     assert "fd_lab_infinity_real" not in record.metrics
     (caption,) = {text.get_text() for text in figures.fig_sample_size(record).texts if "Against n" in text.get_text()}
-    assert "too few for an FD∞" in caption.replace("\n", " ")
+    assert "too few pictures for FD∞" in caption.replace("\n", " ")
     for name, scale in (("fd_lab", 1.0), ("fd_referee", 2.0)):
         record.metrics[f"{name}_floor"] = {"value": 0.5, "n_fake": 4, "n_real": 4}
         for kind, ladder in ev.LADDERS.items():

@@ -58,7 +58,7 @@ def test_a_crossing_is_the_first_step_below():
         curve, t = SCHEDULE.log_snr + 2 * np.log(std), SCHEDULE.crossing(std, level)
         assert curve[t - 1] >= level > curve[t]
     assert SCHEDULE.crossing(1000.0) == SCHEDULE.T and SCHEDULE.crossing(1e-3) == 0
-    with pytest.raises(ValueError, match="positive, got 0"):
+    with pytest.raises(ValueError, match="positive; got 0"):
         SCHEDULE.crossing(0)
 
 
@@ -166,7 +166,7 @@ def made_up(seed=0, **changes):
 
 def test_the_figure_draws_intervals_of_one_record_and_ranges_of_several():
     """Error bars are over samples or over seeds, and the small print says which."""
-    for records, said, reach in (([made_up()], "1 seed: 95 % intervals", (40, 60)),
+    for records, said, reach in (([made_up()], "1 seed: 95 % bootstrap intervals", (40, 60)),
                                  ([made_up(0), made_up(4)], "2 seeds: means, ranges", (50, 54))):
         fig = figures.fig_rescaling(records)
         assert said in " ".join(" ".join(text.get_text() for text in fig.texts).split())
