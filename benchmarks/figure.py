@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ldmlab.atomic import atomic_write
-from ldmlab.figures.style import ACCENT, GREY, INK, SECOND, SMALL, log_axis, plain, small_print, styled
+from ldmlab.figures.style import ACCENT, GREY, INK, SECOND, SMALL, format_number, log_axis, small_print, styled
 from ldmlab.study.config.paths import results_dir
 
 KINDS = {"ours": ACCENT, "peer": GREY, "floor": INK}
@@ -71,7 +71,7 @@ def _panel(ax: Axes, rows: list[dict]) -> None:
         floor, tint = row["kind"] == "floor", KINDS[row["kind"]]
         ax.barh(y, row["per_s"], height=0.66, color="none" if floor else tint, edgecolor=tint,
                 linestyle="--" if floor else "-", linewidth=0.8, alpha=1.0 if row["exact"] else 0.55)
-        ax.text(row["per_s"], y, f" {plain(row['per_s'])}", va="center", fontsize=SMALL, color=INK)
+        ax.text(row["per_s"], y, f" {format_number(row['per_s'])}", va="center", fontsize=SMALL, color=INK)
     ax.set_yticks(range(len(rows)), [row["variant"] for row in rows], fontsize=SMALL + 0.4)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)

@@ -215,10 +215,10 @@ def test_a_sampler_is_one_row(a_run, monkeypatch):
     assert calls == [6] and torch.equal(rows[row.title], sampling.sample_with(run, "ddim", torch.arange(2), 3))
     with pytest.raises(ValueError, match="eta = 0.5 with sampler 'coarse[+][+]'"):
         run.diffusion.model.sample(torch.arange(2), num_steps=6, sampler="coarse++", eta=0.5)
-    assert sampling.calls(("coarsepp", 50)) == 25
+    assert sampling.calls(("coarse_pp", 50)) == 25
     jobs, _ = plan_jobs(EvaluationSpec(512, 20, 128, 10_000), [[k, 1600 / k] for k in STEPS])
-    assert {k for key, k in jobs if key == "coarsepp"} == set(FEW)
-    assert row.title in words(fig_samplers([a_record()])) and "fd_lab_by_steps_coarsepp" in a_record().curves
+    assert {k for key, k in jobs if key == "coarse_pp"} == set(FEW)
+    assert row.title in words(fig_samplers([a_record()])) and "fd_lab_by_steps_coarse_pp" in a_record().curves
     monkeypatch.setattr(sampling, "ORDER_STEPS", (20, 40))
     assert row.title in words(fig_convergence(sampling.convergence_curves(scaled_linear())))
 

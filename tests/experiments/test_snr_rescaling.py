@@ -167,7 +167,7 @@ def made_up(seed=0, **changes):
 def test_the_figure_draws_intervals_of_one_record_and_ranges_of_several():
     """Error bars are over samples or over seeds, and the small print says which."""
     for records, said, reach in (([made_up()], "1 seed: 95 % bootstrap intervals", (40, 60)),
-                                 ([made_up(0), made_up(4)], "2 seeds: means, ranges", (50, 54))):
+                                 ([made_up(0), made_up(4)], "2 seeds: means and ranges", (50, 54))):
         fig = figures.fig_rescaling(records)
         assert said in " ".join(" ".join(text.get_text() for text in fig.texts).split())
         (bar,) = fig.axes[0].containers[0].lines[2]
