@@ -25,7 +25,8 @@ FACTOR = 4  # of super-resolution [LDM v2, Sec. 4.4]
 class ConditionalOnly(LatentDiffusion):
     """A latent diffusion model trained with its condition only: no guidance and no unconditional samples."""
 
-    def _droppable(self, conditioner: Conditioner | SpatialConditioner, wanted: str) -> Conditioner:
+    @staticmethod
+    def _droppable(conditioner: Conditioner | SpatialConditioner, wanted: str) -> Conditioner:
         raise ValueError(unconditional_error(conditioner.kind, wanted))
 
 
