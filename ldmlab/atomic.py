@@ -86,12 +86,19 @@ def _mb(size: int) -> str:
 @contextmanager
 def locked(folder: Path, label: str) -> Iterator[None]:
     """Lock the folder of one model, so that a second run of it waits and then finds it trained."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    with lock_file(folder / ".lock", f"{label}: another run is training it; waiting for that one"):
+        yield
+
+
+@contextmanager
+def lock_file(path: Path, waiting: str) -> Iterator[None]:
+    """Hold the lock at `path`; prints `waiting` and waits where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"{label}: another run is training it; waiting for that one", flush=True)
+        print(waiting, flush=True)
         lock.acquire()
     try:
         yield

@@ -1,8 +1,9 @@
 """Claims of the paper in Sec. 4.1, 4.5 and App. D as statistical hypotheses, and verdicts on them from records.
 
-A claim states that an effect exceeds a threshold, which is fixed before any record is read. The ledger holds the
-verdicts for one data set and tier; `python -m ldmlab.claims.claims --data scenes --tier laptop` prints it. The claim
-that complex data need a smaller f [LDM v2, Sec. 4.1] is not included, since it compares data sets.
+A claim states that an effect exceeds a threshold, with the reason for it; thresholds were set when one seed of tier
+`laptop` was known. The ledger holds the verdicts for one data set and tier; `python -m ldmlab.claims.claims --data
+scenes --tier laptop` prints it. The claim that complex data need a smaller f [LDM v2, Sec. 4.1] is not included, since
+it compares data sets.
 
 Deviation: the paper uses FID on Inception features and class-conditional models at 256 px; here FD-lab replaces FID,
 and a verdict holds for its data and tier only.

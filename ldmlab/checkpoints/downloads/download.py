@@ -17,10 +17,9 @@ from typing import IO
 from zipfile import BadZipFile, ZipFile
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from ldmlab.atomic import atomic_write
+from ldmlab.atomic import atomic_write, lock_file
 from ldmlab.checkpoints.downloads.manifest import ReleasedFile, find_released_file
 from ldmlab.checkpoints.downloads.transfer import FetchError, check_free_space, discard, file_size, megabytes, transfer
 from ldmlab.perception import file_hash
@@ -43,7 +42,7 @@ def fetch(name: str, folder: Path | str | None = None, report: Progress | None =
     path, archive = place / row.file, (place / row.file).with_suffix(".zip")
     if found := _find_on_disk(row, place):  # complete files need no lock and no writable folder
         return found
-    with _lock(path):
+    with lock_file(path.with_name(f".{path.name}.lock"), f"{path.name}: another process is downloading it; waiting"):
         if found := _find_on_disk(row, place):
             return found
         if row.member and archive.exists():  # put there by hand; it is not removed
@@ -71,21 +70,6 @@ def default_folder(row: ReleasedFile) -> Path:
 
 
 # Files on disk
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{path.name}: another process is downloading it; waiting", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def record_file(path: Path) -> Path:

@@ -99,7 +99,7 @@ class Scorer:
 
     def reference(self, name: str) -> FeatureMoments:
         """Features under an extractor of the pictures that samples are compared with where no others are given."""
-        raise NotImplementedError("this scorer has no reference of its own: give `score` a `reference`")
+        raise ValueError("this scorer has no reference set of its own; give `score` a `reference`")
 
     @property
     def protocol(self) -> dict[str, Any]:

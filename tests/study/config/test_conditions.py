@@ -98,7 +98,7 @@ def test_options_are_the_papers_unless_given():
 
 def test_what_a_row_lacks_is_named():
     """An unknown kind, with those there are; channels without a number."""
-    with pytest.raises(ValueError, match="class, text, layout, labels, low_resolution, mask; got 'sound'"):
+    with pytest.raises(ValueError, match=f"{', '.join(KINDS)}; got 'sound'"):
         condition_kind("sound")
     with pytest.raises(ValueError, match="kind grey enters by channels: `channels` has to say by how many"):
         ConditionKind(Grey, lambda of: Grey(8))
