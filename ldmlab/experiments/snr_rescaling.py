@@ -122,7 +122,7 @@ def record_rescaling(runs: Mapping[str, Run]) -> Record:
 def _score_views(record: Record, run: Run, key: str, views: Mapping[str, Tensor]) -> None:
     """FD-lab of each view against the training pictures, with its interval, into the record."""
     for view, x in views.items():
-        scores = run.scorer.score(run.scorer.moments(x), ("fd_lab",), num_resamples=RESAMPLES, seed=0, allow_few=False)
+        scores = run.scorer.score(run.scorer.moments(x), ("fd_lab",), num_resamples=RESAMPLES, seed=0)
         record.metrics |= as_metrics({f"fd_lab_{view}_{key}": scores["fd_lab"]})
 
 

@@ -63,11 +63,11 @@ BUDGETS: dict[str, Budget] = {
     "smoke": Budget(
         models="smoke", is_smoke=True, paper_scale=False, minutes=10,
         size=32, num_train=256, num_val=64, num_resamples=20,
-        evaluation=dict(num_samples=160, num_steps=4, batch_size=80, num_reference=256, speed_steps=(2, 4),
+        evaluation=dict(num_samples=64, num_steps=4, batch_size=64, num_reference=128, speed_steps=(2, 4),
                         speed_batch=4, speed_repeats=1),
         classifier=Training(8, 16, lr=1e-3, warmup_steps=50), regression=Training(8, 16),
         num_restored=16, repeats=2, num_repeated=8, num_guided=8, num_beyond=6, num_beyond_reference=12, tiled_side=96,
-        timed_rounds=2, timed_batch=2, machine_s=3.0,
+        timed_rounds=2, timed_batch=2, machine_s=1.0,
         num_compared=8, num_simulated=10, num_raters=4, num_questions=10,
         released_reconstructed=12, released_samples=12, released_reference=24, released_steps=3,
     ),
