@@ -61,6 +61,7 @@ def measure(args: argparse.Namespace, out: Path, parts: list[Part]) -> None:
                "commit": args.commit or commit()}
     os.environ |= {"TORCHINDUCTOR_CACHE_DIR": str(out / "scratch" / "inductor"), "TOKENIZERS_PARALLELISM": "false",
                    "LDMLAB_ROOT": str(out / "scratch" / "root"), "PYTHONUNBUFFERED": "1",
+                   "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # part 4 forks after asking whether there is a GPU
                    "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])}
     if args.rehearse:
         os.environ["OMP_NUM_THREADS"] = "1"

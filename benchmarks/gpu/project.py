@@ -51,17 +51,21 @@ def run_resume(context: Context, save: Save) -> None:
     """
     began, result = time.monotonic(), {"kills": [f"{what} at step {step}" for what, step in KILLS]}
     for name, deterministic in (("deterministic algorithms", True), ("as shipped", False)):
-        folders = {run: context.scratch / "resume" / name.replace(" ", "_") / run for run in ("whole", "killed")}
-        result[name] = attempt(partial(compare_runs, folders, deterministic, context))
+        for method in ("fork", "spawn"):  # the latter imports anew in each process
+            parent = context.scratch / "resume" / f"{name.replace(' ', '_')}_{method}"
+            folders = {run: parent / run for run in ("whole", "killed")}
+            result[name] = attempt(partial(compare_runs, folders, deterministic, context, method))
+            if "error" not in result[name]:
+                break
         result["seconds"] = time.monotonic() - began
         save(result)
 
 
-def compare_runs(folders: dict[str, Path], deterministic: bool, context: Context) -> dict[str, Any]:
-    fork = multiprocessing.get_context("fork")
+def compare_runs(folders: dict[str, Path], deterministic: bool, context: Context, method: str) -> dict[str, Any]:
+    processes = multiprocessing.get_context(method)
 
     def start(folder: Path, kill: tuple[str, int] | None) -> Any:
-        process = fork.Process(target=one_run, args=(folder, deterministic, kill))
+        process = processes.Process(target=one_run, args=(folder, deterministic, kill))
         process.start()
         return process
 
