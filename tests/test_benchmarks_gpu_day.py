@@ -38,8 +38,8 @@ def test_a_cut_part_leaves_what_it_had_and_the_others(load, tmp_path):
 
 
 @pytest.mark.parametrize("elapsed, number, expected", [
-    (0, 1, 60),     # its own
-    (40, 3, 366),   # what part 1 and 2 left over is part 3's: 540 - 12 - 40 - 45 - 62 - 15
+    (0, 1, 75),     # its own
+    (40, 3, 351),   # what part 1 and 2 left over is part 3's: 540 - 12 - 40 - 60 - 62 - 15
     (500, 4, 0),    # nothing is left beside parts 5 and 6
     (460, 5, 53),   # what is left but for part 6
     (530, 6, 0),

@@ -48,10 +48,10 @@ class Context:
 
 
 PARTS = (
-    Part(1, "environment and parity", "parity", "run", 60),
+    Part(1, "environment and parity", "parity", "run", 75),
     Part(2, "the suite's GPU tests", "suite", "run_tests", 65),
     Part(3, "throughput and share of peak", "throughput", "run", 240, flexible=True),
-    Part(4, "resume after SIGKILL", "project", "run_resume", 45),
+    Part(4, "resume after SIGKILL", "project", "run_resume", 60),
     Part(5, "tier gpu", "project", "run_tier", 62),
     Part(6, "several GPUs", "suite", "run_devices", 15),
 )

@@ -208,7 +208,7 @@ def paper_first_stage(device: torch.device, seconds: float, context: Context, ad
 def run_tier(context: Context, save: Save) -> None:
     """Steps of tier gpu at f = 4 and 8, by the project's own loop, and the minutes of a whole run from them."""
     device, tier = choose_device(), "smoke" if context.rehearse else "gpu"
-    seconds = 0.5 if context.rehearse else 5.0
+    seconds = 0.5 if context.rehearse else 4.5
     result: dict[str, Any] = {"tier": tier}
     for f in (8, 4):
         spec = study_spec(f, tier=tier)
