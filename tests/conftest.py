@@ -15,8 +15,14 @@ import torch
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """With pytest-xdist, one worker runs a file, so that it trains its models once; what takes longest comes first."""
+    """With pytest-xdist, one worker runs a file, so that it trains its models once; what takes longest comes first.
+
+    Tests marked `gpu` are skipped where there is no CUDA.
+    """
+    no_cuda = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
+        if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+            item.add_marker(no_cuda)
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(item.config.rootpath).as_posix()))
     first = ("test_it_runs_", "test_restoration.py", "test_conditioners.py", "experiments/")

@@ -240,7 +240,7 @@ def test_what_cannot_be_accelerated_is_refused(options, message):
         small_model().accelerated(**options)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_cuda_graphs_replay_what_they_recorded(mode):
     """New latents, steps and conditions reach the recorded kernels, in whatever mode each call is made."""
