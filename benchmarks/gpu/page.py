@@ -30,7 +30,7 @@ def page(result: dict[str, Any]) -> Figure:
     sampling = [row for row in rows if not row["work"].startswith("training")]
     words = [line for text in sentences(result) for line in textwrap.wrap(text, 128)]
     heights = [2.5 + 0.8 * len(_works(training)) + len(training), 2.5 + 0.8 * len(_works(sampling)) + len(sampling),
-               3.5 + 1.5 * len(speed.get("profiles", {})), 13, 2 + 0.85 * len(words)]
+               3.5 + 1.5 * len(speed.get("profiles", {})), 13, 2 + 1.05 * len(words)]
     fig, axes = plt.subplots(5, 1, figsize=(8.2, 2.2 + 0.185 * sum(heights)), layout="constrained",
                              height_ratios=heights)
     fig.suptitle(_title(result), fontsize=10.5, x=0.01, ha="left", linespacing=1.5)
@@ -171,7 +171,7 @@ def _words(ax: Axes, result: dict[str, Any]) -> None:
     ax.set_axis_off()
     fig = ax.get_figure(root=True)
     lines = [line for text in sentences(result) for line in textwrap.wrap(text, 128, subsequent_indent="   ")]
-    ax.text(0.01, 0.9, "\n".join(lines), va="top", fontsize=SMALL + 1, linespacing=1.5, in_layout=False,
+    ax.text(0.01, 1.0, "\n".join(lines), va="top", fontsize=SMALL + 1, linespacing=1.5, in_layout=False,
             transform=blended_transform_factory(fig.transFigure, ax.transAxes))
 
 
