@@ -39,7 +39,7 @@ class Source:
 
 
 def _read_file(entries: list[Entry], size: int, decoder: str, i: int) -> np.ndarray:
-    return decode(entries[i].bytes(), size, decoder)
+    return decode(entries[i].bytes(), size, decoder, entries[i].name)
 
 
 def _read_torchvision(pictures: Any, indices: np.ndarray, size: int, i: int) -> np.ndarray:

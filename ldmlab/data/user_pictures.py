@@ -1,6 +1,5 @@
 """A user's own pictures, of any size: open them with their masks, pad them to a model's stride, and crop back."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldmlab.data.dataset_names import PICTURES
-from ldmlab.data.decode import to_rgb
+from ldmlab.data.decode import open_rgb, to_rgb
 from ldmlab.data.file_lists import Entry, file_entry, scan_folder, scan_tar
+from ldmlab.data.formats import named_errors, open_picture_file
 from ldmlab.data.images import to_float
 
 NEAR = 32  # grey levels by which compression may change 0 and 255
@@ -31,8 +31,7 @@ def open_picture(where: Where) -> Float[Tensor, "3 h w"]:
 
 def decode_bytes(raw: bytes | memoryview, name: str = "the upload") -> Float[Tensor, "3 h w"]:
     """Decode the bytes of a picture file as `open_picture` does; `name` stands in error messages."""
-    pixels = np.array(to_rgb(_decode(raw, name)))
-    return to_float(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+    return to_float(torch.from_numpy(np.array(open_rgb(raw, name))).permute(2, 0, 1).contiguous())
 
 
 def open_mask(where: Where, size: tuple[int, int]) -> Float[Tensor, "1 h w"]:
@@ -43,18 +42,26 @@ def open_mask(where: Where, size: tuple[int, int]) -> Float[Tensor, "1 h w"]:
     Raises ValueError for another size, other levels, colours or transparency, and for a mask without a hole.
     """
     name = _name(where)
-    picture = _decode(_bytes(where), name)
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
-        if alpha.min() < 255:
-            raise ValueError(f"mask {name} is transparent in places; a mask is opaque, white where the hole is")
-    levels = np.asarray(to_rgb(picture)).astype(np.int16)  # (h, w, 3)
+    with named_errors(name), open_picture_file(_bytes(where), name) as picture:
+        transparent, levels = _is_transparent(picture), np.asarray(to_rgb(picture)).astype(np.int16)  # (h, w, 3)
+    if transparent:
+        raise ValueError(f"mask {name} is transparent in places; a mask is opaque, white where the hole is")
     if levels.shape[:2] != tuple(size):
         raise ValueError(f"mask {name} is {levels.shape[0]} x {levels.shape[1]}, its picture {size[0]} x {size[1]}")
     spread = int(np.ptp(levels, axis=2).max())
     if spread > NEAR:
         raise ValueError(f"mask {name} has colours: its channels differ by {spread} levels; masks are black and white")
     return _binary(levels[..., 1], name)
+
+
+def _is_transparent(picture: Image.Image) -> bool:
+    """Whether any pixel is, in part."""
+    colour = picture.info.get("transparency")
+    if picture.mode.startswith("I"):
+        return colour is not None and bool((np.asarray(picture) == colour).any())
+    if "A" not in picture.getbands() and colour is None:
+        return False
+    return picture.convert("RGBA").getextrema()[3][0] < 255  # type: ignore[index]
 
 
 def _binary(levels: np.ndarray, name: str) -> Float[Tensor, "1 h w"]:
@@ -152,18 +159,9 @@ def _name(where: Where) -> str:
 def _bytes(where: Where) -> bytes | memoryview:
     if isinstance(where, bytes | memoryview):
         return where
+    name = _name(where)
     try:
-        return where.bytes() if isinstance(where, Entry) else Path(where).expanduser().read_bytes()
+        entry = where if isinstance(where, Entry) else file_entry(Path(where).expanduser(), name)
+        return entry.bytes()
     except OSError as error:
-        raise ValueError(f"{_name(where)} cannot be read: {error.strerror or error}") from error
-
-
-def _decode(raw: bytes | memoryview, name: str) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(raw))
-        picture.load()
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not a picture, or of a format that Pillow does not read") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} is damaged or too large: {error}") from error
-    return picture
+        raise ValueError(f"{name} cannot be read: {error.strerror or error}") from error
