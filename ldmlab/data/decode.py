@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from ldmlab.data.formats import EXTREME, PictureError, named_errors, open_picture_file, upright
+from ldmlab.data.formats import EXTREME, PictureError, bits_of_tiff, named_errors, open_picture_file, upright
 
 BACKGROUND = "white"  # under transparent pixels
 OVERSHOOT = 0.1  # of float levels beyond 0 to 1, which is clipped
@@ -53,9 +53,9 @@ def _strips(picture: Image.Image) -> Iterator[tuple[int, int, int, int]]:
 def _to_8_bits(picture: Image.Image) -> Image.Image:
     top, clear = 1.0, picture.info.get("transparency")
     if picture.mode.startswith("I"):
-        if picture.mode == "I" and picture.format == "TIFF" and 16 not in picture.tag_v2[258]:  # type: ignore[attr-defined]
-            raise PictureError("the picture", "has integers of 32 bits, of which none is known to be white; save the set "
-                                              "with 8 or 16 bits, or as floats from 0 to 1")
+        if picture.mode == "I" and bits_of_tiff(picture) == 32:
+            raise PictureError("the picture", "has integers of 32 bits, of which none is known to be white; save the "
+                                              "set with 8 or 16 bits, or as floats from 0 to 1")
         top = 65535.0
     out = np.empty((picture.height, picture.width), np.uint8)
     for box in _strips(picture):
@@ -63,8 +63,8 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
         low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
         if not (low >= -OVERSHOOT * top and high <= (1 + OVERSHOOT) * top):  # also true for NaN
             kind = "floats" if top == 1 else "integers"
-            raise PictureError("the picture", f"has {kind} from {low:.4g} to {high:.4g}, and accepted are 0 to {top:g}; "
-                                              "scale the whole set alike, or save it with 8 or 16 bits")
+            raise PictureError("the picture", f"has {kind} from {low:.4g} to {high:.4g}, and accepted are 0 to "
+                                              f"{top:g}; scale the whole set alike, or save it with 8 or 16 bits")
         levels = (values.clip(0, top) * (255 / top) + 0.5).astype(np.uint8)
         if isinstance(clear, int):
             levels[values == clear] = 255  # BACKGROUND

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-from PIL import ExifTags, Image, features
+from PIL import ContainerIO, ExifTags, Image, features
 
 MAX_DECODED_BYTES = 1 << 30  # that decoding one picture may take, as `decoded_bytes` counts
 MAX_FILE_BYTES = 1 << 29  # of one picture or label map as it is stored
@@ -76,21 +76,24 @@ def unreadable_suffixes() -> dict[str, str]:
     return {suffix: _CURES.get(name, f"a Pillow with {name}") for name in missing for suffix in SUFFIXES[name]}
 
 
-def read_part(path: str, offset: int, length: int, what: str = "") -> bytes:
+def read_part(path: str, offset: int, length: int, name: str = "") -> bytes:
     """Read `length` bytes of a regular file from `offset` on; OSError where that fails.
 
-    Raises PictureError, of the name `what` or the path, for a FIFO, a device or a folder, which could block or never
-    end, and for more than MAX_FILE_BYTES.
+    Raises PictureError, of this name or the path, for a FIFO, a device or a folder, which could block or never end,
+    and for more than MAX_FILE_BYTES.
     """
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        raise PictureError(what or path, "is not a regular file but a folder, a device or a FIFO; put a file in its place")
-    if length > MAX_FILE_BYTES:
-        raise PictureError(what or path, f"has {length:,} bytes, and a picture file may have {MAX_FILE_BYTES:,}; "
-                                         "make it smaller")
+    _check_regular(path, length, name or path)
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(length)
+
+
+def _check_regular(path: str, length: int, name: str) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise PictureError(name, "is no regular file but a folder, a device or a FIFO; put a file in its place")
+    if length > MAX_FILE_BYTES:
+        raise PictureError(name, f"has {length:,} bytes, and the limit of a picture file is {MAX_FILE_BYTES:,}; make "
+                                 "it smaller")
 
 
 @contextmanager
@@ -135,10 +138,21 @@ def open_picture_file(
             needed = decoded_bytes(picture, size)
         if needed > MAX_DECODED_BYTES:
             raise PictureError(
-                name, f"is too large: {picture.width} x {picture.height} pixels of {picture.format}, mode {picture.mode}, "
-                f"take {needed:,} bytes to decode, and the limit is {MAX_DECODED_BYTES:,}; make it smaller, or cut it "
-                "into parts")
+                name, f"is too large: {picture.width} x {picture.height} pixels of {picture.format}, mode "
+                f"{picture.mode}, take {needed:,} bytes to decode, and the limit is {MAX_DECODED_BYTES:,}; make it "
+                "smaller, or cut it into parts")
         return picture
+
+
+def read_header(path: str, offset: int, length: int, name: str = "") -> tuple[tuple[int, int], int]:
+    """Width and height of a picture as it is stored, and its EXIF orientation; errors as of `open_picture_file`.
+
+    A PNG may state its orientation after the pixels, and is decoded to find it.
+    """
+    _check_regular(path, length, name or path)
+    with named_errors(name or path), open(path, "rb") as file:
+        with Image.open(ContainerIO.ContainerIO(file, offset, length), formats=_formats()) as picture:
+            return stored_size(picture), orientation(picture)
 
 
 def _why_unidentified(start: bytes) -> str:
@@ -161,9 +175,8 @@ def decoded_bytes(picture: Image.Image, size: int | None = None) -> int:
     if picture.info.get("progressive"):
         decoder = 6  # the coefficients of a whole JPEG
     elif picture.format == "TIFF":  # libtiff decodes a strip at once
-        tags = picture.tag_v2  # type: ignore[attr-defined]
-        bits = sum(tags.get(258, (8,)))
-        decoder = bits * min(int(tags.get(278, height)), height) // (8 * max(1, height))
+        rows = int(picture.tag_v2.get(278, height))  # type: ignore[attr-defined]
+        decoder = bits_of_tiff(picture) * min(rows, height) // (8 * max(1, height))
     # A PNG that states its orientation after the pixels would be decoded to find it.
     turned = (picture.format != "PNG" or "exif" in picture.info) and orientation(picture) != 1
     other = picture.mode != "RGB" or "transparency" in picture.info
@@ -171,6 +184,11 @@ def decoded_bytes(picture: Image.Image, size: int | None = None) -> int:
     shorter = max(1, min(width, height))
     columns = 4 * height * round(width * size / shorter) if size and max(width, height) <= EXTREME * shorter else 0
     return width * height * (stored + max(decoder, converted)) + columns
+
+
+def bits_of_tiff(picture: Image.Image) -> int:
+    """Bits of a pixel of a TIFF file, of all channels together; 0 for other files."""
+    return sum(picture.tag_v2.get(258, (1,))) if picture.format == "TIFF" else 0  # type: ignore[attr-defined]
 
 
 def _scale_transparency(picture: Image.Image, raw: bytes | memoryview) -> None:

@@ -148,8 +148,8 @@ class Pixels:
         num = len(self.skipped)
         summary, named = f"{num} of {total} pictures of {self.what} cannot be read", self._named()
         if num and (num == total or (num > SKIP_ALWAYS and num > SKIP_SHARE * total)):
-            rule = (f"up to {SKIP_ALWAYS}, or {SKIP_SHARE:.0%}, are skipped as long as any are left; repair the files, or "
-                    "remove them from the data")
+            rule = (f"up to {SKIP_ALWAYS}, or {SKIP_SHARE:.0%}, are skipped as long as any are left; repair the files, "
+                    "or remove them from the data")
             raise ValueError(f"{summary}: {named}; {rule}")
         if num and warn:
             warnings.warn(f"{summary}, skipped: {named}", stacklevel=2)
