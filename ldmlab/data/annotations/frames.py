@@ -26,7 +26,7 @@ class Frame:
         """Width and height after the orientation is applied."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
-    def stated(self, width: float, height: float) -> str:
+    def stated(self, width: float | int, height: float | int) -> str:
         """Which frame of the picture has the stated size: "upright", "stored", or "" for neither.
 
         Sizes of the same shape but for rounding also fit, since boxes are taken in fractions. Where both frames fit,
@@ -48,7 +48,7 @@ class Frame:
         return x0, y0, x1, y1
 
 
-def _same_shape(a: tuple[float, float], b: tuple[float, float]) -> bool:
+def _same_shape(a: tuple[float | int, float | int], b: tuple[float | int, float | int]) -> bool:
     """Whether one size is the other, enlarged and rounded to whole pixels."""
     scale = max(a[0] / b[0], a[1] / b[1])
     rounding = max(1.0, scale)  # of a pixel, of the larger one
