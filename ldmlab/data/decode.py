@@ -105,15 +105,19 @@ def _is_extreme(picture: Image.Image) -> bool:
 def _resize_and_crop(picture: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
     """Equal, bit for bit, to one resize and one crop, but PIL's vertical pass runs on the cropped columns only.
 
-    Of pictures that are EXTREME times as long as wide, or more, only the part that the square shows is resized; their
-    levels may differ by rounding.
+    Of pictures that are more than EXTREME times as long as wide, only the part that the square shows is resized; levels may
+    differ by rounding.
     """
     width, height = _sides(*picture.size, size)
     left, top = (width - size) // 2, (height - size) // 2
     if _is_extreme(picture):
         across, down = picture.width / width, picture.height / height
-        box = (left * across, top * down, (left + size) * across, (top + size) * down)
-        return picture.resize((size, size), resampling, box)
+        margin = 3 + int(2 * max(1.0, down))  # rows beyond the square that the filter reaches
+        first, last = max(0, int(top * down) - margin), min(picture.height, int((top + size) * down) + margin)
+        right, bottom = min((left + size) * across, picture.width), min((top + size) * down - first, last - first)
+        rows = picture.crop((0, first, picture.width, last))
+        columns = rows.resize((size, rows.height), resampling, (left * across, 0, right, rows.height))
+        return columns.resize((size, size), resampling, (0, max(0.0, top * down - first), size, bottom))
     if width > size:
         columns = picture.resize((width, picture.height), resampling)
         picture = columns.crop((left, 0, left + size, picture.height))

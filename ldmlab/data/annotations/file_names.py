@@ -42,7 +42,7 @@ class PictureNames:
         several the one whose folders agree furthest is meant, then the one whose folders name the same split. None, or
         more than one picture, where the name decides nothing.
         """
-        for given in dict.fromkeys((parts, name_parts(unquote("/".join(parts))))):
+        for given in filter(None, dict.fromkeys((parts, name_parts(unquote("/".join(parts)))))):
             base = given[-1]
             for table, key in zip(self._by_name, (base, base.casefold(), base.casefold()), strict=True):
                 if key in table:
