@@ -105,8 +105,8 @@ def _is_extreme(picture: Image.Image) -> bool:
 def _resize_and_crop(picture: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
     """Equal, bit for bit, to one resize and one crop, but PIL's vertical pass runs on the cropped columns only.
 
-    Of pictures that are more than EXTREME times as long as wide, only the part that the square shows is resized; levels may
-    differ by rounding.
+    Of pictures that are more than EXTREME times as long as wide, only the part that the square shows is resized; levels
+    may differ by rounding.
     """
     width, height = _sides(*picture.size, size)
     left, top = (width - size) // 2, (height - size) // 2

@@ -65,7 +65,7 @@ def _is_transparent(picture: Image.Image) -> bool:
         return colour is not None and bool((np.asarray(picture) == colour).any())
     if "A" not in picture.getbands() and colour is None:
         return False
-    return picture.convert("RGBA").getextrema()[3][0] < 255  # type: ignore[index]
+    return bool(np.asarray(picture.convert("RGBA").getchannel("A")).min() < 255)
 
 
 def _binary(levels: np.ndarray, name: str) -> Float[Tensor, "1 h w"]:

@@ -64,7 +64,7 @@ def opened(root):
 CAR = ("car", 0.125, 0.125, 0.375, 0.375)
 NAMES = {
     "bare": "{}.jpg", "windows": "images\\{}.jpg", "up": "..\\label\\{}.jpg", "dots": "./images/{}.jpg",
-    "absolute": "/home/ann/images/{}.jpg", "drive": "C:\\data\\images\\{}.jpg", "url": "https://x.org/a/{}.jpg?v=2",
+    "absolute": "/srv/ann/images/{}.jpg", "drive": "C:\\data\\images\\{}.jpg", "url": "https://x.org/a/{}.jpg?v=2",
     "upper case": "IMAGES/{}.JPG", "no ending": "{}", "percent": "images%2F{}.jpg", "other folder": "photos/{}.jpg",
 }
 

@@ -93,15 +93,17 @@ def test_extreme_pictures_are_cropped_before_they_are_enlarged(size, monkeypatch
     """Nothing larger than the square is made of them; levels are those of the whole picture, enlarged."""
     made, resize = [], Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda self, to, *rest: made.append(to) or resize(self, to, *rest))
-    ramp = np.broadcast_to(np.linspace(0, 255, max(size)).reshape((-1, 1) if size[1] > size[0] else (1, -1)), size[::-1])
+    along = (-1, 1) if size[1] > size[0] else (1, -1)
+    ramp = np.broadcast_to(np.linspace(0, 255, max(size)).reshape(along), size[::-1])
     for decoder in ("pil", "torch"):
         x = decode(encoded(Image.fromarray(ramp.astype(np.uint8))), 64, decoder)
-        assert max(w * h for w, h in made) <= 64 * 64 and x.shape == (3, 64, 64) and np.abs(x.astype(int) - 128).max() <= 3
+        assert max(w * h for w, h in made) <= 64 * 64
+        assert x.shape == (3, 64, 64) and np.abs(x.astype(int) - 128).max() <= 3
 
 
 @pytest.mark.parametrize("aspect", [1, 1.4, 3, 12, 31.9])
 def test_other_pictures_keep_their_pixels(aspect, monkeypatch):
-    """Up to 32 times as long as wide they are resized, then cropped, as ever; of a smooth picture the way of longer ones is within a level."""
+    """Up to 32 times as long as wide they are resized, then cropped; the way of longer ones gives nearly the same."""
     for k, (width, height) in enumerate(((round(40 * aspect), 40), (40, round(40 * aspect)))):
         image = picture(k, width, height)
         for size in (24, 64):
@@ -167,7 +169,8 @@ def test_every_error_of_a_decoder_names_the_file(error, at, monkeypatch, tmp_pat
 
 
 BROKEN = {
-    "AVIF": b"\0\0\0\x1cftypavif" + b"\0" * 100, "HEIC": b"\0\0\0\x18ftypheic" + b"0" * 200, "HTML": b"<html>404</html>",
+    "AVIF": b"\0\0\0\x1cftypavif" + b"\0" * 100, "HEIC": b"\0\0\0\x18ftypheic" + b"0" * 200,
+    "HTML": b"<html>404</html>",
     "nothing": b"", "one byte": b"\x89", "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     "WebP": encoded(picture(), "WEBP")[:60], "TIFF": b"II*\0\x08\0\0\0\xff\xff", "PNG": GOOD[:40],
     "git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",

@@ -51,7 +51,8 @@ def turned(kind: str, **options) -> bytes:
 
 
 PICTURES: dict[str, Callable[[], bytes]] = {
-    "PNG": lambda: turned("PNG"), "JPEG": lambda: turned("JPEG"), "progressive": lambda: turned("JPEG", progressive=True),
+    "PNG": lambda: turned("PNG"), "JPEG": lambda: turned("JPEG"),
+    "progressive": lambda: turned("JPEG", progressive=True),
     "TIFF": lambda: turned("TIFF"), "LZW": lambda: turned("TIFF", compression="tiff_lzw"),
     "GIF": lambda: encoded(picture(), "GIF"), "BMP": lambda: encoded(picture(), "BMP"),
     "WEBP": lambda: turned("WEBP"), "PPM": lambda: encoded(picture(), "PPM"),

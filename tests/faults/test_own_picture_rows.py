@@ -19,7 +19,8 @@ ROWS = {
     "one folder": (["a/0.png", "a/1.png"], ["0", "1"]),
     "twice in a tar": (["0.png", "0.png"], ["0.png", "0.png (2)"]),
     "long, other ends": ([f"{LONG}_1.png", f"{LONG}_2.png"], ["IMG_20240…brittany_1", "IMG_20240…brittany_2"]),
-    "long, other middles": ([f"{LONG}1{LONG}.png", f"{LONG}2{LONG}.png"], ["IMG_20240…n_brittany", "IMG_20240…n_brittany (2)"]),
+    "long, other middles": ([f"{LONG}1{LONG}.png", f"{LONG}2{LONG}.png"],
+                            ["IMG_20240…n_brittany", "IMG_20240…n_brittany (2)"]),
     "a name that is taken": (["x (2).png", "x.jpg", "x.png"], ["x (2).png", "x.jpg", "x.png"]),
 }
 
@@ -87,7 +88,8 @@ def test_a_folder_without_a_usable_picture_is_refused_before_training(what, note
         files["a.png"] = encoded(Image.new("L", (3, 3)))
         lay_out(tmp_path / "own", files)
     if notebook == "13_inpainting" and files:
-        lay_out(tmp_path / "own", {f"{n[0]}_mask.png": encoded(Image.new("L", (3, 3), 255)) for n in files if "png" in n})
+        masks = {f"{n[0]}_mask.png": encoded(Image.new("L", (3, 3), 255)) for n in files if "png" in n}
+        lay_out(tmp_path / "own", masks)
     with pytest.raises(ValueError, match=message):
         Run(notebook, params, "cpu", quiet=True)
     assert not (tmp_path / "root").exists()

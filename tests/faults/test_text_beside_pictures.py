@@ -112,7 +112,8 @@ JSON = {
 def test_json_beside_a_picture(what, tmp_path):
     """Texts and numbers are captions; others are counted."""
     content, expected, reason = JSON[what]
-    root = lay_out(tmp_path, {f"{k}.png": PICTURE for k in range(NUM)} | {"1.json": json.dumps(content).encode("utf-16")})
+    beside = {"1.json": json.dumps(content).encode("utf-16")}
+    root = lay_out(tmp_path, {f"{k}.png": PICTURE for k in range(NUM)} | beside)
     captions, said, lines = opened(root)
     assert captions["1.png"] == expected and reason in said
     assert ("neither 'caption' nor 'text'" in lines) == (what == "other keys")

@@ -84,7 +84,7 @@ def captions_of_json(raw: bytes, name: str, report: AnnotationReport) -> list[st
         return []
     if not fields.keys() & {"caption", "text"}:
         report.note("JSON files hold neither 'caption' nor 'text'", name)
-    found = next((fields[k] for k in ("caption", "text") if fields.get(k) not in (None, "", [])), [])
+    found: object = next((fields[k] for k in ("caption", "text") if fields.get(k) not in (None, "", [])), [])
     captions = []
     for line in found if isinstance(found, list) else [found]:
         if isinstance(line, int | float) and not isinstance(line, bool):

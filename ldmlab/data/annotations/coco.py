@@ -69,10 +69,10 @@ class Coco:
         of COCO's names that is not in COCO's format.
         """
         coco, categories = cls(report), set[Category]()
-        files = [(match[1].lower() if (match := COCO_FILE.fullmatch(name)) else "", name, read) for name, read in files]
-        named = [file for file in files if file[0]]
-        report.unread += [short_name(name) for kind, name, _ in files if named and not kind]
-        ordered = sorted(named or files, key=lambda file: (_ORDER.index(file[0] or "instances"), file[1]))
+        found = [(match[1].lower() if (match := COCO_FILE.fullmatch(name)) else "", name, read) for name, read in files]
+        named = [file for file in found if file[0]]
+        report.unread += [short_name(name) for kind, name, _ in found if named and not kind]
+        ordered = sorted(named or found, key=lambda file: (_ORDER.index(file[0] or "instances"), file[1]))
         for kind, name, read in ordered:
             try:
                 content = _content(read(), name, report)
@@ -156,7 +156,8 @@ class Coco:
         elif (numbers := _numbers(box, 4)) is None:
             self.report.leave_out("whose box is not four numbers", listed.name)
         else:
-            listed.boxes.append(StatedBox(category, *numbers, size))
+            x, y, width, height = numbers
+            listed.boxes.append(StatedBox(category, x, y, width, height, size))
 
     def boxes(self, listed: Listed, frame: Frame, name: str) -> list[Box]:
         """The boxes of one picture in fractions of it, upright; `name` is counted in the report."""
