@@ -32,6 +32,8 @@ class Frame:
         Sizes of the same shape but for rounding also fit, since boxes are taken in fractions. Where both frames fit,
         it is the upright one.
         """
+        if (width, height) == self.upright:
+            return "upright"
         frames = {"upright": self.upright, "stored": (self.width, self.height)}
         exact = [name for name, size in frames.items() if size == (width, height)]
         return next(iter(exact or [name for name, size in frames.items() if _same_shape((width, height), size)]), "")
