@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ldmlab.data.dataset_names import PICTURES, SPLITS
+from ldmlab.data.formats import read_part
 
 HELD_OUT = 0.1  # share of the pictures for validation where the data has no such split
 MAP_FOLDERS = ("segmentations", "annotations")  # beside "images", with the label maps under the pictures' names
@@ -39,10 +40,8 @@ class Entry:
     map: "Entry | None" = None  # its label map
 
     def bytes(self) -> bytes:
-        """Read the picture's bytes; OSError where they cannot be read."""
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.length)
+        """Read the picture's bytes; OSError where they cannot be read, ValueError for what is no regular file."""
+        return read_part(self.path, self.offset, self.length, self.name)
 
 
 def fraction(*parts: object) -> float:

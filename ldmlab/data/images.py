@@ -161,6 +161,11 @@ class ImageSet(Dataset):
         """Names of the labels of boxes; () where the data has no boxes."""
         return self._find_annotations()[1] if self._source.box_names is None else self._source.box_names
 
+    @property
+    def annotation_report(self) -> list[str]:
+        """Lines on what `annotations` found and left out; none before it is called."""
+        return self._source.annotation_report.lines() if self._source.annotation_report else []
+
     def annotations(self, progress: Progress | None = None, cache_dir: str | Path | None = None) -> list[Annotation]:
         """Class, captions, boxes and crop of each picture, in the set's order; "" and () without captions and boxes.
 

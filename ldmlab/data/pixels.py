@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ldmlab.data.cache import CachedArray, cached_array
+from ldmlab.data.formats import PictureError
 from ldmlab.data.sources import Source
 from ldmlab.progress import Progress
 
@@ -124,8 +125,8 @@ class Pixels:
             raise
         except Exception as error:  # decoders raise all kinds of errors on damaged files
             # Without the addresses of objects, which differ at each use and would list a file twice.
-            reason = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(f"{type(error).__name__}: {error}".split()))[:120]
-            entry = f"{self.source.names[number]} ({reason})"
+            said = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(f"{type(error).__name__}: {error}".split()))[:120]
+            entry = f"{self.source.names[number]} ({error.reason if isinstance(error, PictureError) else said})"
             with _SKIPPED_LOCK:
                 if entry not in self.skipped:
                     self.skipped.append(entry)
@@ -140,14 +141,15 @@ class Pixels:
                 return found, picture
             warn, self._warned = not self._warned, True  # two threads may meet their first at the same time
             self._check_skipped(len(self.numbers), warn=warn)
-        raise ValueError(f"no picture of {self.what} can be read: {self._named()}")
+        raise ValueError(f"no picture of {self.what} can be read, repair them: {self._named()}")
 
     def _check_skipped(self, total: int, warn: bool) -> None:
         """Raise ValueError if too many files were skipped, else, with `warn`, name them in a warning."""
         num = len(self.skipped)
         summary, named = f"{num} of {total} pictures of {self.what} cannot be read", self._named()
         if num and (num == total or (num > SKIP_ALWAYS and num > SKIP_SHARE * total)):
-            rule = f"up to {SKIP_ALWAYS}, or {SKIP_SHARE:.0%}, are skipped as long as any are left"
+            rule = (f"up to {SKIP_ALWAYS}, or {SKIP_SHARE:.0%}, are skipped as long as any are left; repair the files, "
+                    "or remove them from the data")
             raise ValueError(f"{summary}: {named}; {rule}")
         if num and warn:
             warnings.warn(f"{summary}, skipped: {named}", stacklevel=2)

@@ -16,6 +16,7 @@ import numpy as np
 from ldmlab.data.annotations.annotation import Annotation, AnnotationTable
 from ldmlab.data.annotations.annotation_files import annotate_files, annotate_torchvision
 from ldmlab.data.annotations.label_maps import MapSource, find_map_names, read_map
+from ldmlab.data.annotations.report import AnnotationReport
 from ldmlab.data.dataset_names import TORCHVISION, expand_shards
 from ldmlab.data.decode import center_crop, decode
 from ldmlab.data.file_lists import HELD_OUT, SPLIT_OF, Entry, arrange, fraction, scan_folder, scan_tar
@@ -36,10 +37,11 @@ class Source:
     annotate: Callable[..., AnnotationTable]  # (numbers, progress) -> annotations, classes left at -1
     box_names: tuple[str, ...] | None = None  # None: `annotate` returns them
     maps: MapSource | None = None  # None: no label maps
+    annotation_report: AnnotationReport | None = None  # filled by `annotate`
 
 
 def _read_file(entries: list[Entry], size: int, decoder: str, i: int) -> np.ndarray:
-    return decode(entries[i].bytes(), size, decoder)
+    return decode(entries[i].bytes(), size, decoder, entries[i].name)
 
 
 def _read_torchvision(pictures: Any, indices: np.ndarray, size: int, i: int) -> np.ndarray:
@@ -88,7 +90,8 @@ def files_source(kind: str, path: str, split: str, size: int, decoder: str = "pi
         digest.update(f"{e.name}\0{(e.map.length, e.map.stamp) if e.map else None}\n".encode())
     name = Path(path).expanduser().resolve().name.removesuffix(".tar")
     names = [e.name for e in chosen]
-    places = [(e.path, e.offset, e.length) for e in chosen]
+    places, every_place = ([(e.path, e.offset, e.length) for e in part] for part in (chosen, all_entries))
+    report = AnnotationReport()
     return Source(
         name,
         names,
@@ -97,8 +100,9 @@ def files_source(kind: str, path: str, split: str, size: int, decoder: str = "pi
         num_classes,
         digest.hexdigest(),
         partial(_read_file, chosen, size, decoder),
-        partial(annotate_files, roots, places, size),
+        partial(annotate_files, roots, places, size, every_place=every_place, report=report),
         maps=MapSource(partial(read_map, chosen, size), partial(find_map_names, all_entries)) if any_map else None,
+        annotation_report=report,
     )
 
 

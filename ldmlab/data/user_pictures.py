@@ -1,7 +1,8 @@
 """A user's own pictures, of any size: open them with their masks, pad them to a model's stride, and crop back."""
 
-import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldmlab.data.annotations.label_maps import map_labels
 from ldmlab.data.dataset_names import PICTURES
-from ldmlab.data.decode import to_rgb
+from ldmlab.data.decode import open_rgb, to_rgb
 from ldmlab.data.file_lists import Entry, file_entry, scan_folder, scan_tar
+from ldmlab.data.formats import named_errors, open_picture_file
 from ldmlab.data.images import to_float
 
 NEAR = 32  # grey levels by which compression may change 0 and 255
+LONGEST_NAME = 20  # letters of a row's name
 EDGE = 4  # pixels from the border of a hole within which resizing leaves any grey level
 Where = str | Path | Entry | bytes | memoryview  # a file, an entry of `find_pairs`, or an uploaded file's bytes
 
@@ -31,8 +35,7 @@ def open_picture(where: Where) -> Float[Tensor, "3 h w"]:
 
 def decode_bytes(raw: bytes | memoryview, name: str = "the upload") -> Float[Tensor, "3 h w"]:
     """Decode the bytes of a picture file as `open_picture` does; `name` stands in error messages."""
-    pixels = np.array(to_rgb(_decode(raw, name)))
-    return to_float(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+    return to_float(torch.from_numpy(np.array(open_rgb(raw, name))).permute(2, 0, 1).contiguous())
 
 
 def open_mask(where: Where, size: tuple[int, int]) -> Float[Tensor, "1 h w"]:
@@ -43,18 +46,26 @@ def open_mask(where: Where, size: tuple[int, int]) -> Float[Tensor, "1 h w"]:
     Raises ValueError for another size, other levels, colours or transparency, and for a mask without a hole.
     """
     name = _name(where)
-    picture = _decode(_bytes(where), name)
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
-        if alpha.min() < 255:
-            raise ValueError(f"mask {name} is transparent in places; a mask is opaque, white where the hole is")
-    levels = np.asarray(to_rgb(picture)).astype(np.int16)  # (h, w, 3)
+    with named_errors(name), open_picture_file(_bytes(where), name) as picture:
+        transparent, levels = _is_transparent(picture), np.asarray(to_rgb(picture)).astype(np.int16)  # (h, w, 3)
+    if transparent:
+        raise ValueError(f"mask {name} is transparent in places; a mask is opaque, white where the hole is")
     if levels.shape[:2] != tuple(size):
         raise ValueError(f"mask {name} is {levels.shape[0]} x {levels.shape[1]}, its picture {size[0]} x {size[1]}")
     spread = int(np.ptp(levels, axis=2).max())
     if spread > NEAR:
         raise ValueError(f"mask {name} has colours: its channels differ by {spread} levels; masks are black and white")
     return _binary(levels[..., 1], name)
+
+
+def _is_transparent(picture: Image.Image) -> bool:
+    """Whether any pixel is, in part."""
+    colour = picture.info.get("transparency")
+    if picture.mode.startswith("I"):
+        return colour is not None and bool((np.asarray(picture) == colour).any())
+    if "A" not in picture.getbands() and colour is None:
+        return False
+    return bool(np.asarray(picture.convert("RGBA").getchannel("A")).min() < 255)
 
 
 def _binary(levels: np.ndarray, name: str) -> Float[Tensor, "1 h w"]:
@@ -87,7 +98,8 @@ def find_pairs(path: str | Path) -> list[tuple[Entry, Entry | None]]:
         mask = next((m for m in candidates if m.is_file()), None)
         return [(file_entry(root, root.name), file_entry(mask, mask.name) if mask else None)]
     else:
-        raise ValueError(f"{str(path)!r} does not exist; give a picture, a folder of pictures or a .tar of them")
+        what = "is a device or a FIFO" if root.exists() else "does not exist"
+        raise ValueError(f"{str(path)!r} {what}; give a picture, a folder of pictures or a .tar of them")
     entries.sort(key=lambda e: e.name)
     pictures = [e for e in entries if not _stem(e).endswith("_mask")]
     masks = {_stem(e).removesuffix("_mask"): e for e in entries if _stem(e).endswith("_mask")}
@@ -96,6 +108,64 @@ def find_pairs(path: str | Path) -> list[tuple[Entry, Entry | None]]:
     if alone := [mask.name for stem, mask in masks.items() if stem not in map(_stem, pictures)]:
         raise ValueError(f"{', '.join(alone)} of {str(path)!r}: masks without a picture of that name")
     return [(e, masks.get(_stem(e))) for e in pictures]
+
+
+def open_user_pictures(
+    path: str | Path, wants: str = "picture", smallest: int = 1
+) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    """Open the pictures under a path, one after the other: a name for its row, and what `wants` says.
+
+    "picture" is (picture,), "mask" (picture, mask), "labels" (a label map,): as of `open_picture`, `open_mask` and
+    `map_labels`. No two rows have the same name. Of several files those that cannot be used are passed over, and
+    printed with the reason. ValueError where there are none, or all are passed over, and for sides below `smallest`.
+    """
+    pairs = find_pairs(path)
+    problems = []
+    for name, (entry, mask) in zip(row_names([e.name for e, _ in pairs]), pairs, strict=True):
+        try:
+            opened = _open_as(wants, entry, mask)
+            if min(opened[0].shape[-2:]) < smallest:
+                raise ValueError(f"{entry.name} is {_sides(opened[0].shape[-2:])}; sides are {smallest} or more")
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        yield name, opened
+    if len(problems) == len(pairs):
+        raise ValueError(f"no picture under {str(path)!r} can be used: {_first(problems)}")
+    if problems:
+        print(f"{len(problems)} of {len(pairs)} pictures under {str(path)!r} are passed over: {_first(problems)}",
+              flush=True)
+
+
+def _open_as(wants: str, entry: Entry, mask: Entry | None) -> tuple[Tensor, ...]:
+    if wants == "labels":
+        return (torch.from_numpy(map_labels(bytes(_bytes(entry)), entry.name)).long(),)
+    if wants == "mask" and mask is None:
+        raise ValueError(f"{entry.name} has no mask; add {_stem(entry)}_mask.png beside it")
+    picture = open_picture(entry)
+    if wants == "mask" and mask is not None:
+        return picture, open_mask(mask, (picture.shape[1], picture.shape[2]))
+    return (picture,)
+
+
+def row_names(files: Sequence[str]) -> list[str]:
+    """A short name for each file, all different: without folder and ending if that tells them apart.
+
+    >>> row_names(["a/set.v1.png", "a/set.v2.png"]), row_names(["a/x.png", "b/x.png"])
+    (['set.v1', 'set.v2'], ['a/x', 'b/x'])
+    """
+    forms = ([f.rpartition("/")[2].rpartition(".")[0] for f in files], [f.rpartition(".")[0] for f in files])
+    names = next((form for form in forms if len(set(form)) == len(files)), list(files))
+    short = [n if len(n) <= LONGEST_NAME else f"{n[: LONGEST_NAME // 2 - 1]}…{n[-LONGEST_NAME // 2 :]}" for n in names]
+    taken: set[str] = set()
+    for i, name in enumerate(short):
+        short[i] = next(s for s in chain([name], (f"{name} ({k})" for k in count(2))) if s not in taken)
+        taken.add(short[i])
+    return short
+
+
+def _first(problems: list[str]) -> str:
+    return "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
 
 
 @dataclass(frozen=True)
@@ -152,18 +222,9 @@ def _name(where: Where) -> str:
 def _bytes(where: Where) -> bytes | memoryview:
     if isinstance(where, bytes | memoryview):
         return where
+    name = _name(where)
     try:
-        return where.bytes() if isinstance(where, Entry) else Path(where).expanduser().read_bytes()
+        entry = where if isinstance(where, Entry) else file_entry(Path(where).expanduser(), name)
+        return entry.bytes()
     except OSError as error:
-        raise ValueError(f"{_name(where)} cannot be read: {error.strerror or error}") from error
-
-
-def _decode(raw: bytes | memoryview, name: str) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(raw))
-        picture.load()
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not a picture, or of a format that Pillow does not read") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} is damaged or too large: {error}") from error
-    return picture
+        raise ValueError(f"{name} cannot be read: {error.strerror or error}") from error

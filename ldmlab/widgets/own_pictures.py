@@ -4,7 +4,6 @@ import contextlib
 import html
 import io
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ldmlab.data.annotations.label_maps import map_labels
-from ldmlab.data.user_pictures import decode_bytes, find_pairs, open_mask, open_picture
+from ldmlab.data.user_pictures import decode_bytes, open_mask, open_user_pictures
 from ldmlab.figures.pictures import picture_grid
 from ldmlab.study.training.progress import has_front_end
 from ldmlab.widgets.sliders import as_png
@@ -33,36 +32,28 @@ def own_pictures(use: Use, path: str = "", wants: str = "picture", caption: str 
     """Apply `use` to the pictures under `path`, one row each; without a path, show an upload field.
 
     `wants` is "picture", "mask" (a picture and its mask, `a_mask.png` beside `a.png`) or "labels" (a label map).
-    Without a path and a front end, a hint is printed and None returned. ValueError for files of another kind, before
-    any is used.
+    Without a path and a front end, a hint is printed and None returned. Of several files those that cannot be used are
+    passed over, and printed; ValueError where none is left, before any is used.
     """
     if wants not in ("picture", "mask", "labels"):
         raise ValueError(f"wants must be picture, mask or labels; got {wants!r}")
     if path:
-        rows, columns = {}, list[str]()
-        for name, given in _opened(path, wants):
-            made = use(*given)
-            rows[name], columns = torch.cat(list(made.values())), list(made)
+        rows, columns, refused = {}, list[str](), list[ValueError]()
+        for name, given in list(open_user_pictures(path, wants)):
+            try:
+                made = use(*given)
+            except ValueError as error:
+                print(f"{name} is passed over: {error}", flush=True)
+                refused.append(error)
+                continue
+            rows[name.replace("$", r"\$")], columns = torch.cat(list(made.values())), list(made)  # no formula
+        if not rows:
+            raise refused[0]
         return picture_grid(rows, columns=columns, caption=caption, cell=1.7)
     if not has_front_end():
         print(NO_PICTURE)
         return None
     return _uploads(use, wants, caption)
-
-
-def _opened(path: str, wants: str) -> list[tuple[str, tuple[Tensor, ...]]]:
-    if wants == "labels":
-        files = find_pairs(path)
-        return [(Path(entry.name).stem, (open_labels(entry.bytes(), entry.name),)) for entry, _ in files]
-    opened: list[tuple[str, tuple[Tensor, ...]]] = []
-    for entry, mask in find_pairs(path):
-        if wants == "mask" and mask is None:
-            raise ValueError(f"{entry.name} has no mask; add {Path(entry.name).stem}_mask.png beside it")
-        picture = open_picture(entry)
-        given = (picture, open_mask(mask, (picture.shape[1], picture.shape[2]))) if mask and wants == "mask" else (
-            picture,)
-        opened.append((Path(entry.name).stem[:16], given))
-    return opened
 
 
 def _uploads(use: Use, wants: str, caption: str) -> "Widget":

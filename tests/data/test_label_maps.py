@@ -109,7 +109,7 @@ WRONG = {
     "none for some": (None, r"1 of 12 pictures have no label map: 05.png"),
     "another size": (encoded(Image.new("L", (24, 40))), r"05.png is 40 x 24, its picture .*05.png 24 x 40"),
     "colours": (encoded(Image.new("RGB", (40, 24))), r"05.png has mode RGB; a map has one channel"),
-    "no picture": (b"nothing", r"label map .*05.png cannot be read"),
+    "no picture": (b"nothing", r"label map .*05.png is not a picture"),
     "too many labels": (encoded(Image.new("I;16", (40, 24), 300)), r"05.png has labels from 300 to 300"),
 }
 

@@ -1,6 +1,5 @@
 """Label maps: the label of each pixel of a picture, from a file beside the picture or rendered with it."""
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
-from ldmlab.data.annotations.annotation_files import picture_size
+from ldmlab.data.annotations.frames import Frame
 from ldmlab.data.cache import CachedArray, cached_array, cached_metadata
 from ldmlab.data.decode import center_crop_map
 from ldmlab.data.file_lists import Entry
+from ldmlab.data.formats import PictureError, named_errors, open_picture_file, upright
 from ldmlab.progress import Progress, report_progress
 
 UNLABELLED = 255  # the usual mark of pixels without a label
-_DAMAGED = (OSError, SyntaxError, EOFError, Image.DecompressionBombError)  # what PIL raises, besides ValueError
+_LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 
 
 @dataclass(frozen=True)
@@ -35,21 +34,22 @@ class MapSource:
 def map_labels(raw: bytes, name: str) -> np.ndarray:
     """Decode the bytes of a map file to labels (h, w) uint8: its grey levels or palette indices.
 
-    Raises ValueError for what is not a picture, has several channels, or labels above 255.
+    Grey PNG files of 2 and 4 bits hold labels up to 3 and 15. Raises ValueError for what is not a picture, is of a
+    format that changes levels (whatever the file is called), has several channels, or labels above 255.
     """
-    try:
-        with Image.open(io.BytesIO(raw)) as picture:
-            if picture.mode not in ("1", "L", "P", "I") and not picture.mode.startswith("I;16"):
-                raise ValueError(
-                    f"label map {name} has mode {picture.mode}; a map has one channel, of labels as grey levels (L, I) "
-                    "or palette indices (P)"
-                )
-            labels = np.asarray(ImageOps.exif_transpose(picture))
-    except _DAMAGED as error:
-        raise ValueError(f"label map {name} cannot be read: {error}") from error
+    with named_errors(f"label map {name}"), open_picture_file(raw, f"label map {name}") as picture:
+        if picture.mode not in ("1", "L", "P", "I") and not picture.mode.startswith("I;16"):
+            raise PictureError("", f"has mode {picture.mode}; a map has one channel, of labels as grey levels (L, I) "
+                                   "or palette indices (P)")
+        compression = str(picture.info.get("compression", ""))
+        if picture.format not in _LOSSLESS or compression in ("jpeg", "tiff_jpeg", "webp"):
+            what = "TIFF with JPEG inside" if picture.format in _LOSSLESS else picture.format
+            raise PictureError("", f"is {what} in content, which changes labels near edges; save maps as PNG")
+        labels = np.asarray(upright(picture))
     if labels.size and not (labels.min() >= 0 and labels.max() <= 255):
         raise ValueError(f"label map {name} has labels from {labels.min()} to {labels.max()}; accepted are 0 to 255")
-    return labels.astype(np.uint8)
+    depth = raw[24] if picture.format == "PNG" and picture.mode == "L" else 8
+    return labels.astype(np.uint8) // (255 // (2**depth - 1))  # Pillow stretches levels of 2 and 4 bits to 255
 
 
 def read_map(entries: Sequence[Entry], size: int, i: int) -> np.ndarray:
@@ -94,8 +94,8 @@ def _count(entry: Entry) -> np.ndarray:
     assert entry.map is not None
     labels = _labels_of(entry)
     try:
-        width, height = picture_size(entry.path, entry.offset, entry.length)
-    except (*_DAMAGED, ValueError):
+        width, height = Frame.of_file(entry.path, entry.offset, entry.length).upright
+    except (OSError, ValueError):
         width = height = 0  # unreadable pictures are left out of the set, and their maps with them
     if width and labels.shape != (height, width):
         raise ValueError(

@@ -24,7 +24,8 @@ def check_annotations(plan: DiffusionSpec, pictures: Pictures) -> None:
     if kind.maps and not pictures.train.map_names:
         raise ValueError(f"{pictures.train.name} has no {kind.source}")
     if kind.reads and not any(getattr(annotation, kind.reads) for annotation in pictures.annotations()):
-        raise ValueError(f"{pictures.train.name} has no {kind.source}")
+        seen = "".join(f"; {line}" for line in pictures.train.annotation_report)
+        raise ValueError(f"{pictures.train.name} has no {kind.source}{seen}")
 
 
 def build_conditioner(

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ldmlab.data.user_pictures import open_user_pictures
 from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
 from ldmlab.diffusion.conditioning.tokens import Conditioner
 from ldmlab.first_stage.latents import Latents, PixelLatents
@@ -32,6 +33,16 @@ if TYPE_CHECKING:
     from ldmlab.study.runs.scoring import RunScorer
 
 
+def _check_picture(path: str, spec: StudySpec, condition: str, factor: int) -> None:
+    """ValueError where no picture of one's own can be used: now, and not after models have been trained."""
+    if path:
+        aligned = condition in ("labels", "low_resolution", "mask")  # where the denoiser sees the whole picture
+        levels = len(spec.diffusion.denoiser.widths) if aligned else 1
+        smallest = max(1, spec.f * 2 ** (levels - 1) // factor)
+        for _ in open_user_pictures(path, condition if condition in ("mask", "labels") else "picture", smallest):
+            pass
+
+
 class Run:
     """Pictures, models and scorer of a notebook; each is computed once, and later runs load the same models.
 
@@ -53,6 +64,7 @@ class Run:
         self.spec: StudySpec = study_spec(f, reg, params["data"], tier, params["seed"], size, condition=condition,
                                           attention=params.get("attention", True),
                                           condition_options=condition_options, **changes)
+        _check_picture(params.get("picture", ""), self.spec, condition, params.get("factor", 1))
         # Records travel: of a path they keep the name.
         self.params = {**params, "data": Path(str(params["data"])).stem, "tier": tier, "reg": self.spec.reg,
                        "size": self.spec.data.size}
