@@ -155,6 +155,24 @@ def test_another_handler_of_the_signal_is_kept(monkeypatch):
     assert (len(got), saves) == (1, [])
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
+def test_a_run_in_a_job_survives_the_warning_between_trainings():
+    """Outside SLURM the signal keeps its meaning; in a job, decoding and scoring go on until the limit."""
+    before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    try:
+        slurm.heed_warnings({})
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+        saves = []
+        slurm.heed_warnings(BATCH)
+        signal.raise_signal(signal.SIGUSR1)
+        with slurm.on_warning(lambda: saves.append(1)):
+            signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
+        assert saves == [1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 @pytest.mark.parametrize("tasks", ["", "1", "many", "-2", "1(x2)"])
 def test_no_sentence_without_several_tasks(tasks):
     """What is no number of tasks is none of ours to judge."""

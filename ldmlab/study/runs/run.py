@@ -24,6 +24,7 @@ from ldmlab.study.runs import diffusion as diffusion_runs
 from ldmlab.study.runs.conditioners import sample_labels
 from ldmlab.study.runs.first_stage import TrainedFirstStage, encode, train_first_stage
 from ldmlab.study.training.device import choose_device
+from ldmlab.study.training.slurm import heed_warnings
 from ldmlab.study.training.threads import share_processors
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Run:
         self.notebook, self.started, self._clock = notebook, now(), time.monotonic()
         self.device = choose_device(device)
         share_processors()
+        heed_warnings()
         tier = params["tier"]
         if tier == "auto":
             tier = auto_tier(self.device.type)
