@@ -85,7 +85,8 @@ def test_the_f_of_a_study(given, fs, here):
 @pytest.mark.parametrize(("config", "says"), [
     ({"fs": "3"}, "fs = '3': accepted are some of 1 2 4 8 16 32, such as fs=4,8"), ({"fs": ""}, "fs = ''"),
     ({"fs": "4;8"}, "fs = '4;8'"), ({"tier": "auto"}, "must not differ in tier"), ({"tier": "huge"}, "tier = 'huge'"),
-    ({"reg": "KL"}, "reg = 'KL': accepted is kl or vq"), ({"seed": "-1"}, "seed = '-1'"), ({"data": "nowhere"}, "nowhere"),
+    ({"reg": "KL"}, "reg = 'KL': accepted is kl or vq"), ({"seed": "-1"}, "seed = '-1'"),
+    ({"data": "nowhere"}, "nowhere"),
     ({"data": {"a": "b"}}, "data = {'a': 'b'}"), ({"mem": 3}, "--config mem: accepted are fs, reg, data, tier, seed")])
 def test_a_wrong_study_starts_no_job(config, says, here):
     """One message in place of one failed job for each f."""
@@ -112,7 +113,7 @@ def test_the_snakefile_quotes_what_it_hands_to_a_shell():
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_make_expands_nothing_in_a_folders_name(here):
-    """`make study DATA=...` prints one command, which a shell reads as the folder's name, and runs nothing by itself."""
+    """`make study DATA=...` prints a command that a shell reads as the folder's name, and runs nothing itself."""
     name = "it's $(shell touch x) $(touch y); touch z `touch u` \"q\" # $HOME"
     environ = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"}
     done = subprocess.run(["make", "-n", "-f", ROOT / "Makefile", "-o", ".venv/ready-sweep", "study", f"DATA={name}"],

@@ -73,8 +73,8 @@ def read_sweep(config: Mapping[str, Any], environ: Mapping[str, str] = os.enviro
     """The study that `--config fs=4,8 reg=kl data=scenes tier=laptop seed=0` describes, checked; all are optional.
 
     Snakemake reads values of --config as YAML, in which `a: b` and `1e5` are no text: LDMLAB_STUDY_DATA of the
-    environment gives data as they are. Raises ValueError, before any job is started, for a name or value that is not accepted, and for data that are not
-    there. A relative path of data is one from the working directory.
+    environment gives data as they are. A relative path of data is one from the working directory. Raises ValueError,
+    before any job is started, for a name or value that is not accepted, and for data that are not there.
     """
     if unknown := sorted(set(config) - {*_ACCEPTED, _HEX}):
         raise ValueError(f"--config {', '.join(unknown)}: accepted are {', '.join(_ACCEPTED)}; memory, threads and "

@@ -73,9 +73,10 @@ class Run:
 
     @cached_property
     def pictures(self) -> pictures.Pictures:
-        """Training and validation pictures; ValueError where they lack the annotations of the condition."""
+        """Training and validation pictures; ValueError where they lack what the run asks for."""
         opened = pictures.open_pictures(self.spec)
         conditioners.check_annotations(self.spec.diffusion, opened)  # now, and not after a first stage has been trained
+        pictures.labels_named(opened.train, self.params.get("classes", ""))
         return opened
 
     @cached_property
