@@ -5,6 +5,7 @@ import json
 import pickletools
 import re
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 # What torch itself reads; other names of torch are for torch to judge.
-_PLAIN = re.compile(r"torch\..*|(__builtin__|builtins)\.(set|complex|bytearray)|_codecs\.encode"
+_PLAIN = re.compile(r"torch\..*|builtins\.(set|complex|bytearray)|_codecs\.encode"
                     r"|collections\.(OrderedDict|Counter)")
 # Training frameworks pickle settings and results beside the weights, some by calling a class or function of theirs.
 # Empty classes stand in for all of these, and their contents are dropped.
@@ -24,7 +25,7 @@ _CALLED = re.compile(
     r"(pytorch_lightning|lightning|lightning_fabric|lightning_utilities|omegaconf|torchmetrics|pandas|hydra|pathlib)\..*"
     r"|numpy\.\w+|numpy\._?(core|ma|random|dtypes)\..*|argparse\.Namespace|typing\.Any|copyreg\._reconstructor"
     r"|collections\.(defaultdict|deque)|types\.SimpleNamespace|datetime\.\w+|decimal\.Decimal|fractions\.Fraction"
-    r"|uuid\.UUID|functools\.partial|(__builtin__|builtins)\.(object|dict|list|tuple|int|float|str|bool|slice|range|type)")
+    r"|uuid\.UUID|functools\.partial|builtins\.(object|dict|list|tuple|int|float|str|bool|slice|range|type)")
 # Parts of names that wrappers of modules insert: DataParallel, torch.compile, FSDP, checkpointing of activations.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _AVERAGED = ("ema", "model_ema", "ema_model", "module_ema")
@@ -42,11 +43,18 @@ def globals_of(stream: io.BufferedReader) -> set[str]:
     while num_read < 5 and stream.peek(1):  # magic number, version, system, the content, keys of storages
         for opcode, value, _ in pickletools.genops(stream):
             if opcode.name in ("GLOBAL", "INST"):
-                found.add(str(value).replace(" ", ".", 1))
+                found.add(_python_3(*str(value).split(" ", 1)))
                 if len(found) > _MAX_GLOBALS:
                     raise ValueError(f"it refers to more than {_MAX_GLOBALS} classes")
         num_read += 1
     return {name for name in found if not _PLAIN.fullmatch(name)}
+
+
+def _python_3(module: str, name: str) -> str:
+    """A name as Python 3 has it: pickles of protocol 2 have those of Python 2, and unpickling maps them."""
+    if (module, name) in NAME_MAPPING:
+        module, name = NAME_MAPPING[module, name]
+    return f"{IMPORT_MAPPING.get(module, module)}.{name}"
 
 
 def callable_by_pickles(name: str) -> bool:
@@ -56,7 +64,7 @@ def callable_by_pickles(name: str) -> bool:
 
 def refused(name: str) -> bool:
     """Whether a name, of Python's own library, has no business in a checkpoint; nothing of any name is ever run."""
-    return name.partition(".")[0] in (*sys.stdlib_module_names, "__builtin__") and not callable_by_pickles(name)
+    return name.partition(".")[0] in sys.stdlib_module_names and not callable_by_pickles(name)
 
 
 def unwrapped(tensors: Mapping[str, T]) -> tuple[dict[str, T], tuple[str, ...]]:

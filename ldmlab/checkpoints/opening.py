@@ -179,12 +179,14 @@ class _NotCalled(type):
 def _stand_in(name: str) -> Callable:
     """An empty class under the name of another, so that unpickling imports and keeps nothing of it."""
     module, _, qualname = name.rpartition(".")
-    if re.search("dict$|CfgNode|Munch|Box", qualname, re.IGNORECASE):  # torch fills plain dictionaries only
-        def plain(*args: object) -> dict:
-            return OrderedDict()
+    if re.search("dict$|CfgNode|Munch|Box|^deque$", qualname, re.IGNORECASE):  # torch fills plain containers only
+        empty = list if qualname == "deque" else OrderedDict
+
+        def plain(*args: object) -> object:
+            return empty()
 
         plain.__module__, plain.__qualname__ = module, qualname
-        plain.__new__ = lambda cls, *args: OrderedDict()  # type: ignore[attr-defined]
+        plain.__new__ = lambda cls, *args: empty()  # type: ignore[attr-defined]
         return plain
 
     def new(cls: type, *args: object, **keywords: object) -> object:
