@@ -81,19 +81,22 @@ def unwrapped(tensors: Mapping[str, T]) -> tuple[dict[str, T], tuple[str, ...]]:
 
 
 def peeled(entries: Mapping[str, T]) -> Iterator[tuple[str, dict[str, T]]]:
-    """("", all entries), then those under a leading part of their names, without it, as ("model.", ...), and inwards.
+    """("", all entries), then those under a leading part of their names, without it, as ("model.", ...).
 
-    Averaged weights come before others.
+    Where all of those again begin alike, that is taken off as well. Averaged weights come before others.
     """
     yield "", dict(entries)
     counts = Counter(key.partition(".")[0] for key in entries if "." in key)
     if len(counts) > _MOST_GROUPS:
         return
     for part in sorted(counts, key=lambda part: (part not in _AVERAGED, -counts[part])):
-        prefix = f"{part}."
-        inside = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
-        for more, found in peeled(inside):
-            yield prefix + more, found
+        prefix, leading = "", {part}
+        while len(leading) == 1:
+            prefix += f"{leading.pop()}."
+            inside = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
+            yield prefix, inside
+            if all("." in key for key in inside):
+                leading = {key.partition(".")[0] for key in inside}
 
 
 def peeling_note(prefix: str, num: int, of: int) -> str:

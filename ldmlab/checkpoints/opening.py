@@ -152,7 +152,7 @@ def _classes_to_skip(path: Path, zipped: bool) -> tuple[str, ...]:
                     held = ", ".join(names[:3]) or "nothing"
                     raise ValueError(f"{path} is an archive of {held}; unpack it and open the file in it")
                 with archive.open(pickled) as stream:
-                    found = globals_of(io.BufferedReader(stream))  # type: ignore[type-var]
+                    found = globals_of(io.BufferedReader(stream))  # type: ignore[arg-type]
         else:
             with open(path, "rb") as file:
                 found = globals_of(file)
@@ -179,15 +179,10 @@ class _NotCalled(type):
 def _stand_in(name: str) -> Callable:
     """An empty class under the name of another, so that unpickling imports and keeps nothing of it."""
     module, _, qualname = name.rpartition(".")
+    names = {"__module__": module, "__qualname__": qualname}
     if re.search("dict$|CfgNode|Munch|Box|^deque$", qualname, re.IGNORECASE):  # torch fills plain containers only
         empty = list if qualname == "deque" else OrderedDict
-
-        def plain(*args: object) -> object:
-            return empty()
-
-        plain.__module__, plain.__qualname__ = module, qualname
-        plain.__new__ = lambda cls, *args: empty()  # type: ignore[attr-defined]
-        return plain
+        return type(qualname, (), {"__new__": lambda cls, *args: empty(), **names})
 
     def new(cls: type, *args: object, **keywords: object) -> object:
         return object.__new__(cls)
@@ -197,7 +192,7 @@ def _stand_in(name: str) -> Callable:
 
     methods: dict[str, Callable] = {"__new__": new, "__init__": ignore, "__setstate__": ignore}
     kind = type if callable_by_pickles(name) else _NotCalled
-    return kind(qualname, (), {**methods, "__module__": module, "__qualname__": qualname})
+    return kind(qualname, (), {**methods, **names})
 
 
 def _opened(path: Path, content: object, skipped: tuple[str, ...]) -> WeightsFile:

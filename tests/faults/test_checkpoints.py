@@ -71,7 +71,7 @@ def test_a_latent_diffusion_model_with_one_bad_entry_is_not_its_first_stage(rows
     state = build(rows["celeba256"]).to_compvis_state()
     del state["model.diffusion_model.out.2.bias"]
     state = {key: value for key, value in state.items() if not key.startswith("model_ema.")}
-    for prefix in ("", "ema."):
+    for prefix in ("ema.", ""):
         torch.save({prefix + key: value for key, value in state.items()}, tmp_path / "model.ckpt")
         with pytest.raises(ValueError, match="celeba256 small is nearest: 1 missing: model.diffusion_model.out.2.bias"):
             load_compvis(tmp_path / "model.ckpt")

@@ -186,16 +186,16 @@ def read_pipeline(folder: Path | str, device: torch.device | str = "cpu") -> Lat
     What was done to the names of weights is printed. Raises ValueError or FileNotFoundError, naming the file, for parts
     that are missing, damaged or not supported, and for weights that are NaN or infinite.
     """
-    device, notes = torch.device(device), []  # type: tuple[torch.device, list[str]]
+    on, notes = torch.device(device), list[str]()
     read = _read_parts(snapshot(folder), notes)
     for note in notes:
         print(note, flush=True)
     scale = read.scale_factor
     stats = LatentStats("none" if scale == 1 else "first_batch", (0.0,), (1 / scale,), (0.0,), 0)
-    model = LatentDiffusion(read.first_stage, stats, read.denoiser, read.schedule.to(device), read.conditioner,
-                            read.side * read.first_stage.f, device)
+    model = LatentDiffusion(read.first_stage, stats, read.denoiser, read.schedule.to(on), read.conditioner,
+                            read.side * read.first_stage.f, on)
     for module in (read.first_stage, model.trained):
-        module.eval().requires_grad_(False).to(device)
+        module.eval().requires_grad_(False).to(on)
     return model
 
 
