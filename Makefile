@@ -6,6 +6,7 @@ TIER ?= laptop
 DATA ?= scenes
 SEED ?= 0
 REG  ?= kl
+FS   ?= 1,2,4,8,16,32
 CORES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 VENV   := .venv
@@ -16,6 +17,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONUNBUFFERED := 1
+unexport DATA  # exporting expands it: a folder's name is no text of make
 
 .DELETE_ON_ERROR:
 .PHONY: run test lab study smoke lint check-long readme clean help
@@ -30,8 +32,9 @@ test: $(VENV)/ready  ## set up, then the tests
 lab: $(VENV)/ready  ## set up, then JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-study: $(VENV)/ready-sweep  ## all six f, one papermill run each: TIER=laptop DATA=scenes SEED=0 REG=kl CORES=all
-	$(BIN)/snakemake --cores $(CORES) --config tier=$(TIER) "data=$(DATA)" seed=$(SEED) reg=$(REG) \
+study: $(VENV)/ready-sweep  ## all six f, one papermill run each: TIER=laptop DATA=scenes SEED=0 REG=kl FS=4,8 CORES=all
+	LDMLAB_STUDY_DATA=$(call quoted,DATA) $(BIN)/snakemake --cores $(CORES) \
+		--config tier=$(call quoted,TIER) seed=$(call quoted,SEED) reg=$(call quoted,REG) fs=$(call quoted,FS) \
 		--scheduler greedy --rerun-incomplete --nolock --keep-going --show-failed-logs --quiet rules $(ARGS)
 
 smoke: $(VENV)/ready $(NOTEBOOKS:notebooks/%.ipynb=smoke-%)  ## every notebook once at the smallest tier
@@ -74,6 +77,8 @@ $(BIN)/python:
 		"on Debian and Ubuntu, install its -venv package"; exit 1; }
 
 , := ,
+# The value of a variable as it was given, quoted for the shell, and nothing in it expanded.
+quoted = '$(subst ','\'',$(value $(1)))'
 # uv where it is there, pip where uv is not or cannot reach a registry that pip is set up for.
 install = @{ test -x $(BIN)/uv && $(BIN)/uv pip install --python $(BIN)/python -e "$(1)"; } \
 	|| $(BIN)/python -m pip install -e "$(1)"

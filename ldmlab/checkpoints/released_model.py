@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldmlab.atomic import atomic_write
-from ldmlab.checkpoints.opening import open_weights
+from ldmlab.checkpoints.foreign import check_kinds, check_values, peeled, peeling_note
+from ldmlab.checkpoints.opening import WeightsFile, open_weights
 from ldmlab.checkpoints.released import ROWS, LdmRow, Row, released_row
 from ldmlab.checkpoints.state import (
     Fit,
@@ -18,6 +19,7 @@ from ldmlab.checkpoints.state import (
     build_modules,
     expected,
     fit,
+    reason_ignored,
     recomputed,
     schedule_tables,
     to_ours,
@@ -88,8 +90,7 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], near: Path | None = None) 
     named = {part.lower() for part in near.parts} | {near.stem.lower()} if near is not None else set()
 
     def rank(found: Fit) -> tuple[int, bool]:
-        wrong = len(found.missing) + len(found.unexpected) + len(found.reshaped)
-        return wrong, found.row.name.lower() not in named
+        return _num_wrong(found), found.row.name.lower() not in named
 
     plausible = [row for row in rows if isinstance(row, LdmRow) and _plausible(shapes, row)]
     return sorted((fit(shapes, row) for row in plausible or rows), key=rank)
@@ -101,27 +102,70 @@ def _plausible(shapes: Mapping[str, tuple[int, ...]], row: LdmRow) -> bool:
     return tuple(first[:2]) == (row.denoiser.widths[0], row.denoiser.in_channels)
 
 
+@dataclass(frozen=True)
+class Match:
+    """How a file's entries compare with rows, best first; `tensors` have names without the prefix that `note` says."""
+
+    tensors: dict[str, Tensor]
+    found: list[Fit]
+    note: str | None = None
+
+
+def match(opened: WeightsFile, row: Row | None = None) -> Match:
+    """Compare a file with all rows, or the given one: as it is, then without what its names begin with.
+
+    What does not fit in any way is returned as it is, or as it comes nearest without a prefix that all names have.
+    """
+    best = None
+    for prefix, tensors in peeled(opened.tensors):
+        shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+        found = candidates(shapes, opened.path) if row is None else [fit(shapes, row)]
+        note = peeling_note(prefix, len(tensors), len(opened.tensors)) if prefix else None
+        this = Match(tensors, found, note)
+        if found[0].fits:
+            return this
+        whole = len(tensors) == len(opened.tensors)
+        if best is None or (whole and _num_wrong(found[0]) < _num_wrong(best.found[0])):
+            best = this
+        if row is None and any(key.startswith("model.diffusion_model.") for key in shapes):
+            break  # a latent diffusion model that does not fit: its first stage alone is not what the file is
+    assert best is not None
+    return best
+
+
+def _num_wrong(found: Fit) -> int:
+    return len(found.missing) + len(found.unexpected) + len(found.reshaped)
+
+
+def check_weights(source: str, tensors: Mapping[str, Tensor], row: Row) -> None:
+    """ValueError, naming the entry, for weights of a row that are quantized, NaN or infinite."""
+    used = {key: value for key, value in tensors.items() if reason_ignored(key, row) is None}
+    check_kinds(source, used, to_theirs(build_modules(row, "meta"), row))
+    check_values(source, used)
+
+
 def load_compvis(
     path: Path | str, row: str | Row = "auto", *, ema: bool = True, sha256: str | None = None
 ) -> ReleasedModel:
     """Load a released model from a CompVis file (.ckpt or .safetensors) as the given row, or as the one that fits.
 
-    Averaged weights are used where the file has them, unless `ema` is False; all weights become float32. Raises
-    ValueError where the file does not fit, with the differences, and for files that `open_weights` refuses. No code in
-    a file runs.
+    Averaged weights are used where the file has them, unless `ema` is False; all weights become float32. Prefixes that
+    all names have are taken off; what was done to a file's entries is printed. Raises ValueError where the file does
+    not fit, with the differences, for weights that are NaN, infinite or quantized, and for files that `open_weights`
+    refuses. No code in a file runs.
     """
     opened = open_weights(path, sha256)
-    if row == "auto":
-        found = candidates(opened.shapes, opened.path)
-    else:
-        found = [fit(opened.shapes, released_row(row) if isinstance(row, str) else row)]
-    best = found[0]
+    matched = match(opened, None if row == "auto" else released_row(row) if isinstance(row, str) else row)
+    best = matched.found[0]
     if not best.fits:
         name = best.row.name
         problem = f"does not fit {name}" if row != "auto" else f"fits no released model; {name} is nearest"
         raise ValueError(f"{opened.path} {problem}: {'; '.join(best.differences())}")
-    same_layout = tuple(other.row.name for other in found[1:] if other.fits)
-    return from_compvis_state(opened.tensors, best.row, ema=ema, same_layout=same_layout)
+    check_weights(str(opened.path), matched.tensors, best.row)
+    for note in (*opened.notes, *filter(None, [matched.note])):
+        print(f"{opened.path.name}: {note}", flush=True)
+    same_layout = tuple(other.row.name for other in matched.found[1:] if other.fits)
+    return from_compvis_state(matched.tensors, best.row, ema=ema, same_layout=same_layout)
 
 
 def from_compvis_state(

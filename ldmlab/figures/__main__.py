@@ -40,3 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(path)
     if left_out:
         print(f"left out, since they are not comparable with the rest: {', '.join(left_out)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -178,11 +178,12 @@ def test_files_of_ours_and_of_diffusers(tmp_path):
     assert report.status == 0 and "a model of ldmlab" in report.lines[0] and "hash: abc" in report.lines
     save_file({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(2)}, tmp_path / "diffusion.safetensors")
     assert inspect_file(tmp_path / "diffusion.safetensors").status == 1
-    for name, status in (("LDMPipeline", 0), ("StableDiffusionXLPipeline", 1)):
+    for name, why in (("LDMPipeline", "config.json is missing"), ("StableDiffusionXLPipeline", "does not read a")):
         index = {"_class_name": name, "unet": ["diffusers", "UNet2DModel"]}
         (tmp_path / "model_index.json").write_text(json.dumps(index))
         report = inspect_file(tmp_path)
-        assert (report.status, name in report.lines[0]) == (status, True) and "unet: UNet2DModel" in report.lines
+        assert (report.status, name in report.lines[0]) == (1, True) and "unet: UNet2DModel" in report.lines
+        assert why in report.lines[-1]
 
 
 def test_exit_code_of_a_file_that_is_not_there(tmp_path, capsys):

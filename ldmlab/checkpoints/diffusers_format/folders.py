@@ -14,20 +14,22 @@ Reading runs no code in a folder: weights come from safetensors, else from a .bi
 """
 
 import json
+import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from ldmlab.atomic import atomic_write
 from ldmlab.checkpoints.diffusers_format import configs
 from ldmlab.checkpoints.diffusers_format.keys import load_theirs, to_theirs
-from ldmlab.checkpoints.opening import open_weights
+from ldmlab.checkpoints.diffusers_format.weights import read_weights
+from ldmlab.checkpoints.foreign import class_in, read_json
 from ldmlab.diffusion.conditioning.captions import MAX_LENGTH, CaptionTokenizer, write_vocabulary
 from ldmlab.diffusion.conditioning.spatial import LowResolution
 from ldmlab.diffusion.conditioning.tokens import LayoutEmbedder, TextEmbedder
@@ -44,6 +46,7 @@ from ldmlab.first_stage.autoencoder import (
 )
 from ldmlab.first_stage.latents import LatentStats
 
+T = TypeVar("T")
 LAYOUT = "0.30.0"  # version of diffusers whose fields are written; newer ones add defaults for later fields
 FIRST_STAGES, UNETS = ("AutoencoderKL", "VQModel"), ("UNet2DModel", "UNet2DConditionModel")
 TEXT = "LDMBertModel"
@@ -166,56 +169,124 @@ def _scale_factor(stats: LatentStats) -> float:
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
+class _Read(NamedTuple):
+    """The parts of a pipeline's folder."""
+
+    first_stage: Any
+    denoiser: Any
+    schedule: Schedule
+    scale_factor: float
+    side: int
+    conditioner: TextEmbedder | LowResolution | None
+
+
 def read_pipeline(folder: Path | str, device: torch.device | str = "cpu") -> LatentDiffusion:
     """Load the model in a folder of one of `PIPELINES`, in eval mode; samplers here choose their own steps.
 
-    Raises ValueError or FileNotFoundError, naming the file, for parts that are missing, damaged or not supported.
+    What was done to the names of weights is printed. Raises ValueError or FileNotFoundError, naming the file, for parts
+    that are missing, damaged or not supported, and for weights that are NaN or infinite.
     """
-    folder, device = Path(folder), torch.device(device)
+    on, notes = torch.device(device), list[str]()
+    read = _read_parts(snapshot(folder), notes)
+    for note in notes:
+        print(note, flush=True)
+    scale = read.scale_factor
+    stats = LatentStats("none" if scale == 1 else "first_batch", (0.0,), (1 / scale,), (0.0,), 0)
+    model = LatentDiffusion(read.first_stage, stats, read.denoiser, read.schedule.to(on), read.conditioner,
+                            read.side * read.first_stage.f, on)
+    for module in (read.first_stage, model.trained):
+        module.eval().requires_grad_(False).to(on)
+    return model
+
+
+def check_folder(folder: Path, is_pipeline: bool) -> list[str]:
+    """Check a pipeline's or a part's folder as `read_pipeline` does, without building the model; notes on its names."""
+    notes: list[str] = []
+    if is_pipeline:
+        _read_parts(folder, notes, "meta")
+    else:
+        read_part(folder, device="meta", notes=notes)
+    return notes
+
+
+def snapshot(folder: Path | str) -> Path:
+    """The folder itself, or the snapshot in a folder of the hub's cache; ValueError where there are several."""
+    folder = Path(folder)
+    if not (folder / "snapshots").is_dir() or (folder / "model_index.json").exists():
+        return folder
+    found = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+    main = folder / "refs" / "main"
+    named = folder / "snapshots" / main.read_text("ascii", "replace").strip() if main.is_file() else None
+    if named in found:
+        return named
+    if len(found) != 1:
+        raise ValueError(f"{folder} is a folder of the hub's cache with {len(found)} snapshots; give one of them: "
+                         f"{', '.join(str(path) for path in found[:3])}")
+    return found[0]
+
+
+def _read_parts(folder: Path, notes: list[str], device: str = "cpu") -> _Read:
     name = _read_json(folder / "model_index.json", PIPELINES)["_class_name"]
-    parts: tuple[Any, Any] = read_part(folder / "vqvae", FIRST_STAGES), read_part(folder / "unet", UNETS)
+    latent = "vae" if (folder / "vae").is_dir() and not (folder / "vqvae").is_dir() else "vqvae"
+    parts: tuple[Any, Any] = (read_part(folder / latent, FIRST_STAGES, device=device, notes=notes),
+                              read_part(folder / "unet", UNETS, device=device, notes=notes))
     (first_stage, scale, _), (denoiser, _, side) = parts
     conditioner: TextEmbedder | LowResolution | None = None
     context = None
     if name == "LDMTextToImagePipeline":
-        transformer: Any = read_part(folder / "bert", (TEXT,)).module
+        transformer: Any = read_part(folder / "bert", (TEXT,), device=device, notes=notes).module
         conditioner = TextEmbedder(_read_tokenizer(folder / "tokenizer", transformer.max_length), transformer)
         context = transformer.dim
     elif name == "LDMSuperResolutionPipeline":
         conditioner = LowResolution(first_stage.f, first_stage.f)
         scale = 1.0  # also where the file has another: this pipeline does not scale
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"{folder / latent / 'config.json'} has scaling_factor = {scale!r}; accepted is a number "
+                         "above 0")
     z, extra = first_stage.z_channels, conditioner.channels if isinstance(conditioner, LowResolution) else 0
     given = (denoiser.config.in_channels, denoiser.config.out_channels, denoiser.config.context_dim)
     if given != (z + extra, z, context):
         raise ValueError(f"{folder}: for {name} with this first stage, the denoiser must have (in_channels, "
                          f"out_channels, context_dim) = {(z + extra, z, context)}; unet/ has {given}")
-    stats = LatentStats("none" if scale == 1 else "first_batch", (0.0,), (1 / scale,), (0.0,), 0)
-    model = LatentDiffusion(first_stage, stats, denoiser, read_schedule(folder / "scheduler").to(device), conditioner,
-                            side * first_stage.f, device)
-    for module in (first_stage, model.trained):
-        module.eval().requires_grad_(False).to(device)
-    return model
+    return _Read(first_stage, denoiser, read_schedule(folder / "scheduler"), scale, side, conditioner)
 
 
-def read_part(folder: Path | str, accepted: Sequence[str] = (*FIRST_STAGES, *UNETS, TEXT)) -> Part:
-    """Read a first stage, denoiser or text transformer from its folder; raises as `read_pipeline`."""
+def read_part(
+    folder: Path | str, accepted: Sequence[str] = (*FIRST_STAGES, *UNETS, TEXT), *, device: torch.device | str = "cpu",
+    notes: list[str] | None = None,
+) -> Part:
+    """Read a first stage, denoiser or text transformer from its folder; raises as `read_pipeline`.
+
+    On device "meta" all is checked and no weights are loaded. `notes` gets what was done to names of weights.
+    """
     path = Path(folder) / "config.json"
     config = _read_json(path, accepted)
-    try:
-        part = _build(config, str(path))
-    except (TypeError, AttributeError, ArithmeticError, ValueError) as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path} does not describe a model that can be built: {error}") from error
-    tensors, source = _read_weights(Path(folder), config["_class_name"] == TEXT)
-    load_theirs(part.module, tensors, source)
+    with torch.device(device):
+        part = _described(path, lambda: _build(config, str(path)))
+    tensors, source, said = read_weights(Path(folder), config["_class_name"] == TEXT)
+    said = [*said, *load_theirs(part.module, tensors, source)]
+    if notes is not None:
+        notes += [f"{source}: {note}" for note in said]
     return part
 
 
 def read_schedule(folder: Path | str) -> Schedule:
     """Read beta_t from a scheduler's folder."""
     path = Path(folder) / "scheduler_config.json"
-    return configs.schedule_to_ours(_read_json(path), str(path))
+    if not path.is_file() and (other := path.with_name("config.json")).is_file():
+        path = other
+    values = _read_json(path)
+    return _described(path, lambda: configs.schedule_to_ours(values, str(path)))
+
+
+def _described(path: Path, build: Callable[[], T]) -> T:
+    """What `build` makes of a configuration; ValueError, naming its file, for any error: values may be anything."""
+    try:
+        return build()
+    except Exception as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path} does not describe a model that can be built: {error!r}") from error
 
 
 def _build(config: configs.Json, source: str) -> Part:
@@ -233,13 +304,8 @@ def _read_json(path: Path, accepted: Sequence[str] = ()) -> dict[str, Any]:
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "no such folder"
         raise FileNotFoundError(f"{path} is missing, so this is not a folder in diffusers' format; it has: {there}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__} where a configuration is expected")
-    name = values.get("_class_name") or (values.get("architectures") or [None])[0]
+    values = read_json(path)
+    name = class_in(values)
     if accepted and name not in accepted:
         raise ValueError(f"{path} describes a {name}; accepted are {', '.join(accepted)}")
     return {**values, "_class_name": name}
@@ -259,13 +325,3 @@ def _read_tokenizer(folder: Path, max_length: int) -> CaptionTokenizer:
         if (settings := folder / "tokenizer_config.json").is_file():
             shutil.copy(settings, copy)
         return CaptionTokenizer(copy, max_length)
-
-
-def _read_weights(folder: Path, of_transformers: bool) -> tuple[dict[str, Tensor], str]:
-    """Read tensors by name from safetensors, else from the older .bin; returns them and the name of the file."""
-    stem, older = ("model", "pytorch_model") if of_transformers else ("diffusion_pytorch_model",) * 2
-    path = next((p for p in (folder / f"{stem}.safetensors", folder / f"{older}.bin") if p.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"{folder} has neither {stem}.safetensors nor {older}.bin; it has: "
-                                f"{', '.join(sorted(p.name for p in folder.iterdir()))}")
-    return open_weights(path).tensors, str(path)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldmlab.checkpoints.compvis import UNET_RULES, Rule
 from ldmlab.checkpoints.compvis import from_compvis as to_right
 from ldmlab.checkpoints.compvis import to_compvis as to_left
+from ldmlab.checkpoints.foreign import check_kinds, check_values, peeled, peeling_note
 from ldmlab.checkpoints.state import OURS_ONLY
 from ldmlab.diffusion.conditioning.transformer import TokenTransformer
 from ldmlab.diffusion.unet.config import DenoiserConfig
@@ -143,25 +144,47 @@ def to_theirs(module: nn.Module) -> dict[str, Tensor]:
     return theirs
 
 
-def load_theirs(module: nn.Module, theirs: Mapping[str, Tensor], source: str) -> None:
-    """Load weights under diffusers' names, new or old, into a module; ValueError, naming `source`, for a misfit."""
+def load_theirs(module: nn.Module, theirs: Mapping[str, Tensor], source: str) -> list[str]:
+    """Load weights under diffusers' names, new or old, into a module; returns notes on what was done to names.
+
+    A prefix that all names have is taken off. Of a module on "meta" nothing is loaded, but all is checked. ValueError,
+    naming `source`, for a misfit, and for weights that are NaN, infinite or quantized.
+    """
     own = {key: value for key, value in module.state_dict().items() if key not in OURS_ONLY}
-    wanted = {key: value for key, value in theirs.items() if not _UNUSED.fullmatch(key)}
-    state = to_right(to_right(wanted, OLD_NAMES), _rules(module))
-    if isinstance(module, UNet):
-        state = _fuse(state, own, module.config)
-    state = {key: value.reshape(own[key].shape) if _MATRICES.search(key) and key in own
-             and value.numel() == own[key].numel() else value for key, value in state.items()}
-    shapes = [f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}" for key, value in own.items()
-              if key in state and state[key].shape != value.shape]
-    problems = {"missing": sorted(own.keys() - state.keys()), "unexpected": sorted(state.keys() - own.keys()),
-                "of another shape": shapes}
+    tried = []
+    for prefix, entries in peeled({key: value for key, value in theirs.items() if not _UNUSED.fullmatch(key)}):
+        state = _ours(module, entries, own)
+        problems = _misfit(state, own)
+        tried.append((sum(map(len, problems.values())), prefix, entries, state, problems))
+        if not any(problems.values()):
+            break
+    _, prefix, entries, state, problems = min(tried, key=lambda one: one[0])
     found = [f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
              for kind, keys in problems.items() if keys]
     if found:
         raise ValueError(f"{source} does not fit the model of its configuration: {'; '.join(found)} "
                          f"(in ldmlab's names)")
-    module.load_state_dict(state)
+    check_kinds(source, state, own)
+    check_values(source, entries)
+    if not any(value.is_meta for value in own.values()):
+        module.load_state_dict(state)
+    return [peeling_note(prefix, len(entries), len(theirs))] if prefix else []
+
+
+def _ours(module: nn.Module, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under our names and in our shapes, as far as they are those of the module."""
+    state = to_right(to_right(theirs, OLD_NAMES), _rules(module))
+    if isinstance(module, UNet):
+        state = _fuse(state, own, module.config)
+    return {key: value.reshape(own[key].shape) if _MATRICES.search(key) and key in own
+            and value.numel() == own[key].numel() else value for key, value in state.items()}
+
+
+def _misfit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    shapes = [f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}" for key, value in own.items()
+              if key in state and state[key].shape != value.shape]
+    return {"missing": sorted(own.keys() - state.keys()), "unexpected": sorted(state.keys() - own.keys()),
+            "of another shape": shapes}
 
 
 def _keeps_shapes(module: nn.Module) -> bool:

@@ -26,6 +26,8 @@ class Budget:
     is_smoke: bool  # every code path in seconds: few pictures are allowed for a score, and scores are no evidence
     paper_scale: bool  # meant for the paper's machines: not timed on this one, and no limits of time
     minutes: int  # allowed for one run of the study; a job of SLURM is stopped after that
+    memory_mb: int  # asked for one run of the study
+    threads: int  # of one run of the study
 
     size: int  # side of a picture in pixels, where the run does not say
     num_train: int  # 0: all there are
@@ -61,7 +63,7 @@ class Budget:
 
 BUDGETS: dict[str, Budget] = {
     "smoke": Budget(
-        models="smoke", is_smoke=True, paper_scale=False, minutes=10,
+        models="smoke", is_smoke=True, paper_scale=False, minutes=10, memory_mb=4000, threads=1,
         size=32, num_train=256, num_val=64, num_resamples=20,
         evaluation=dict(num_samples=64, num_steps=4, batch_size=64, num_reference=128, speed_steps=(2, 4),
                         speed_batch=4, speed_repeats=1),
@@ -72,7 +74,7 @@ BUDGETS: dict[str, Budget] = {
         released_reconstructed=12, released_samples=12, released_reference=24, released_steps=3,
     ),
     "laptop": Budget(
-        models="laptop", is_smoke=False, paper_scale=False, minutes=60,
+        models="laptop", is_smoke=False, paper_scale=False, minutes=60, memory_mb=4000, threads=1,
         size=32, num_train=20_000, num_val=1024, num_resamples=200,
         evaluation=dict(num_samples=512, num_steps=20, batch_size=128, num_reference=10_000),
         classifier=Training(1200, 64, lr=1e-3, warmup_steps=50), regression=Training(600, 32),
@@ -83,7 +85,7 @@ BUDGETS: dict[str, Budget] = {
         released_reconstructed=64, released_samples=16, released_reference=2048, released_steps=20,
     ),
     "gpu": Budget(
-        models="gpu", is_smoke=False, paper_scale=False, minutes=120,
+        models="gpu", is_smoke=False, paper_scale=False, minutes=120, memory_mb=16_000, threads=4,
         size=64, num_train=50_000, num_val=2048, num_resamples=200,
         evaluation=dict(num_samples=2048, num_steps=50, batch_size=512, num_reference=20_000, speed_batch=256),
         classifier=Training(10_000, 128, lr=1e-3, warmup_steps=50), regression=Training(15_000, 64),
@@ -94,7 +96,7 @@ BUDGETS: dict[str, Budget] = {
         released_reconstructed=5000, released_samples=2500, released_reference=10_000, released_steps=0,
     ),
     "paper": Budget(
-        models="paper", is_smoke=False, paper_scale=True, minutes=10_080,
+        models="paper", is_smoke=False, paper_scale=True, minutes=10_080, memory_mb=64_000, threads=8,
         size=256, num_train=0, num_val=5000, num_resamples=200,
         # [LDM v2, App. E.3]: the curves of Fig. 6, 7 and 17 are drawn from 5k samples against the training set.
         evaluation=dict(num_samples=5000, num_steps=100, batch_size=64, num_reference=0, speed_batch=64),

@@ -62,6 +62,8 @@ def labels_named(images: ImageSet, names: str) -> Int[Tensor, " n"]:
     found = []
     for name in filter(None, (part.strip().lower() for part in names.split(","))):
         if name not in known:
+            if not known:
+                raise ValueError(f"classes = {names!r}: {images.name} has no classes; accepted is ''")
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)[:12]
             raise ValueError(f"{images.name} has no class {name!r}; there are {len(known)}, such as {', '.join(near)}")
         found.append(known[name])

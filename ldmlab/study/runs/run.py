@@ -25,6 +25,7 @@ from ldmlab.study.runs import diffusion as diffusion_runs
 from ldmlab.study.runs.conditioners import sample_labels
 from ldmlab.study.runs.first_stage import TrainedFirstStage, encode, train_first_stage
 from ldmlab.study.training.device import choose_device
+from ldmlab.study.training.slurm import heed_warnings
 from ldmlab.study.training.threads import share_processors
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Run:
         self.notebook, self.started, self._clock = notebook, now(), time.monotonic()
         self.device = choose_device(device)
         share_processors()
+        heed_warnings()
         tier = params["tier"]
         if tier == "auto":
             tier = auto_tier(self.device.type)
@@ -83,9 +85,10 @@ class Run:
 
     @cached_property
     def pictures(self) -> pictures.Pictures:
-        """Training and validation pictures; ValueError where they lack the annotations of the condition."""
+        """Training and validation pictures; ValueError where they lack what the run asks for."""
         opened = pictures.open_pictures(self.spec)
         conditioners.check_annotations(self.spec.diffusion, opened)  # now, and not after a first stage has been trained
+        pictures.labels_named(opened.train, self.params.get("classes", ""))
         return opened
 
     @cached_property

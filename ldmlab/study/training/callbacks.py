@@ -1,5 +1,7 @@
 """What happens around a training step: seeds, checks, checkpoints, the curve."""
 
+import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_EVERY_S = 20.0
 _CHECK_EVERY_ON_CUDA = 25  # reading a loss makes the host wait for the GPU
+_NO_FOLDER = os.path.join(os.devnull, "lightning")  # can never exist
 
 
 class NonFiniteLoss(RuntimeError):
@@ -38,15 +41,19 @@ def build_trainer(device: torch.device, precision: Any, callbacks: Sequence[Any]
     import warnings
 
     import pytorch_lightning as pl
+    from pytorch_lightning.plugins.environments import LightningEnvironment
 
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
     # One epoch is the whole run: a step count of our own, since Lightning's counts every optimizer.
+    # One process, wherever it runs: in SLURM's environment Lightning refuses some numbers of tasks, and at SIGUSR1 it
+    # saves to its root folder and requeues the job. It also loads any hpc_ckpt_N.ckpt in that folder, by default the
+    # working directory, as soon as SLURM's variables are set: hence a folder that can hold none.
     return pl.Trainer(
         accelerator=device.type if device.type != "cuda" else "gpu", devices=1, precision=precision, max_epochs=1,
         callbacks=list(callbacks), logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, gradient_clip_val=module.clip_norm if module.automatic_optimization else None,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False, plugins=[LightningEnvironment()], default_root_dir=_NO_FOLDER,
     )
 
 
@@ -99,6 +106,10 @@ def loop_callback(
         def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
             if isinstance(exception, KeyboardInterrupt) and self.done > start:
                 self.save(pl_module)
+
+        def save_soon(self) -> None:
+            """Save after the step that runs."""
+            self.saved_at = -math.inf
 
         def save(self, pl_module: Any) -> None:
             state = {"step": self.done, "module": pl_module.training_state(), "curve": curve.values,

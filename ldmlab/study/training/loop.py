@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from ldmlab.study.training.callbacks import build_trainer, loop_callback
 from ldmlab.study.training.curve import Curve
 from ldmlab.study.training.device import usable_precision
+from ldmlab.study.training.slurm import on_warning, tasks_note
 
 MAX_READERS = 8  # processes that decode pictures of a set too large to be kept
 
@@ -90,7 +91,10 @@ def fit(
         from ldmlab.study.training.compiling import Compiling  # imports Lightning
 
         callbacks = [Compiling(compiled, label, num_steps - start, curve), loop]  # first: scoring is no part of a step
-    build_trainer(device, usable_precision(precision, device), callbacks, module).fit(module, loader)
+    if (note := tasks_note()) is not None:
+        print(note, flush=True)
+    with on_warning(loop.save_soon):
+        build_trainer(device, usable_precision(precision, device), callbacks, module).fit(module, loader)
     if loop.done < num_steps:  # Lightning turns some interrupts into a quiet return
         raise KeyboardInterrupt(f"{label}: stopped at step {loop.done} of {num_steps}; run the same again to continue")
     return curve
