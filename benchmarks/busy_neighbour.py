@@ -3,9 +3,10 @@
 `python benchmarks/busy_neighbour.py [--without-before] [--rounds N] [--only WORK] [--out FILE]`, on two quiet
 processors, with none of OpenMP's variables set. The denoiser of the study's tier `laptop` at f = 8: DDIM with 20 steps
 for 128 pictures, and a training step. "before" is torch as it comes, with a thread a processor that spin; "now" has
-`share_processors` watch; "one thread" is there to compare. A loop in another process is the neighbour, stopped and
-continued before each timing. The outputs of "before" and "now" are equal, to the bit. Takes about 3 minutes; where
-"before" freezes beside the neighbour, some more: `--without-before` leaves that out.
+`share_processors` watch, and sampling take one thread beside the neighbour; "one thread" is there to compare. A loop in
+another process is the neighbour, stopped and continued before each timing. The outputs of "before" and "now" are equal,
+to the bit. Takes about 3 minutes; where "before" freezes beside the neighbour, some more: `--without-before` leaves
+that out.
 """
 
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -70,17 +72,18 @@ def denoiser() -> UNet:
     return UNet(denoiser_config(study_spec(8, tier="laptop").diffusion, 0))
 
 
-def sampling() -> Callable[[], torch.Tensor]:
+def sampling(machine: Machine) -> Callable[[], torch.Tensor]:
     model, side = denoiser().eval(), study_spec(8, tier="laptop").data.size // 8
     z_T, schedule = torch.randn(BATCH, model.config.in_channels, side, side), scaled_linear()
 
     @torch.inference_mode()
     def run() -> torch.Tensor:
-        return ddim(lambda z, t: model(z, t, None), z_T, schedule, NUM_STEPS)
+        with machine.watch.one_thread_if_busy() if machine.watch is not None else nullcontext():
+            return ddim(lambda z, t: model(z, t, None), z_T, schedule, NUM_STEPS)
     return run
 
 
-def training_step() -> Callable[[], torch.Tensor]:
+def training_step(machine: Machine) -> Callable[[], torch.Tensor]:
     """Forward, backward and update; the gradients, laid end to end."""
     model, side = denoiser(), study_spec(8, tier="laptop").data.size // 8
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)  # weights stay, for `agree`
@@ -94,8 +97,10 @@ def training_step() -> Callable[[], torch.Tensor]:
     return run
 
 
-def beside(name: str, make: Callable[[], Callable], unit: str, n: int, machine: Machine, with_before: bool) -> Work:
-    run = make()
+def beside(
+    name: str, make: Callable[[Machine], Callable], unit: str, n: int, machine: Machine, with_before: bool
+) -> Work:
+    run = make(machine)
     states = {"before, undisturbed": (False, False), "now, undisturbed": (False, True), "now, beside": (True, True),
               "one thread, beside": (True, False, 1)}
     if with_before:

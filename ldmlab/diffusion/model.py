@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -28,6 +29,8 @@ class LatentDiffusion:
     """First stage, latent scale, denoiser and condition that belong together; all in eval mode on `device`.
 
     `size` is the side in pixels of the training pictures. `conditioner` is None for an unconditional model.
+    `around_batch(batch_size)` makes a context that a batch of samples is drawn in, such as one that sets torch's threads;
+    not where a guide takes gradients, which another number of threads would round otherwise.
     """
 
     first_stage: FirstStage
@@ -37,6 +40,7 @@ class LatentDiffusion:
     conditioner: Conditioner | SpatialConditioner | None
     size: int
     device: torch.device
+    around_batch: Callable[[int], AbstractContextManager[Any]] = nullcontext
 
     @property
     def trained(self) -> nn.ModuleDict:
@@ -158,8 +162,9 @@ class LatentDiffusion:
                 eps_model = self.eps_model(y[rows].to(self.device), guidance_scale)
                 if guided is not None:
                     eps_model = guided(eps_model, rows)
-                z0 = draw(eps_model, z_T[rows].to(self.device), self.schedule, num_steps, generator=later)
-                pictures.append(self.decode(z0).float().cpu())
+                with self.around_batch(len(z_T[rows])) if guided is None else nullcontext():
+                    z0 = draw(eps_model, z_T[rows].to(self.device), self.schedule, num_steps, generator=later)
+                    pictures.append(self.decode(z0).float().cpu())
                 if progress is not None:
                     progress(sum(map(len, pictures)))
         return torch.cat(pictures)

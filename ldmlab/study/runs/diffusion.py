@@ -32,6 +32,7 @@ from ldmlab.study.runs.pictures import Pictures
 from ldmlab.study.training.curve import Curve
 from ldmlab.study.training.device import as_device
 from ldmlab.study.training.loop import fit
+from ldmlab.study.training.threads import one_thread_if_busy
 
 Milestone = Callable[[LatentDiffusion, int], dict[str, float]]  # (model with EMA weights, step) -> its scores
 
@@ -108,7 +109,7 @@ def _new_diffusion(
     torch.manual_seed(spec.seed)
     denoiser = UNet(config)
     return LatentDiffusion(first_stage.model, first_stage.stats, denoiser, scaled_linear(plan.T, *plan.beta),
-                           build_conditioner(plan, pictures, first_stage), spec.data.size, device)
+                           build_conditioner(plan, pictures, first_stage), spec.data.size, device, one_thread_if_busy)
 
 
 def _fit_diffusion(

@@ -4,21 +4,26 @@ OpenMP's threads wait for one another at the end of every parallel loop. GNU's l
 which is fastest on an idle machine. Where another process takes one of the processors, all threads spin until the one
 that was displaced has its turn again, hundreds of times a step: sampling fell to a tenth and less.
 
-The number of threads stays as it is. Gradients are sums over a batch that are split by threads, so another number
-changes their last bits, and a resumed training would no longer equal an uninterrupted one. What changes is how threads
-wait: while there are more OpenMP threads than processors, libgomp spins 100 times instead of 300 000 and then sleeps
-(its manual, GOMP_SPINCOUNT). `_IdleTeam` brings their number above that of the processors.
+In training the number of threads stays as it is. Gradients are sums over a batch that are split by threads, so another
+number changes their last bits, and a resumed training would no longer equal an uninterrupted one. What changes is how
+threads wait: while there are more OpenMP threads than processors, libgomp spins 100 times instead of 300 000 and then
+sleeps (its manual, GOMP_SPINCOUNT). `_IdleTeam` brings their number above that of the processors.
+
+Sampling has no such sums, and from SAME_BITS_FROM pictures on a batch is the same to the bit with any number of threads:
+beside a busy neighbour it takes one.
 """
 
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 INTERVAL_S = 0.5
 TAKEN, FREE = 0.3, 0.1  # of a processor that torch's threads need: more, or less, is used by others
 CALM = 4  # intervals in a row with less than FREE, before threads spin again
+SAME_BITS_FROM = 16  # pictures: in smaller batches torch's convolutions are split by threads in another way
 DECIDED = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 _lock = threading.Lock()
@@ -44,6 +49,17 @@ def share_processors(environ: Mapping[str, str] = os.environ) -> None:
                 _watch.start()
 
 
+@contextmanager
+def one_thread_if_busy(batch_size: int = SAME_BITS_FROM) -> Iterator[None]:
+    """One thread for torch in this context, if other processes take the processors of the others when it begins.
+
+    Smaller batches than SAME_BITS_FROM keep the threads that they have.
+    """
+    watch = _watch
+    with watch.one_thread_if_busy() if watch is not None and batch_size >= SAME_BITS_FROM else nullcontext():
+        yield
+
+
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"LDMLAB_THREADS is a number of threads from 1 on; got {text!r}")
@@ -65,6 +81,19 @@ class ProcessorWatch(threading.Thread):
             if seconds is not None:
                 self._idle.set(self._neighbours.update(time.monotonic(), seconds, time.process_time()))
         self._idle.set(False)
+
+    @contextmanager
+    def one_thread_if_busy(self) -> Iterator[None]:
+        """As the function of this name."""
+        import torch
+
+        num_threads = torch.get_num_threads()
+        if self._neighbours.are_busy:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(num_threads)
 
     def stop(self) -> None:
         """End it; threads spin again."""

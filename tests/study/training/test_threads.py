@@ -2,12 +2,28 @@
 
 import os
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.diffusion.schedules import scaled_linear
+from ldmlab.diffusion.unet.unet import UNet
+from ldmlab.first_stage.autoencoder import build_autoencoder
+from ldmlab.first_stage.latents import LatentStats
+from ldmlab.study.config.presets import study_spec
+from ldmlab.study.config.specs import denoiser_config
 from ldmlab.study.training import threads
-from ldmlab.study.training.threads import CALM, DECIDED, Neighbours, _IdleTeam, busy_seconds, num_processors
+from ldmlab.study.training.threads import (
+    CALM,
+    DECIDED,
+    Neighbours,
+    ProcessorWatch,
+    _IdleTeam,
+    busy_seconds,
+    num_processors,
+)
 
 STAT = """cpu  {total} 0 0 9 9 0 0 0 0 0
 cpu0 {user0} 1 2 900 90 3 4 5 7 8
@@ -170,3 +186,47 @@ def test_the_number_of_threads_can_be_set(started):
     for wrong in ("0", "-1", "two", "1.5"):
         with pytest.raises(ValueError, match=f"from 1 on; got '{wrong}'"):
             threads.share_processors({"LDMLAB_THREADS": wrong})
+
+
+def test_sampling_beside_a_neighbour_takes_one_thread_and_gives_them_back(monkeypatch):
+    """From one batch to the next; undisturbed, and where nothing watches, it has all of them."""
+    watch = ProcessorWatch(2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for present, busy, size, expected in ((None, False, 64, 2), (watch, False, 64, 2), (watch, True, 64, 1),
+                                              (watch, True, threads.SAME_BITS_FROM - 1, 2)):
+            monkeypatch.setattr(threads, "_watch", present)
+            watch._neighbours.are_busy = busy
+            with threads.one_thread_if_busy(size):
+                assert torch.get_num_threads() == expected
+            assert torch.get_num_threads() == 2
+        with pytest.raises(KeyboardInterrupt), threads.one_thread_if_busy():
+            raise KeyboardInterrupt
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_samples_do_not_depend_on_threads_and_guides_keep_theirs():
+    """To the bit, from SAME_BITS_FROM pictures in a batch on; where a guide takes gradients the batch is not drawn in the context."""
+    spec, entered = study_spec(8, tier="laptop"), []
+
+    @contextmanager
+    def context(batch_size):
+        entered.append((torch.get_num_threads(), batch_size))
+        yield
+
+    torch.manual_seed(0)
+    model = LatentDiffusion(
+        build_autoencoder(spec.first_stage.autoencoder).eval(), LatentStats("none", (0.0,), (1.0,), (0.0,), 0),
+        UNet(denoiser_config(spec.diffusion, 0)).eval(), scaled_linear(), None, 32, torch.device("cpu"), context)
+    before, pictures = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 2):
+            torch.set_num_threads(num_threads)
+            pictures.append(model.sample(torch.zeros(32), num_steps=2, batch_size=threads.SAME_BITS_FROM))
+        model.sample(torch.zeros(2), num_steps=1, guided=lambda eps_model, rows: eps_model)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*pictures) and entered == [(1, 16), (1, 16), (2, 16), (2, 16)]
