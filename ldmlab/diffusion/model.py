@@ -29,8 +29,8 @@ class LatentDiffusion:
     """First stage, latent scale, denoiser and condition that belong together; all in eval mode on `device`.
 
     `size` is the side in pixels of the training pictures. `conditioner` is None for an unconditional model.
-    `around_batch(batch_size)` makes a context that a batch of samples is drawn in, such as one that sets torch's threads;
-    not where a guide takes gradients, which another number of threads would round otherwise.
+    `around_batch(batch_size)` makes a context that a batch of samples is drawn in, such as one that sets torch's
+    threads; not where a guide takes gradients, which another number of threads would round otherwise.
     """
 
     first_stage: FirstStage

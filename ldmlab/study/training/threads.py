@@ -9,8 +9,8 @@ number changes their last bits, and a resumed training would no longer equal an 
 threads wait: while there are more OpenMP threads than processors, libgomp spins 100 times instead of 300 000 and then
 sleeps (its manual, GOMP_SPINCOUNT). `_IdleTeam` brings their number above that of the processors.
 
-Sampling has no such sums, and from SAME_BITS_FROM pictures on a batch is the same to the bit with any number of threads:
-beside a busy neighbour it takes one.
+Sampling has no such sums, and a batch of SAME_BITS_FROM pictures or more is the same to the bit with any number of
+threads: beside a busy neighbour it takes one.
 """
 
 import os

@@ -209,7 +209,7 @@ def test_sampling_beside_a_neighbour_takes_one_thread_and_gives_them_back(monkey
 
 
 def test_samples_do_not_depend_on_threads_and_guides_keep_theirs():
-    """To the bit, from SAME_BITS_FROM pictures in a batch on; where a guide takes gradients the batch is not drawn in the context."""
+    """To the bit, from SAME_BITS_FROM pictures in a batch on; a guide that takes gradients keeps all threads."""
     spec, entered = study_spec(8, tier="laptop"), []
 
     @contextmanager
