@@ -1,9 +1,11 @@
 """Names of data sets, checked with the standard library alone, before slow packages are imported."""
 
 import glob
-import os
 import re
 from pathlib import Path
+
+from ldmlab.data.listing.names import is_litter_file
+from ldmlab.data.listing.walk import walk
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -28,22 +30,57 @@ ACCEPTED = (
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """Paths that a shard pattern stands for: {000..007} is a range, {a,b} a list, * and ? are wildcards; [] if none."""
+    """Files that a shard pattern stands for: {000..007} is a range, {a,b} a list, * and ? are wildcards; [] if none."""
+    return [path for path in _expand(pattern) if Path(path).is_file()]
+
+
+def missing_shards(pattern: str) -> list[str]:
+    """The files that braces of a pattern name and that do not exist."""
+    if not re.search(r"\{[^{}]*\}", pattern) or re.search(r"[*?\[]", pattern):
+        return []
+    return [path for path in _expand(pattern) if not Path(path).is_file()]
+
+
+def _expand(pattern: str) -> list[str]:
     brace = re.search(r"\{([^{}]*)\}", pattern)
-    if brace:
+    if brace and not Path(pattern).exists():
         span = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
         options = brace[1].split(",")
         if span:
             options = [str(k).zfill(len(span[1])) for k in range(int(span[1]), int(span[2]) + 1)]
         head, tail = pattern[: brace.start()], pattern[brace.end() :]
-        return [path for option in options for path in expand_shards(head + option + tail)]
-    if re.search(r"[*?\[]", pattern):
+        return [path for option in options for path in _expand(head + option + tail)]
+    if re.search(r"[*?\[]", pattern) and not Path(pattern).exists():
         return sorted(glob.glob(pattern))
-    return [pattern] if Path(pattern).is_file() else []
+    return [pattern]
+
+
+def tars_in(folder: Path) -> list[Path]:
+    """The tar files in a folder, without hidden ones."""
+    return [tar for tar in sorted(folder.glob("*.tar")) if not tar.name.startswith(".") and tar.is_file()]
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURES) and not is_litter_file(name)
+
+
+def _folder_kind(path: Path) -> str:
+    """What holds the data of a folder: "tar" or "folder", by bytes where there are both; "" for neither."""
+    tars = tars_in(path)
+    in_tars, in_pictures = sum(tar.stat().st_size for tar in tars), 0
+    for found in walk(path, _is_picture):
+        if found.stat is not None:
+            in_pictures += found.stat.st_size
+            if not tars or in_pictures > in_tars:
+                return "folder"
+    return "tar" if tars else ""
 
 
 def check_data_name(name_or_path: str | Path) -> str:
-    """Kind of a data set: "scenes", "folder", "tar" or "torchvision"; ValueError with what is accepted if unknown."""
+    """Kind of a data set: "scenes", "folder", "tar" or "torchvision"; ValueError with what is accepted if unknown.
+
+    A folder with tar files and pictures is of the kind that has more bytes.
+    """
     if not isinstance(name_or_path, str | Path) or not str(name_or_path).strip():
         raise ValueError(f"data {name_or_path!r} is not a name or path; accepted: {ACCEPTED}")
     text = str(name_or_path)
@@ -51,15 +88,18 @@ def check_data_name(name_or_path: str | Path) -> str:
         return "scenes"
     path = Path(text).expanduser()
     if path.is_dir():
-        if any(path.glob("*.tar")):
-            return "tar"
-        if any(file.lower().endswith(PICTURES) for _, _, files in os.walk(path, followlinks=True) for file in files):
-            return "folder"
+        if kind := _folder_kind(path):
+            return kind
         raise ValueError(f"data {text!r} is a folder without a picture ({', '.join(PICTURES)}); accepted: {ACCEPTED}")
     if text.lower() in TORCHVISION:
         return "torchvision"
     if text.endswith(".tar"):
-        if expand_shards(str(path)):
+        missing = missing_shards(str(path))
+        if found := expand_shards(str(path)):
+            if missing:
+                raise ValueError(
+                    f"data {text!r}: {len(missing)} of {len(missing) + len(found)} shards do not exist, such as "
+                    f"{missing[0]}; copy them there, or name those that exist, by * or {{a,b}}")
             return "tar"
         raise ValueError(f"data {text!r}: no such .tar file; accepted: {ACCEPTED}")
     if path.exists():

@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,9 @@ from ldmlab.data.annotations.label_maps import Maps
 from ldmlab.data.dataset_names import SPLITS, check_data_name
 from ldmlab.data.decode import DECODERS, PROTOCOL
 from ldmlab.data.file_lists import fraction
+from ldmlab.data.file_sets import MAX_NAME, file_label
+from ldmlab.data.listing.names import fit_name
+from ldmlab.data.listing.report import DataReport
 from ldmlab.data.pixels import Pixels
 from ldmlab.data.sources import Source, files_source, scenes_source, torchvision_source
 from ldmlab.progress import Progress
@@ -66,12 +69,11 @@ class ImageSet(Dataset):
     Unreadable files are left out, listed in `skipped` and named in one warning; `Pixels` describes when they are found.
     """
 
-    def __init__(
-        self, source: Source, chosen: np.ndarray, *, split: str, size: int, protocol: dict, fingerprint: str
-    ) -> None:
+    def __init__(self, source: Source, chosen: np.ndarray, *, split: str, size: int, protocol: dict) -> None:
         self.name, self.split, self.size = source.name, split, size
         self.classes, self.num_classes = source.classes, source.num_classes
-        self.protocol, self.fingerprint = protocol, fingerprint
+        self.protocol = {"data": source.name, **protocol}
+        self._protocol = protocol
         self._source = source
         self._pixels = Pixels(source, chosen, size, f"{source.name} ({split})")
         self._cache_dir: Path | None = None  # set by `in_memory`
@@ -81,6 +83,51 @@ class ImageSet(Dataset):
     def __len__(self) -> int:
         self._pixels.find_unreadable()
         return len(self._pixels.numbers)
+
+    @property
+    def report(self) -> DataReport:
+        """What was found in the data, used and left out; its fingerprint is there once that of the set has been."""
+        return self._source.report
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the content of the split's pictures, their names and labels, and of how they are prepared.
+
+        Files are read for it at its first use, unless their hashes are cached.
+        """
+        return self.identify()
+
+    def identify(self, progress: Progress | None = None) -> str:
+        """The fingerprint, with the progress of reading the files for it."""
+        if "fingerprint" not in self.__dict__:
+            self.__dict__["fingerprint"] = self._fingerprint(self._source.identity(progress=progress))
+        return self.__dict__["fingerprint"]
+
+    @cached_property
+    def former_fingerprint(self) -> str:
+        """The fingerprint by which earlier versions filed what they made of this set: of times instead of content."""
+        former = self._source.former_identity
+        return self._fingerprint(former()) if former else self.fingerprint
+
+    def _fingerprint(self, identity: str) -> str:
+        content = json.dumps({"pictures": identity, **self._protocol}, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def find(self, place: Callable[[str], Path]) -> Path:
+        """`place(fingerprint)`; that of the former fingerprint where only this one exists."""
+        path = place(self.fingerprint)
+        if self._source.former_identity is None or path.exists():
+            return path
+        former = place(self.former_fingerprint)
+        return former if former.exists() else path
+
+    @property
+    def label(self) -> str:
+        """The name under which records and figures of the data are filed: that of files ends in their fingerprint."""
+        if self._source.files is None:
+            return self.name
+        self.identify()
+        return file_label(self.name, self.report.fingerprint)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         return {"image": self.images([index])[0], "label": int(self.labels([index])[0])}
@@ -130,7 +177,7 @@ class ImageSet(Dataset):
     @property
     def map_names(self) -> tuple[str, ...]:
         """Names of the labels in `maps`; () without label maps. Raises ValueError as `maps` does."""
-        return self._maps.names(self._stem("-maps"), self.fingerprint) if self._maps else ()
+        return self._maps.names(*self._stem("-maps")) if self._maps else ()
 
     def maps(self, indices: Iterable[int], progress: Progress | None = None) -> UInt8[Tensor, "n s s"]:
         """The label maps of the pictures with these indices, resized (nearest) and cropped like them.
@@ -145,15 +192,15 @@ class ImageSet(Dataset):
                 f"{self.name} has no label maps; put that of images/a.jpg at segmentations/a.png, or that of a.jpg at "
                 "a.seg.png"
             )
-        rows, stem = self._rows(indices), self._stem("-maps")
-        self._maps.names(stem, self.fingerprint, progress)
+        rows, (stem, fingerprint) = self._rows(indices), self._stem("-maps")
+        self._maps.names(stem, fingerprint, progress)
         if not self._pixels.is_decoded:
             return torch.from_numpy(self._maps.read(self._pixels.numbers_read(rows), progress))
         try:
-            maps = self._maps.load_all(self._pixels.numbers, stem, self.fingerprint, progress)
+            maps = self._maps.load_all(self._pixels.numbers, stem, fingerprint, progress)
         except OSError as error:
             warnings.warn(f"label maps are not cached under {self._cache_dir}: {error}", stacklevel=2)
-            maps = self._maps.load_all(self._pixels.numbers, None, self.fingerprint, progress)
+            maps = self._maps.load_all(self._pixels.numbers, None, fingerprint, progress)
         return torch.from_numpy(np.ascontiguousarray(maps[rows]))
 
     @property
@@ -180,7 +227,7 @@ class ImageSet(Dataset):
             self._annotations = None
             if cache_dir is not None and self.name == "scenes":
                 try:
-                    file = Path(cache_dir) / f"{self._cache_name}-annotations.json"
+                    file = Path(cache_dir) / f"{self._cache_name(self.fingerprint)}-annotations.json"
                     self._annotations = cached_annotations(file, self.fingerprint, find)
                 except OSError as error:
                     warnings.warn(f"annotations are not cached under {cache_dir}: {error}", stacklevel=3)
@@ -204,19 +251,27 @@ class ImageSet(Dataset):
             self._pixels.decode_all(progress)
             return self
         self._cache_dir = Path(cache_dir)
+        stem, fingerprint = self._stem("")
+        assert stem is not None
         try:
-            self._pixels.decode_to_file(self._cache_dir / self._cache_name, self.fingerprint, progress)
+            self._pixels.decode_to_file(stem, fingerprint, progress)
         except OSError as error:
             warnings.warn(f"pictures are not cached under {cache_dir}: {error}", stacklevel=2)
             self._pixels.decode_all(progress)
         return self
 
-    @property
-    def _cache_name(self) -> str:
-        return f"{self.name}-{self.split}-{self.size}px-{self.fingerprint[:16]}"
+    def _cache_name(self, fingerprint: str) -> str:
+        name = fit_name(self.name.replace("/", "_"), MAX_NAME)
+        return f"{name}-{self.split}-{self.size}px-{fingerprint[:16]}"
 
-    def _stem(self, ending: str) -> Path | None:
-        return self._cache_dir / f"{self._cache_name}{ending}" if self._cache_dir else None
+    def _stem(self, ending: str) -> tuple[Path | None, str]:
+        """Where something of this set is cached, and the fingerprint that it carries there."""
+        if (folder := self._cache_dir) is None:
+            return None, ""
+        card = self.find(lambda fingerprint: folder / f"{self._cache_name(fingerprint)}{ending}.json")
+        known = {self._cache_name(fp): fp for fp in (self.fingerprint, self.former_fingerprint)}
+        stem = card.name.removesuffix(f"{ending}.json")
+        return folder / f"{stem}{ending}", known[stem]
 
 
 def open_dataset(
@@ -229,6 +284,7 @@ def open_dataset(
     root: str | Path | None = None,
     download: bool = False,
     decoder: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> ImageSet:
     """Open `scenes`, a folder, a .tar, WebDataset shards or a torchvision set as squares of `size` pixels.
 
@@ -241,6 +297,7 @@ def open_dataset(
         decoder: for folders and tars (default: $LDMLAB_DECODER, else "pil"). "torch" (PIL decodes, torch resizes; some
             values differ by one grey level) and "pil-draft" (large JPEG files decoded at a reduced scale) are faster.
             Both change the pixels, so they are part of protocol and fingerprint.
+        cache_dir: folder for the hashes of the files, so that a known set is not read again for its fingerprint.
 
     Raises ValueError for data that does not exist, is unknown or empty, and for other arguments out of range.
 
@@ -270,14 +327,11 @@ def open_dataset(
         place = Path(root or os.environ.get("LDMLAB_DATA") or Path.home() / ".cache" / "ldmlab" / "datasets")
         source, protocol = torchvision_source(str(name_or_path), split, size, place, download), dict(PROTOCOL)
     else:
-        source = files_source(kind, str(name_or_path), split, size, decoder)
+        source = files_source(kind, str(name_or_path), split, size, decoder, cache_dir)
         protocol = PROTOCOL | DECODERS[decoder]
     chosen = np.arange(len(source.names))
     if num is not None and num < len(chosen):
         order = sorted(range(len(chosen)), key=lambda i: fraction("subset", seed, source.names[i]))
         chosen = np.array(sorted(order[:num]), np.int64)
     protocol = {"split": split, "size": size, "num": num, "seed": seed, **protocol}
-    identity = json.dumps({"pictures": source.identity, **protocol}, sort_keys=True)
-    protocol = {"data": source.name, **protocol}
-    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    return ImageSet(source, chosen, split=split, size=size, protocol=protocol, fingerprint=fingerprint)
+    return ImageSet(source, chosen, split=split, size=size, protocol=protocol)
