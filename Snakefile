@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ldmlab.first_stage.factors import FS
 from ldmlab.study.config.budgets import TIERS, budget_of
+from ldmlab.study.config.data_names import data_label
 
 TIER = config.get("tier", "laptop")
 DATA = str(config.get("data", "scenes"))
@@ -17,7 +18,7 @@ REG = config.get("reg", "kl")
 if TIER == "auto":
     raise ValueError(f"tier=auto: the jobs of one study must not differ in tier; name one of {' '.join(TIERS)}")
 
-NAME = Path(DATA).stem
+NAME = data_label(DATA)
 RUN = f"results/executed/study/{NAME}_{TIER}_{REG}_s{SEED}"
 MINUTES = budget_of(TIER).minutes
 

@@ -2,9 +2,10 @@
 
 import glob
 import re
+from collections import Counter
 from pathlib import Path
 
-from ldmlab.data.listing.names import is_litter_file
+from ldmlab.data.listing.names import PICTURE_LIKE, is_litter_file
 from ldmlab.data.listing.walk import walk
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
@@ -65,15 +66,22 @@ def _is_picture(name: str) -> bool:
 
 
 def _folder_kind(path: Path) -> str:
-    """What holds the data of a folder: "tar" or "folder", by bytes where there are both; "" for neither."""
-    tars = tars_in(path)
+    """What holds the data of a folder: "tar" or "folder", by bytes where there are both; ValueError for neither."""
+    tars, unread = tars_in(path), Counter[str]()
     in_tars, in_pictures = sum(tar.stat().st_size for tar in tars), 0
     for found in walk(path, _is_picture):
+        if found.stat is None and (ending := Path(found.name).suffix.lower()) in PICTURE_LIKE:
+            unread[ending] += found.kind == "file"
         if found.stat is not None:
             in_pictures += found.stat.st_size
             if not tars or in_pictures > in_tars:
                 return "folder"
-    return "tar" if tars else ""
+    if tars:
+        return "tar"
+    others = ", ".join(f"{count:,} {ending} files" for ending, count in unread.most_common())
+    raise ValueError(f"data {str(path)!r} is a folder without a picture ({', '.join(PICTURES)}); "
+                     f"{f'it holds {others}, formats that are not read: convert them; ' if others else ''}"
+                     f"accepted: {ACCEPTED}")
 
 
 def check_data_name(name_or_path: str | Path) -> str:
@@ -88,9 +96,7 @@ def check_data_name(name_or_path: str | Path) -> str:
         return "scenes"
     path = Path(text).expanduser()
     if path.is_dir():
-        if kind := _folder_kind(path):
-            return kind
-        raise ValueError(f"data {text!r} is a folder without a picture ({', '.join(PICTURES)}); accepted: {ACCEPTED}")
+        return _folder_kind(path)
     if text.lower() in TORCHVISION:
         return "torchvision"
     if text.endswith(".tar"):

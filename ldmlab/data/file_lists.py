@@ -135,10 +135,10 @@ def scan_folder(root: Path, report: DataReport | None = None) -> list[Entry]:
 
 
 def _sibling_label(file: IO[bytes], member: tarfile.TarInfo) -> str | int | None:
-    """The class that a .cls or .json states; None where it states none."""
+    """The class that a .cls or .json states; None where it states none, ValueError for what is no id or name."""
     is_json = member.name.endswith(".json")
     if member.size > (MAX_JSON if is_json else MAX_LABEL):
-        return None
+        raise ValueError("too long")
     file.seek(member.offset_data)
     text = file.read(member.size).decode("utf-8-sig", "replace").strip()
     label: object = text
@@ -146,7 +146,7 @@ def _sibling_label(file: IO[bytes], member: tarfile.TarInfo) -> str | int | None
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError):
-            return None
+            return None  # captions may be in it; who reads them says so
         label = (
             next((fields[k] for k in ("label", "cls", "class") if k in fields), None)
             if isinstance(fields, dict)
@@ -156,7 +156,9 @@ def _sibling_label(file: IO[bytes], member: tarfile.TarInfo) -> str | int | None
         return int(label)
     if isinstance(label, str) and re.fullmatch(r"-?[0-9]{1,4000}", label):
         return int(label)
-    return label if isinstance(label, str | int) and not isinstance(label, bool) and label != "" else None
+    if label is None or (isinstance(label, str | int) and not isinstance(label, bool) and label != ""):
+        return label
+    raise ValueError(f"a class is an id or a name, not {label!r}")
 
 
 def scan_tar(path: str, report: DataReport | None = None) -> list[Entry]:
@@ -188,10 +190,10 @@ def scan_tar(path: str, report: DataReport | None = None) -> list[Entry]:
                 else:
                     _leave_out(report, name)
                     if base.endswith((".cls", ".json")):
-                        label = _sibling_label(file, member)
-                        if label is not None:
-                            labels[_stem(name)] = label
-                        elif base.endswith(".cls"):
+                        try:
+                            if (label := _sibling_label(file, member)) is not None:
+                                labels[_stem(name)] = label
+                        except ValueError:
                             unread.append(name)
                     if base.endswith((".cls", ".json", ".txt")):
                         texts.add(_stem(name))
@@ -199,7 +201,7 @@ def scan_tar(path: str, report: DataReport | None = None) -> list[Entry]:
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not an uncompressed tar file: {error}") from error
     if unread:
-        report.note(f"{len(unread):,} .cls files hold no class, such as {unread[0]}")
+        report.note(f"{len(unread):,} .cls and .json files hold a class that is no id and no name, such as {unread[0]}")
     entries = _main_pictures(_join_maps(entries, report, by_key=True), texts, report)
     if not labels:
         return entries

@@ -76,7 +76,7 @@ class FileSet:
 
     def _split_identity(self, split: str, digests: dict[str, bytes]) -> str:
         arranged = self.arranged
-        digest = hashlib.sha256(f"content\0{arranged.classes if self.report.class_ids else ''}\n".encode())
+        digest = hashlib.sha256(f"content\0{arranged.classes}\n".encode())
         for e, label in zip(arranged.by_split[split], arranged.labels[split].tolist(), strict=True):
             digest.update(b"%s\0%s\0%d\n" % (e.name.encode(), digests[_place(e)], label))
         for e in arranged.all_entries if self.has_maps else ():  # of all splits, since they share the set of labels

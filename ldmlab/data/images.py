@@ -24,7 +24,7 @@ from ldmlab.data.file_sets import MAX_NAME, file_label
 from ldmlab.data.listing.names import fit_name
 from ldmlab.data.listing.report import DataReport
 from ldmlab.data.pixels import Pixels
-from ldmlab.data.sources import Source, files_source, scenes_source, torchvision_source
+from ldmlab.data.sources import Source, describe_headers, files_source, scenes_source, torchvision_source
 from ldmlab.progress import Progress
 
 MAX_BYTES = 8 << 30  # of decoded pictures in memory
@@ -73,7 +73,7 @@ class ImageSet(Dataset):
         self.name, self.split, self.size = source.name, split, size
         self.classes, self.num_classes = source.classes, source.num_classes
         self.protocol = {"data": source.name, **protocol}
-        self._protocol = protocol
+        self._protocol, self._num_listed = protocol, len(chosen)
         self._source = source
         self._pixels = Pixels(source, chosen, size, f"{source.name} ({split})")
         self._cache_dir: Path | None = None  # set by `in_memory`
@@ -85,9 +85,20 @@ class ImageSet(Dataset):
         return len(self._pixels.numbers)
 
     @property
+    def num_listed(self) -> int:
+        """The number of pictures before any of them is decoded, which may find some unreadable."""
+        return self._num_listed
+
+    @property
     def report(self) -> DataReport:
         """What was found in the data, used and left out; its fingerprint is there once that of the set has been."""
         return self._source.report
+
+    def look(self) -> None:
+        """Add bit depth, colour and format of some pictures to the report, from their headers."""
+        files = self._source.files
+        if files is not None and not self.report.depth:
+            self.report.depth = describe_headers(files.arranged.by_split[self.split])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -232,7 +243,17 @@ class ImageSet(Dataset):
                 except OSError as error:
                     warnings.warn(f"annotations are not cached under {cache_dir}: {error}", stacklevel=3)
             self._annotations = self._annotations or find()
+            self._report_annotations(*self._annotations)
         return self._annotations
+
+    def _report_annotations(self, annotations: list[Annotation], box_names: tuple[str, ...]) -> None:
+        """Say in the report how many pictures have captions and boxes."""
+        if self._source.files is not None:
+            captions, boxes = (sum(bool(getattr(a, name)) for a in annotations) for name in ("caption", "boxes"))
+            line = (f"{self.split}: captions of {captions:,} and boxes of {boxes:,} of {len(annotations):,} pictures, "
+                    f"{len(box_names):,} names of boxes")
+            if line not in self.report.annotations:
+                self.report.annotations.append(line)
 
     def in_memory(
         self, max_bytes: int = MAX_BYTES, cache_dir: str | Path | None = None, progress: Progress | None = None

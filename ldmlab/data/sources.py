@@ -4,6 +4,7 @@ Every source is a list of pictures in a fixed order with random access, so that 
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import ContainerIO, Image
 
 from ldmlab.data.annotations.annotation import Annotation, AnnotationTable
 from ldmlab.data.annotations.annotation_files import annotate_files, annotate_torchvision
@@ -98,6 +100,26 @@ def files_source(
         former_identity=partial(files.former_identity, split),
         files=files,
     )
+
+
+_DEPTHS = {
+    "1": "1-bit", "L": "8-bit grey", "P": "8-bit palette", "LA": "8-bit grey with alpha", "RGB": "8-bit RGB",
+    "RGBA": "8-bit RGB with alpha", "CMYK": "8-bit CMYK", "YCbCr": "8-bit YCbCr", "I": "32-bit grey", "F": "float grey",
+}
+
+
+def describe_headers(entries: Sequence[Entry], num: int = 16) -> str:
+    """Bit depth, colour and format of up to `num` pictures evenly spread over a list, from their headers."""
+    chosen = [entries[i] for i in sorted({k * len(entries) // num for k in range(num)})]
+    found = Counter()  # type: Counter[str]
+    for e in chosen:
+        try:
+            with open(e.path, "rb") as file, Image.open(ContainerIO.ContainerIO(file, e.offset, e.length)) as picture:
+                deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
+                found[f"{'16-bit grey' if deep else _DEPTHS.get(picture.mode, picture.mode)} {picture.format}"] += 1
+        except Exception:  # as in Pixels: PIL raises all kinds of errors on damaged files
+            found["unreadable"] += 1
+    return ", ".join(f"{count} {what}" for what, count in found.most_common()) + f" of {len(chosen)} looked at"
 
 
 def torchvision_source(name: str, split: str, size: int, root: Path, download: bool) -> Source:

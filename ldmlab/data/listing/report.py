@@ -62,6 +62,13 @@ class DataReport:
         if count:
             self.beside[what] = self.beside.get(what, 0) + count
 
+    def set_unreadable(self, split: str, names: Sequence[str]) -> None:
+        """Move pictures of a split that cannot be decoded from the used to those left out, once."""
+        reason = f"unreadable, {split}"
+        if names and reason not in self.left_out:
+            self.leave_out(reason, *names)
+            self.used[split] = self.used.get(split, 0) - len(names)
+
     def note(self, sentence: str) -> None:
         """Add a sentence, once."""
         if sentence not in self.notes:

@@ -1,0 +1,26 @@
+"""The names under which the records and figures of a data set are filed."""
+
+from pathlib import Path
+
+from ldmlab.data import file_sets
+from ldmlab.study.config.paths import runs_dir
+
+
+def data_label(data: str) -> str:
+    """The name of a data set in records and figures: for files their name and 8 digits of their fingerprint.
+
+    Equal files have equal labels wherever they lie. ValueError for data that does not exist.
+    """
+    return file_sets.data_label(data, runs_dir() / "data")
+
+
+def labels_of(data: str) -> set[str]:
+    """The names that records of a data set may have: its label, and its plain name, as earlier versions wrote it.
+
+    `data` is given as to a notebook, or is such a name itself.
+    """
+    known = {data, Path(data).stem}
+    try:
+        return known | {data_label(data)}
+    except ValueError:  # not at hand: a name
+        return known
