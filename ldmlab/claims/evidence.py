@@ -16,8 +16,8 @@ import numpy as np
 from scipy import stats
 
 from ldmlab.study.config.budgets import evidence_tiers
-from ldmlab.study.config.notebooks import NOTEBOOKS
 from ldmlab.study.config.data_names import labels_of
+from ldmlab.study.config.notebooks import NOTEBOOKS
 from ldmlab.study.records.compare import comparison_key, data_name, device_of
 from ldmlab.study.records.record import Record, load_records
 

@@ -142,8 +142,8 @@ def _split(items: list[Item], report: DataReport) -> dict[str, list[Item]]:
     report.splits = "by folders: " + ", ".join(f"{folder} is {split}" for folder, (split, _) in named)
     for split, part in parts.items():
         part = _without_masks(part, report)
-        folders = _tops(part)
-        if len(folders) == 1 and next(iter(folders)).lower() in IMAGE_FOLDERS and any(n.count("/") > 1 for n, _ in part):
+        only_images = {folder.lower() for folder in _tops(part)} <= IMAGE_FOLDERS
+        if only_images and any(name.count("/") > 1 for name, _ in part):
             part = _strip_common_folder(part)  # the folders below are the classes
         parts[split] = part
     return parts

@@ -2,6 +2,7 @@
 
 import glob
 import re
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -61,33 +62,46 @@ def tars_in(folder: Path) -> list[Path]:
     return [tar for tar in sorted(folder.glob("*.tar")) if not tar.name.startswith(".") and tar.is_file()]
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file's name has the ending of a picture that is read, and is no litter."""
     return name.lower().endswith(PICTURES) and not is_litter_file(name)
 
 
 def _folder_kind(path: Path) -> str:
-    """What holds the data of a folder: "tar" or "folder", by bytes where there are both; ValueError for neither."""
-    tars, unread = tars_in(path), Counter[str]()
-    in_tars, in_pictures = sum(tar.stat().st_size for tar in tars), 0
-    for found in walk(path, _is_picture):
+    """What holds the data of a folder: "tar" or "folder", by pictures where there are both; ValueError for neither."""
+    tars, unread, num_pictures = tars_in(path), Counter[str](), 0
+    for found in walk(path, is_picture):
         if found.stat is None and (ending := Path(found.name).suffix.lower()) in PICTURE_LIKE:
             unread[ending] += found.kind == "file"
-        if found.stat is not None:
-            in_pictures += found.stat.st_size
-            if not tars or in_pictures > in_tars:
-                return "folder"
+        num_pictures += found.stat is not None
+        if num_pictures and not tars:
+            return "folder"
     if tars:
-        return "tar"
+        return "folder" if num_pictures and not _holds_more(tars, num_pictures) else "tar"
     others = ", ".join(f"{count:,} {ending} files" for ending, count in unread.most_common())
     raise ValueError(f"data {str(path)!r} is a folder without a picture ({', '.join(PICTURES)}); "
                      f"{f'it holds {others}, formats that are not read: convert them; ' if others else ''}"
                      f"accepted: {ACCEPTED}")
 
 
+def _holds_more(tars: list[Path], num: int) -> bool:
+    """Whether tar files hold more than `num` pictures, which are counted only as far as that."""
+    for tar in tars:
+        try:
+            with tarfile.open(tar, "r:") as archive:
+                for member in archive:
+                    num -= is_picture(member.name.rpartition("/")[2])
+                    if num < 0:
+                        return True
+        except tarfile.TarError:
+            continue
+    return False
+
+
 def check_data_name(name_or_path: str | Path) -> str:
     """Kind of a data set: "scenes", "folder", "tar" or "torchvision"; ValueError with what is accepted if unknown.
 
-    A folder with tar files and pictures is of the kind that has more bytes.
+    A folder with tar files and pictures is of the kind that has more pictures.
     """
     if not isinstance(name_or_path, str | Path) or not str(name_or_path).strip():
         raise ValueError(f"data {name_or_path!r} is not a name or path; accepted: {ACCEPTED}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from ldmlab.data.dataset_names import PICTURES
+from ldmlab.data.dataset_names import is_picture
 from ldmlab.data.listing.names import (
     PICTURE_LIKE,
     TEXTS,
@@ -81,22 +81,13 @@ def _file_id(stat: os.stat_result) -> str:
     return f"{stat.st_dev}:{stat.st_ino}:{stat.st_ctime_ns}"
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file's name has the ending of a picture that is read."""
-    return name.lower().endswith(PICTURES)
-
-
-def _is_wanted(name: str) -> bool:
-    return is_picture(name) and not is_litter_file(name)
-
-
 def _leave_out(report: DataReport, name: str) -> None:
     """Count a file whose name is none of a picture."""
     base = name.rpartition("/")[2]
     ending = os.path.splitext(base)[1].lower()
     if is_litter_file(base):
         report.leave_out("hidden and system files", name)
-    elif ending in PICTURE_LIKE and not is_picture(base):
+    elif ending in PICTURE_LIKE:
         report.leave_out(f"{ending} files, a format that is not read", name)
     elif ending == ".tar":
         report.leave_out("tar files beside pictures, which hold more", name)
@@ -113,7 +104,7 @@ def scan_folder(root: Path, report: DataReport | None = None) -> list[Entry]:
     """
     report = DataReport() if report is None else report
     names: dict[object, list[Found]] = {}
-    for found in walk(root, _is_wanted):
+    for found in walk(root, is_picture):
         report.found += found.kind != "folder"
         if found.kind == "folder":
             report.folders.add([found.name])
@@ -184,7 +175,7 @@ def scan_tar(path: str, report: DataReport | None = None) -> list[Entry]:
                     report.leave_out("links inside of the tar file", name)
                 elif not member.isreg() or member.issparse():
                     report.leave_out("no regular files", name)
-                elif is_picture(name):
+                elif is_picture(base):
                     entries.append(
                         Entry(name, path, member.offset_data, member.size, f"{member.mtime}", file_id=file_id))
                 else:

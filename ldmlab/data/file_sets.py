@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ldmlab.data.arrangement import Arranged, arrange
-from ldmlab.data.dataset_names import SPLITS, _is_picture, check_data_name, expand_shards, tars_in
+from ldmlab.data.dataset_names import SPLITS, check_data_name, expand_shards, is_picture, tars_in
 from ldmlab.data.file_lists import Entry, scan_folder, scan_tar
 from ldmlab.data.listing.content import cache_file_of, content_digests
 from ldmlab.data.listing.names import fit_name, printable, shard_split
@@ -43,7 +43,7 @@ class FileSet:
             roots = [str(tar) for tar in tars_in(where)] if where.is_dir() else expand_shards(str(where))
             entries = _scan_shards(roots, report)
             if where.is_dir():
-                beside = [found.name for found in walk(where, _is_picture) if found.stat is not None]
+                beside = [found.name for found in walk(where, is_picture) if found.stat is not None]
                 report.found += len(beside)
                 report.leave_out("pictures beside the tar files, which hold more", *sorted(beside))
         return cls(name, roots, arrange(entries, path, report), report, cache_file_of(str(where), cache_dir))

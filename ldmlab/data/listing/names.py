@@ -20,18 +20,18 @@ _NEUTRAL = frozenset(
 IMAGE_FOLDERS = frozenset("images image imgs img jpegimages pictures pics photos rgb".split())
 # Folders beside an image folder that hold something else than pictures to train on.
 MASK_FOLDERS = frozenset(
-    "masks mask labels label labelids annotations annotation annots gt gts gtfine groundtruth ground_truth ground-truth "
-    "segmentation segmentations segmentationclass segmentationobject segs seg depth depths edges trimaps trimap "
-    "instances semantic alpha mattes matte".split())
+    "masks mask labels label labelids annotations annotation annots gt gts gtfine groundtruth ground_truth "
+    "ground-truth segmentation segmentations segmentationclass segmentationobject segs seg depth depths edges trimaps "
+    "trimap instances semantic alpha mattes matte".split())
 # Of these, names that are left out without an image folder beside them, since no class is called so.
 _NEVER_CLASSES = frozenset(
     "masks labels labelids annotations annots gt gts gtfine groundtruth ground_truth ground-truth segmentations "
     "segmentationclass segmentationobject trimaps mattes".split())
 # Middle parts of a name that make a file a companion of the picture beside it: a.seg.png of a.jpg.
 _COMPANIONS = frozenset(
-    "seg segmentation semantic mask masks map label labels instance instances depth disparity normal normals edge edges "
-    "canny hed sketch pose alpha matte trimap thumb thumbnail preview small lowres lr gt target output outputs result "
-    "hint control cond".split())
+    "seg segmentation semantic mask masks map label labels instance instances depth disparity normal normals edge "
+    "edges canny hed sketch pose alpha matte trimap thumb thumbnail preview small lowres lr gt target output outputs "
+    "result hint control cond".split())
 _MAIN = ("input", "image", "img", "rgb", "color", "colour", "photo", "picture", "original", "source", "hr")
 _LITTER_FOLDERS = frozenset((
     "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "recycler", "recycled",

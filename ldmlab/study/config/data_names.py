@@ -1,8 +1,10 @@
 """The names under which the records and figures of a data set are filed."""
 
+import os
 from pathlib import Path
 
 from ldmlab.data import file_sets
+from ldmlab.data.dataset_names import TORCHVISION
 from ldmlab.study.config.paths import runs_dir
 
 
@@ -19,8 +21,10 @@ def labels_of(data: str) -> set[str]:
 
     `data` is given as to a notebook, or is such a name itself.
     """
-    known = {data, Path(data).stem}
+    is_path = os.sep in data or data.endswith(".tar")
+    plain = Path(data).stem
+    former = {plain} - {"scenes", *TORCHVISION} if is_path else set()
     try:
-        return known | {data_label(data)}
+        return former | {data_label(data)}
     except ValueError:  # not at hand: a name
-        return known
+        return former | {data}

@@ -66,8 +66,8 @@ class Record:
         former = self.pictures.get("former_fingerprint")
         if former is None or other.inputs.get("data") != former:
             return other
-        params = other.params | {"data": self.params["data"]}
-        return replace(other, params=params, inputs=other.inputs | {"data": self.inputs["data"]}, pictures=self.pictures)
+        params, inputs = other.params | {"data": self.params["data"]}, other.inputs | {"data": self.inputs["data"]}
+        return replace(other, params=params, inputs=inputs, pictures=self.pictures)
 
     def _former_file_name(self) -> str | None:
         """The name under which an earlier version saved a record of these files; None where it is the same."""

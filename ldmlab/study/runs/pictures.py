@@ -117,6 +117,11 @@ def open_listed(data: DataSpec, split: str, num: int) -> ImageSet:
     return images
 
 
+def open_split(data: DataSpec, split: str, num: int) -> ImageSet:
+    """`num` pictures of a split, or all at 0, decoded as far as they fit into memory."""
+    return decoded(open_listed(data, split, num))
+
+
 def decoded(images: ImageSet) -> ImageSet:
     """The pictures in memory, or read at each use if they take more than MAX_BYTES there."""
     split = images.split
