@@ -12,12 +12,10 @@ from ldmlab.data.arrangement import Arranged, arrange
 from ldmlab.data.dataset_names import SPLITS, check_data_name, expand_shards, is_picture, tars_in
 from ldmlab.data.file_lists import Entry, scan_folder, scan_tar
 from ldmlab.data.listing.content import cache_file_of, content_digests
-from ldmlab.data.listing.names import fit_name, printable, shard_split
+from ldmlab.data.listing.names import file_label, printable, shard_split
 from ldmlab.data.listing.report import DataReport
 from ldmlab.data.listing.walk import walk
 from ldmlab.progress import Progress
-
-MAX_NAME = 80  # bytes of a data set's name in the names of files
 
 
 @dataclass
@@ -128,9 +126,3 @@ def data_label(data: str, cache_dir: str | Path | None = None) -> str:
     files = FileSet.open(kind, data, cache_dir)
     files.identity(next(iter(files.report.used)))
     return file_label(files.name, files.report.fingerprint)
-
-
-def file_label(name: str, fingerprint: str) -> str:
-    """A data set's name and fingerprint as part of a file's name."""
-    safe = "".join(c if c.isalnum() or c in " ._+=@,()[]{}~-" else "_" for c in name).strip() or "data"
-    return f"{fit_name(safe, MAX_NAME)}-{fingerprint[:8]}"

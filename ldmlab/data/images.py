@@ -1,12 +1,10 @@
 """Open any data set: `open_dataset(name_or_path)` returns an `ImageSet` of uint8 squares with their annotations."""
 
-import hashlib
-import json
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,8 @@ from ldmlab.data.annotations.label_maps import Maps
 from ldmlab.data.dataset_names import SPLITS, check_data_name
 from ldmlab.data.decode import DECODERS, PROTOCOL
 from ldmlab.data.file_lists import fraction
-from ldmlab.data.file_sets import MAX_NAME, file_label
-from ldmlab.data.listing.names import fit_name
+from ldmlab.data.listing.identity import Identified
+from ldmlab.data.listing.names import MAX_NAME, fit_name
 from ldmlab.data.listing.report import DataReport
 from ldmlab.data.pixels import Pixels
 from ldmlab.data.sources import Source, describe_headers, files_source, scenes_source, torchvision_source
@@ -63,7 +61,7 @@ def check_range(x: Tensor, name: str = "x") -> Tensor:
     return x
 
 
-class ImageSet(Dataset):
+class ImageSet(Identified, Dataset):
     """Square pictures of one size in a fixed order, each with a class label or -1.
 
     Unreadable files are left out, listed in `skipped` and named in one warning; `Pixels` describes when they are found.
@@ -73,7 +71,7 @@ class ImageSet(Dataset):
         self.name, self.split, self.size = source.name, split, size
         self.classes, self.num_classes = source.classes, source.num_classes
         self.protocol = {"data": source.name, **protocol}
-        self._protocol, self._num_listed = protocol, len(chosen)
+        self._preparation, self._num_listed = protocol, len(chosen)
         self._source = source
         self._pixels = Pixels(source, chosen, size, f"{source.name} ({split})")
         self._cache_dir: Path | None = None  # set by `in_memory`
@@ -99,46 +97,6 @@ class ImageSet(Dataset):
         files = self._source.files
         if files is not None and not self.report.depth:
             self.report.depth = describe_headers(files.arranged.by_split[self.split])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 of the content of the split's pictures, their names and labels, and of how they are prepared.
-
-        Files are read for it at its first use, unless their hashes are cached.
-        """
-        return self.identify()
-
-    def identify(self, progress: Progress | None = None) -> str:
-        """The fingerprint, with the progress of reading the files for it."""
-        if "fingerprint" not in self.__dict__:
-            self.__dict__["fingerprint"] = self._fingerprint(self._source.identity(progress=progress))
-        return self.__dict__["fingerprint"]
-
-    @cached_property
-    def former_fingerprint(self) -> str:
-        """The fingerprint by which earlier versions filed what they made of this set: of times instead of content."""
-        former = self._source.former_identity
-        return self._fingerprint(former()) if former else self.fingerprint
-
-    def _fingerprint(self, identity: str) -> str:
-        content = json.dumps({"pictures": identity, **self._protocol}, sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
-
-    def find(self, place: Callable[[str], Path]) -> Path:
-        """`place(fingerprint)`; that of the former fingerprint where only this one exists."""
-        path = place(self.fingerprint)
-        if self._source.former_identity is None or path.exists():
-            return path
-        former = place(self.former_fingerprint)
-        return former if former.exists() else path
-
-    @property
-    def label(self) -> str:
-        """The name under which records and figures of the data are filed: that of files ends in their fingerprint."""
-        if self._source.files is None:
-            return self.name
-        self.identify()
-        return file_label(self.name, self.report.fingerprint)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         return {"image": self.images([index])[0], "label": int(self.labels([index])[0])}

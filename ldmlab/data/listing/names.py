@@ -38,6 +38,7 @@ _LITTER_FOLDERS = frozenset((
     "system volume information", "lost+found", "network trash folder", "temporary items", "node_modules"))
 _LITTER_FILES = frozenset((
     "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r", "albumart.jpg"))
+MAX_NAME = 80  # bytes of a data set's name in the names of files
 # Endings of pictures; those that this version reads are `dataset_names.PICTURES`.
 PICTURE_LIKE = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
@@ -65,6 +66,12 @@ def fit_name(name: str, max_bytes: int) -> str:
     if len(raw) <= max_bytes:
         return name
     return f"{raw[: max_bytes - 9].decode('utf-8', 'ignore')}-{hashlib.sha256(raw).hexdigest()[:8]}"
+
+
+def file_label(name: str, fingerprint: str) -> str:
+    """A data set's name and fingerprint as part of a file's name."""
+    safe = "".join(c if c.isalnum() or c in " ._+=@,()[]{}~-" else "_" for c in name).strip() or "data"
+    return f"{fit_name(safe, MAX_NAME)}-{fingerprint[:8]}"
 
 
 def is_litter_folder(name: str) -> bool:
