@@ -20,7 +20,7 @@ from ldmlab.data.annotations.label_maps import MapSource, find_map_names, read_m
 from ldmlab.data.dataset_names import TORCHVISION
 from ldmlab.data.decode import center_crop, decode
 from ldmlab.data.file_lists import HELD_OUT, Entry, fraction
-from ldmlab.data.file_sets import FileSet
+from ldmlab.data.file_sets.file_set import FileSet
 from ldmlab.data.listing.report import DataReport
 from ldmlab.progress import Progress, report_progress
 

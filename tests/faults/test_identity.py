@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot as plt
 
-from ldmlab.data.file_sets import data_label
+from ldmlab.data.file_sets.file_set import data_label
 from ldmlab.data.images import open_dataset
 from ldmlab.data.listing import content
 from ldmlab.study.config.data_names import labels_of

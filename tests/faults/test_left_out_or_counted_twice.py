@@ -87,7 +87,7 @@ def test_a_cycle_of_many_folders_ends(tmp_path):
         for b in range(8):
             if a != b:
                 (root / str(a) / f"to{b}").symlink_to(f"../{b}")
-    code = ("import sys; from ldmlab.data.file_sets import FileSet; "
+    code = ("import sys; from ldmlab.data.file_sets.file_set import FileSet; "
             "print(sum(FileSet.open('folder', sys.argv[1]).report.used.values()))")
     done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, timeout=30)
     assert done.stdout.strip() == "8", done.stderr

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from ldmlab.data import file_sets
 from ldmlab.data.dataset_names import TORCHVISION
+from ldmlab.data.file_sets import file_set
 from ldmlab.study.config.paths import runs_dir
 
 
@@ -13,7 +13,7 @@ def data_label(data: str) -> str:
 
     Equal files have equal labels wherever they lie. ValueError for data that does not exist.
     """
-    return file_sets.data_label(data, runs_dir() / "data")
+    return file_set.data_label(data, runs_dir() / "data")
 
 
 def labels_of(data: str) -> set[str]:

@@ -33,11 +33,7 @@ class Pictures:
         """The annotation of each picture of "train" or "val": read or rendered once, and cached on disk."""
         images = getattr(self, split)
         with progress_callback(f"annotations of {images.name}, {images.split}", "pictures") as report:
-            known = len(images.report.annotations)
-            found = images.annotations(report, cache_dir=runs_dir() / "data")
-        for line in images.report.annotations[known:]:
-            print(f"annotations of {images.name}, {images.split}: {line}", flush=True)
-        return found
+            return images.annotations(report, cache_dir=runs_dir() / "data")
 
     @property
     def report(self) -> DataReport:
@@ -64,7 +60,7 @@ def open_pictures(spec: StudySpec, scored: bool = True) -> Pictures:
     check_numbers(spec, train.num_listed, val.num_listed, train.report, scored)  # before anything is decoded
     pictures = Pictures(decoded(train), decoded(val))
     check_numbers(spec, len(pictures.train), len(pictures.val), train.report, scored)
-    if pictures.train.name != "scenes" or pictures.train.report.kind != "scenes":
+    if pictures.train.report.kind != "scenes":
         pictures.train.look()
         show_report(pictures.report)
     return pictures

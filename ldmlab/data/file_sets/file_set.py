@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from ldmlab.data.arrangement import Arranged, arrange
 from ldmlab.data.dataset_names import SPLITS, check_data_name, expand_shards, is_picture, tars_in
 from ldmlab.data.file_lists import Entry, scan_folder, scan_tar
+from ldmlab.data.file_sets.arrangement import Arranged, arrange
 from ldmlab.data.listing.content import cache_file_of, content_digests
 from ldmlab.data.listing.names import file_label, printable, shard_split
 from ldmlab.data.listing.report import DataReport
