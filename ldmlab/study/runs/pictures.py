@@ -94,7 +94,7 @@ def show_report(report: DataReport) -> None:
     if shell is not None and hasattr(shell, "kernel"):
         from IPython.display import display
 
-        display(report)  # type: ignore[no-untyped-call]
+        display(report)
     else:
         print(report, flush=True)
 
