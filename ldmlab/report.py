@@ -18,6 +18,7 @@ from ldmlab.claims.claims import SUPPORTED, Verdict, frame, ledger
 from ldmlab.figures.index import DRAWINGS, Drawing
 from ldmlab.paper import numbers as paper
 from ldmlab.study.config.budgets import is_smoke
+from ldmlab.study.config.data_names import labels_of
 from ldmlab.study.config.notebooks import FS, NOTEBOOKS
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.records.compare import commits, comparison_key, data_name, device_of, grouped, spec_of, throughput
@@ -35,8 +36,9 @@ class Report:
     def __init__(self, notebook: str, params: dict[str, Any], quiet: bool = False):
         self.notebook, self.started, self._clock = notebook, now(), time.monotonic()
         self.given = str(params["data"])
-        data, tier, size = Path(self.given).stem, params["tier"], params["size"]
-        found = [r for name in NOTEBOOKS if name != notebook for r in load_records(name) if data_name(r) == data]
+        tier, size, names = params["tier"], params["size"], labels_of(self.given)
+        found = [r for name in NOTEBOOKS if name != notebook for r in load_records(name) if data_name(r) in names]
+        data = _most([data_name(r) for r in found], Path(self.given).stem)
         if tier == "auto":
             tier = _most([r.params["tier"] for r in found if not is_smoke(r.params["tier"])], "laptop")
         found = [r for r in found if r.params["tier"] == tier]

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 from ldmlab.study.config.budgets import evidence_tiers
+from ldmlab.study.config.data_names import labels_of
 from ldmlab.study.config.notebooks import NOTEBOOKS
 from ldmlab.study.records.compare import comparison_key, data_name, device_of
 from ldmlab.study.records.record import Record, load_records
@@ -75,13 +76,13 @@ class Evidence:
     def __init__(self, data: str, tier: str, records: Sequence[Record] | None = None):
         if tier not in evidence_tiers():
             raise ValueError(f"evidence comes from tier {', '.join(evidence_tiers())}; got {tier!r}")
-        self.data, self.tier = Path(data).stem, tier
+        self.data, self.tier, names = Path(data).stem, tier, labels_of(data)
         if records is None:
             records = [record for row in NOTEBOOKS.values() if row.evidence
                        for record in load_records(row.name)]
         groups: dict[tuple, list[Record]] = {}
         for record in records:
-            if (data_name(record), record.params["tier"]) == (self.data, tier):
+            if data_name(record) in names and record.params["tier"] == tier:
                 groups.setdefault((record.inputs.get("data"), record.params["size"]), []).append(record)
         self.records = _largest(groups, lambda record: record.started)
         self.left_out = sum(map(len, groups.values())) - len(self.records)

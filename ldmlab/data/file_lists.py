@@ -1,4 +1,4 @@
-"""List the pictures in a folder or tar file, with their splits, classes and label maps.
+"""List the pictures in a folder or tar file, with their label maps; what is not used is counted in a `DataReport`.
 
 Tar files are not unpacked: one scan notes the offset and length of each picture.
 """
@@ -10,21 +10,34 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
+from typing import IO
 
-import numpy as np
-
-from ldmlab.data.dataset_names import PICTURES, SPLITS
+from ldmlab.data.dataset_names import is_picture
 from ldmlab.data.formats import read_part
+from ldmlab.data.listing.names import (
+    PICTURE_LIKE,
+    TEXTS,
+    is_companion,
+    is_litter_file,
+    is_litter_folder,
+    main_rank,
+    printable,
+)
+from ldmlab.data.listing.report import DataReport
+from ldmlab.data.listing.walk import Found, walk
 
 HELD_OUT = 0.1  # share of the pictures for validation where the data has no such split
 MAP_FOLDERS = ("segmentations", "annotations")  # beside "images", with the label maps under the pictures' names
-SPLIT_OF = {
-    "train": "train", "training": "train",
-    "val": "validation", "valid": "validation", "validation": "validation",
-    "test": "test",
+MAX_LABEL = 1 << 12  # bytes of a .cls; longer files hold something else
+MAX_JSON = 1 << 24
+_WHY = {
+    "special": "no regular files (pipes, sockets, devices)",
+    "broken": "links that lead nowhere",
+    "loop": "folders that are in the set already, or contain it, under another name",
+    "closed": "folders that cannot be opened",
 }
+TWICE = "names of a file that is in the set already (links)"
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class Entry:
     stamp: str  # modification time: changes when the file does
     label: str | int | None = None
     map: "Entry | None" = None  # its label map
+    file_id: str = ""  # device, number and time of the last change of the file that holds it
 
     def bytes(self) -> bytes:
         """Read the picture's bytes; OSError where they cannot be read, ValueError for what is no regular file."""
@@ -46,172 +60,206 @@ class Entry:
 
 def fraction(*parts: object) -> float:
     """Hash the parts to a number in [0, 1); splits and subsets are drawn by it."""
-    return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:7], "big") / 2**56
+    text = "\0".join(map(str, parts)).encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big") / 2**56
 
 
 def file_entry(path: str | Path, name: str) -> Entry:
     """The entry of a picture file."""
     stat = os.stat(path) if os.path.exists(path) else None  # a dangling link fails when it is read
-    return Entry(name, str(path), 0, stat.st_size if stat else 0, str(stat.st_mtime_ns if stat else 0))
+    return _entry(os.fspath(path), name, stat)
 
 
-def scan_folder(root: Path) -> list[Entry]:
-    """List every picture under a folder, each with its label map; hidden files are left out."""
-    entries = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(d for d in subfolders if not d.startswith((".", "__")))
-        for file in files:
-            if file.lower().endswith(PICTURES) and not file.startswith("."):
-                path = os.path.join(folder, file)
-                entries.append(file_entry(path, Path(path).relative_to(root).as_posix()))
-    return _join_maps(entries)
+def _entry(path: str, name: str, stat: os.stat_result | None) -> Entry:
+    if stat is None:
+        return Entry(name, path, 0, 0, "0")
+    return Entry(name, path, 0, stat.st_size, str(stat.st_mtime_ns), file_id=_file_id(stat))
 
 
-def _sibling_label(path: str, member: tarfile.TarInfo) -> str | int | None:
-    with open(path, "rb") as file:
-        file.seek(member.offset_data)
-        text = file.read(member.size).decode("utf-8", "replace").strip()
+def _file_id(stat: os.stat_result) -> str:
+    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_ctime_ns}"
+
+
+def _leave_out(report: DataReport, name: str) -> None:
+    """Count a file whose name is none of a picture."""
+    base = name.rpartition("/")[2]
+    ending = os.path.splitext(base)[1].lower()
+    if is_litter_file(base):
+        report.leave_out("hidden and system files", name)
+    elif ending in PICTURE_LIKE:
+        report.leave_out(f"{ending} files, a format that is not read", name)
+    elif ending == ".tar":
+        report.leave_out("tar files beside pictures, which hold more", name)
+    elif ending in TEXTS:
+        report.count_beside("text and JSON files")
+    else:
+        report.leave_out(f"other files, {printable(ending) or 'without an ending'}", name)
+
+
+def scan_folder(root: Path, report: DataReport | None = None) -> list[Entry]:
+    """List every picture under a folder once, each with its label map, whatever links lead to it.
+
+    Hidden files, litter of systems and tools, and what is no regular file are left out.
+    """
+    report = DataReport() if report is None else report
+    names: dict[object, list[Found]] = {}
+    for found in walk(root, is_picture):
+        report.found += found.kind != "folder"
+        if found.kind == "folder":
+            report.folders.add([found.name])
+        elif found.kind != "file":
+            report.leave_out(_WHY[found.kind], found.name)
+        elif found.stat is None:
+            _leave_out(report, found.name)
+        else:
+            names.setdefault(found.identity, []).append(found)
+    entries, again = [], []
+    for same in names.values():
+        first = same[0]
+        if len(same) > 1:
+            first, *others = sorted(same, key=lambda found: found.rank)
+            again += [found.name for found in others]
+        entries.append(_entry(first.path, printable(first.name), first.stat))
+    report.leave_out(TWICE, *sorted(again))
+    return _join_maps(entries, report)
+
+
+def _sibling_label(file: IO[bytes], member: tarfile.TarInfo) -> str | int | None:
+    """The class that a .cls or .json states; None where it states none, ValueError for what is no id or name."""
+    is_json = member.name.endswith(".json")
+    if member.size > (MAX_JSON if is_json else MAX_LABEL):
+        raise ValueError("too long")
+    file.seek(member.offset_data)
+    text = file.read(member.size).decode("utf-8-sig", "replace").strip()
     label: object = text
-    if member.name.endswith(".json"):
+    if is_json:
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError:
-            return None
+        except (ValueError, RecursionError):
+            return None  # captions may be in it; who reads them says so
         label = (
             next((fields[k] for k in ("label", "cls", "class") if k in fields), None)
             if isinstance(fields, dict)
             else None
         )
-    if isinstance(label, str) and re.fullmatch(r"\d+", label):
+    if isinstance(label, float) and label.is_integer():
         return int(label)
-    return label if isinstance(label, str | int) and not isinstance(label, bool) and label != "" else None
+    if isinstance(label, str) and re.fullmatch(r"-?[0-9]{1,4000}", label):
+        return int(label)
+    if label is None or (isinstance(label, str | int) and not isinstance(label, bool) and label != ""):
+        return label
+    raise ValueError(f"a class is an id or a name, not {label!r}")
 
 
-def scan_tar(path: str) -> list[Entry]:
+def scan_tar(path: str, report: DataReport | None = None) -> list[Entry]:
     """List every picture in a tar file, each with its label map and the class from a .cls or .json beside it.
 
+    Files of one sample share their name up to the first dot, as in WebDataset; of a sample's pictures one is listed.
     Raises ValueError for what is not an uncompressed tar file.
     """
-    entries, labels = [], {}
+    report = DataReport() if report is None else report
+    entries, labels, texts, unread = [], dict[str, str | int](), set[str](), list[str]()
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open(path, "rb") as file, tarfile.open(path, "r:", fileobj=file) as archive:
+            file_id = _file_id(os.fstat(file.fileno()))
             for member in archive:
-                name = member.name.removeprefix("./")
-                hidden = any(part.startswith((".", "__")) for part in name.split("/"))
-                if not member.isreg() or member.issparse() or hidden:
+                name = printable(member.name.removeprefix("./"))
+                if member.isdir():
                     continue
-                if name.lower().endswith(PICTURES):
-                    entries.append(Entry(name, path, member.offset_data, member.size, f"{member.mtime}"))
-                elif name.endswith((".cls", ".json")):
-                    label = _sibling_label(path, member)
-                    if label is not None:
-                        labels[name.rsplit(".", 1)[0]] = label
+                report.found += 1
+                *folders, base = name.split("/")
+                if any(map(is_litter_folder, folders)) or is_litter_file(base) or base.startswith("__"):
+                    report.leave_out("hidden and system files", name)
+                elif member.islnk() or member.issym():
+                    report.leave_out("links inside of the tar file", name)
+                elif not member.isreg() or member.issparse():
+                    report.leave_out("no regular files", name)
+                elif is_picture(base):
+                    entries.append(
+                        Entry(name, path, member.offset_data, member.size, f"{member.mtime}", file_id=file_id))
+                else:
+                    _leave_out(report, name)
+                    if base.endswith((".cls", ".json")):
+                        try:
+                            if (label := _sibling_label(file, member)) is not None:
+                                labels[_stem(name)] = label
+                        except ValueError:
+                            unread.append(name)
+                    if base.endswith((".cls", ".json", ".txt")):
+                        texts.add(_stem(name))
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not an uncompressed tar file: {error}") from error
-    entries = _join_maps(entries)
+    if unread:
+        report.note(f"{len(unread):,} .cls and .json files hold a class that is no id and no name, such as {unread[0]}")
+    entries = _main_pictures(_join_maps(entries, report, by_key=True), texts, report)
     if not labels:
         return entries
-    return [replace(e, label=labels.get(e.name.rsplit(".", 1)[0])) for e in entries]
+    return [replace(e, label=labels.get(stem, labels.get(_key(stem)))) for e in entries for stem in (_stem(e.name),)]
 
 
-def _join_maps(entries: list[Entry]) -> list[Entry]:
+def _stem(name: str) -> str:
+    return name.rsplit(".", 1)[0]
+
+
+def _key(name: str) -> str:
+    """What the files of a WebDataset sample share: the name up to the first dot after its folders."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}{base.split('.', 1)[0]}"
+
+
+def _middle(name: str) -> str:
+    """The part of a name between its first and its last dot."""
+    return _stem(name)[len(_key(name)) + 1 :]
+
+
+def _main_pictures(entries: list[Entry], texts: set[str], report: DataReport) -> list[Entry]:
+    """One picture of each WebDataset sample; pictures whose names merely hold dots, or with texts of their own, all.
+
+    Where a tar file holds no texts by key, "photo.1.jpg" is a picture beside "photo.jpg"; where it does, and nothing
+    but a companion's name or another picture's key sets them apart, they are one sample.
+    """
+    samples: dict[str, list[Entry]] = {}
+    for e in entries:
+        samples.setdefault(_key(e.name), []).append(e)
+    if len(samples) == len(entries):
+        return entries
+    left_out = set()
+    for key, members in samples.items():
+        own = [e for e in members if not _middle(e.name) or _stem(e.name) in texts]
+        others = sorted((e for e in members if e not in own), key=lambda e: (
+            is_companion(_middle(e.name)), main_rank(_middle(e.name)), e.name)) if len(own) < len(members) else []
+        if not own and others:
+            own = [others.pop(0)]
+        for e in others:
+            if key in texts or is_companion(_middle(e.name)) or not re.search(r"\d", _middle(e.name)):
+                left_out.add(e.name)
+    report.leave_out("further pictures of a sample (the same name up to the first dot)", *sorted(left_out))
+    return [e for e in entries if e.name not in left_out]
+
+
+def _join_maps(entries: list[Entry], report: DataReport, by_key: bool = False) -> list[Entry]:
     """Join pictures with their label maps: `segmentations/a.png` of `images/a.jpg`, or `a.seg.png` beside `a.jpg`."""
+    if not any(e.name.endswith(".png") for e in entries):
+        return entries
     by_name = {e.name: e for e in entries}
-    joined = [replace(e, map=next((by_name[n] for n in _map_names(e.name) if n in by_name), None)) for e in entries]
+    joined = []
+    for e in entries:
+        found = next((by_name[n] for n in _map_names(e.name, by_key) if n in by_name and n != e.name), None)
+        joined.append(e if found is None else replace(e, map=found))
     maps = {e.map.name for e in joined if e.map}
+    report.count_beside("label maps", len(maps))
     return [e for e in joined if e.name not in maps]
 
 
-def _map_names(name: str) -> Iterator[str]:
+def _map_names(name: str, by_key: bool) -> Iterator[str]:
     """Possible names of a picture's label map."""
-    stem = name.rsplit(".", 1)[0]
+    stem = _stem(name)
     yield f"{stem}.seg.png"
-    parts = stem.split("/")
-    for i in [i for i, part in enumerate(parts[:-1]) if part == "images"]:
-        for folder in MAP_FOLDERS:
-            yield "/".join([*parts[:i], folder, *parts[i + 1 :]]) + ".png"
-
-
-def _without_companions(entries: list[Entry]) -> list[Entry]:
-    """Leave out masks and label maps beside their picture: `a_mask.png` or `a.seg.png` beside `a.jpg`."""
-    stems = {e.name.rsplit(".", 1)[0] for e in entries}
-
-    def is_companion(name: str) -> bool:
-        stem = name.rsplit(".", 1)[0]
-        folder, _, file = stem.rpartition("/")
-        base = f"{folder}/{file.split('.')[0]}" if folder else file.split(".")[0]
-        return (stem.endswith("_mask") and stem.removesuffix("_mask") in stems) or ("." in file and base in stems)
-
-    return [e for e in entries if not is_companion(e.name)]
-
-
-def _strip_common_folder(entries: list[Entry]) -> list[Entry]:
-    while entries and len({e.name.split("/", 1)[0] for e in entries}) == 1 and all("/" in e.name for e in entries):
-        entries = [replace(e, name=e.name.split("/", 1)[1]) for e in entries]
-    return entries
-
-
-class Arranged(NamedTuple):
-    """The pictures of one split, in order, with their labels and class names; and the pictures of all splits."""
-
-    entries: list[Entry]
-    labels: np.ndarray  # (n,) int64, -1 without a class
-    classes: tuple[str, ...] | None
-    num_classes: int
-    all_entries: list[Entry]
-
-
-def arrange(entries: list[Entry], split: str, what: str) -> Arranged:
-    """Sort the pictures of a listing into splits and classes, and return one split; `what` names the data in errors.
-
-    Folders whose names are in SPLIT_OF, such as `train` and `val`, are splits. Without such folders, validation is a
-    share HELD_OUT of train, drawn by file name. Where there is a folder `images`, its siblings are ignored. The class
-    of a picture is its own label if it has one, else its outermost folder below the split; a single class counts as
-    none. Raises ValueError where there are no pictures, or none in `split`.
-    """
-    entries = _strip_common_folder(sorted(_without_companions(entries), key=lambda e: (e.name, e.path)))
-    if not entries:
-        raise ValueError(f"data {what!r} holds no picture; accepted are {', '.join(PICTURES)}")
-    tops = {PurePosixPath(e.name).parts[0] for e in entries if "/" in e.name}
-    if "images" in tops:
-        entries = _strip_common_folder([e for e in entries if e.name.startswith("images/")])
-        tops = {PurePosixPath(e.name).parts[0] for e in entries if "/" in e.name}
-    by_split: dict[str, list[Entry]] = {}
-    if tops & {"train", "training"} and len(tops & set(SPLIT_OF)) > 1:
-        for e in entries:
-            top, _, rest = e.name.partition("/")
-            if rest and top in SPLIT_OF:
-                by_split.setdefault(SPLIT_OF[top], []).append(replace(e, name=rest))
-    else:
-        by_split["train"] = entries
-    if "validation" not in by_split:
-        drawn = sorted(by_split["train"], key=lambda e: fraction("held out", e.name))
-        num = sum(fraction("held out", e.name) < HELD_OUT for e in drawn) or min(1, len(drawn) - 1)
-        held = {(e.name, e.path) for e in drawn[:num]}
-        by_split["validation"] = [e for e in by_split["train"] if (e.name, e.path) in held]
-        by_split["train"] = [e for e in by_split["train"] if (e.name, e.path) not in held]
-    if not by_split.get(split):
-        raise ValueError(
-            f"data {what!r} has no {split} split; it has {', '.join(k for k in SPLITS if by_split.get(k))}"
-        )
-    every = [e for part in by_split.values() for e in part]
-    if not any(e.label is not None for e in every):
-        by_split = {k: [replace(e, label=_folder_class(e.name)) for e in part] for k, part in by_split.items()}
-        every = [e for part in by_split.values() for e in part]
-    chosen = by_split[split]
-    given = {e.label for e in every if e.label is not None}
-    numbers = [k for k in given if isinstance(k, int) and k >= 0]
-    if given and len(numbers) == len(given):
-        labels = np.array([-1 if e.label is None else e.label for e in chosen], np.int64)
-        return Arranged(chosen, labels, None, max(numbers) + 1, every)
-    classes = tuple(sorted(map(str, given)))
-    if len(classes) < 2:  # a single class carries no information
-        return Arranged(chosen, np.full(len(chosen), -1, np.int64), None, 0, every)
-    number = {name: k for k, name in enumerate(classes)}
-    labels = np.array([number.get(str(e.label), -1) for e in chosen], np.int64)
-    return Arranged(chosen, labels, classes, len(classes), every)
-
-
-def _folder_class(name: str) -> str | None:
-    return name.split("/", 1)[0] if "/" in name else None
+    if by_key:
+        yield f"{_key(name)}.seg.png"
+    if "images" in stem:
+        parts = stem.split("/")
+        for i in [i for i, part in enumerate(parts[:-1]) if part == "images"]:
+            for folder in MAP_FOLDERS:
+                yield "/".join([*parts[:i], folder, *parts[i + 1 :]]) + ".png"

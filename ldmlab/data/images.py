@@ -1,7 +1,5 @@
 """Open any data set: `open_dataset(name_or_path)` returns an `ImageSet` of uint8 squares with their annotations."""
 
-import hashlib
-import json
 import os
 import warnings
 from collections.abc import Iterable
@@ -20,8 +18,11 @@ from ldmlab.data.annotations.label_maps import Maps
 from ldmlab.data.dataset_names import SPLITS, check_data_name
 from ldmlab.data.decode import DECODERS, PROTOCOL
 from ldmlab.data.file_lists import fraction
+from ldmlab.data.listing.identity import Identified
+from ldmlab.data.listing.names import MAX_NAME, fit_name
+from ldmlab.data.listing.report import DataReport
 from ldmlab.data.pixels import Pixels
-from ldmlab.data.sources import Source, files_source, scenes_source, torchvision_source
+from ldmlab.data.sources import Source, describe_headers, files_source, scenes_source, torchvision_source
 from ldmlab.progress import Progress
 
 MAX_BYTES = 8 << 30  # of decoded pictures in memory
@@ -60,18 +61,17 @@ def check_range(x: Tensor, name: str = "x") -> Tensor:
     return x
 
 
-class ImageSet(Dataset):
+class ImageSet(Identified, Dataset):
     """Square pictures of one size in a fixed order, each with a class label or -1.
 
     Unreadable files are left out, listed in `skipped` and named in one warning; `Pixels` describes when they are found.
     """
 
-    def __init__(
-        self, source: Source, chosen: np.ndarray, *, split: str, size: int, protocol: dict, fingerprint: str
-    ) -> None:
+    def __init__(self, source: Source, chosen: np.ndarray, *, split: str, size: int, protocol: dict) -> None:
         self.name, self.split, self.size = source.name, split, size
         self.classes, self.num_classes = source.classes, source.num_classes
-        self.protocol, self.fingerprint = protocol, fingerprint
+        self.protocol = {"data": source.name, **protocol}
+        self._preparation, self._num_listed = protocol, len(chosen)
         self._source = source
         self._pixels = Pixels(source, chosen, size, f"{source.name} ({split})")
         self._cache_dir: Path | None = None  # set by `in_memory`
@@ -81,6 +81,22 @@ class ImageSet(Dataset):
     def __len__(self) -> int:
         self._pixels.find_unreadable()
         return len(self._pixels.numbers)
+
+    @property
+    def num_listed(self) -> int:
+        """The number of pictures before any of them is decoded, which may find some unreadable."""
+        return self._num_listed
+
+    @property
+    def report(self) -> DataReport:
+        """What was found in the data, used and left out; its fingerprint is there once that of the set has been."""
+        return self._source.report
+
+    def look(self) -> None:
+        """Add bit depth, colour and format of some pictures to the report, from their headers."""
+        files = self._source.files
+        if files is not None and not self.report.depth:
+            self.report.depth = describe_headers(files.arranged.by_split[self.split])
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         return {"image": self.images([index])[0], "label": int(self.labels([index])[0])}
@@ -130,7 +146,7 @@ class ImageSet(Dataset):
     @property
     def map_names(self) -> tuple[str, ...]:
         """Names of the labels in `maps`; () without label maps. Raises ValueError as `maps` does."""
-        return self._maps.names(self._stem("-maps"), self.fingerprint) if self._maps else ()
+        return self._maps.names(*self._stem("-maps")) if self._maps else ()
 
     def maps(self, indices: Iterable[int], progress: Progress | None = None) -> UInt8[Tensor, "n s s"]:
         """The label maps of the pictures with these indices, resized (nearest) and cropped like them.
@@ -145,15 +161,15 @@ class ImageSet(Dataset):
                 f"{self.name} has no label maps; put that of images/a.jpg at segmentations/a.png, or that of a.jpg at "
                 "a.seg.png"
             )
-        rows, stem = self._rows(indices), self._stem("-maps")
-        self._maps.names(stem, self.fingerprint, progress)
+        rows, (stem, fingerprint) = self._rows(indices), self._stem("-maps")
+        self._maps.names(stem, fingerprint, progress)
         if not self._pixels.is_decoded:
             return torch.from_numpy(self._maps.read(self._pixels.numbers_read(rows), progress))
         try:
-            maps = self._maps.load_all(self._pixels.numbers, stem, self.fingerprint, progress)
+            maps = self._maps.load_all(self._pixels.numbers, stem, fingerprint, progress)
         except OSError as error:
             warnings.warn(f"label maps are not cached under {self._cache_dir}: {error}", stacklevel=2)
-            maps = self._maps.load_all(self._pixels.numbers, None, self.fingerprint, progress)
+            maps = self._maps.load_all(self._pixels.numbers, None, fingerprint, progress)
         return torch.from_numpy(np.ascontiguousarray(maps[rows]))
 
     @property
@@ -185,12 +201,19 @@ class ImageSet(Dataset):
             self._annotations = None
             if cache_dir is not None and self.name == "scenes":
                 try:
-                    file = Path(cache_dir) / f"{self._cache_name}-annotations.json"
+                    file = Path(cache_dir) / f"{self._cache_name(self.fingerprint)}-annotations.json"
                     self._annotations = cached_annotations(file, self.fingerprint, find)
                 except OSError as error:
                     warnings.warn(f"annotations are not cached under {cache_dir}: {error}", stacklevel=3)
             self._annotations = self._annotations or find()
+            self._report_annotations()
         return self._annotations
+
+    def _report_annotations(self) -> None:
+        """Take the lines on annotations into the report of the set."""
+        for line in self.annotation_report:
+            if (line := f"{self.split}: {line}") not in self.report.annotations:
+                self.report.annotations.append(line)
 
     def in_memory(
         self, max_bytes: int = MAX_BYTES, cache_dir: str | Path | None = None, progress: Progress | None = None
@@ -209,19 +232,27 @@ class ImageSet(Dataset):
             self._pixels.decode_all(progress)
             return self
         self._cache_dir = Path(cache_dir)
+        stem, fingerprint = self._stem("")
+        assert stem is not None
         try:
-            self._pixels.decode_to_file(self._cache_dir / self._cache_name, self.fingerprint, progress)
+            self._pixels.decode_to_file(stem, fingerprint, progress)
         except OSError as error:
             warnings.warn(f"pictures are not cached under {cache_dir}: {error}", stacklevel=2)
             self._pixels.decode_all(progress)
         return self
 
-    @property
-    def _cache_name(self) -> str:
-        return f"{self.name}-{self.split}-{self.size}px-{self.fingerprint[:16]}"
+    def _cache_name(self, fingerprint: str) -> str:
+        name = fit_name(self.name.replace("/", "_"), MAX_NAME)
+        return f"{name}-{self.split}-{self.size}px-{fingerprint[:16]}"
 
-    def _stem(self, ending: str) -> Path | None:
-        return self._cache_dir / f"{self._cache_name}{ending}" if self._cache_dir else None
+    def _stem(self, ending: str) -> tuple[Path | None, str]:
+        """Where something of this set is cached, and the fingerprint that it carries there."""
+        if (folder := self._cache_dir) is None:
+            return None, ""
+        card = self.find(lambda fingerprint: folder / f"{self._cache_name(fingerprint)}{ending}.json")
+        known = {self._cache_name(fp): fp for fp in (self.fingerprint, self.former_fingerprint)}
+        stem = card.name.removesuffix(f"{ending}.json")
+        return folder / f"{stem}{ending}", known[stem]
 
 
 def open_dataset(
@@ -234,6 +265,7 @@ def open_dataset(
     root: str | Path | None = None,
     download: bool = False,
     decoder: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> ImageSet:
     """Open `scenes`, a folder, a .tar, WebDataset shards or a torchvision set as squares of `size` pixels.
 
@@ -246,6 +278,7 @@ def open_dataset(
         decoder: for folders and tars (default: $LDMLAB_DECODER, else "pil"). "torch" (PIL decodes, torch resizes; some
             values differ by one grey level) and "pil-draft" (large JPEG files decoded at a reduced scale) are faster.
             Both change the pixels, so they are part of protocol and fingerprint.
+        cache_dir: folder for the hashes of the files, so that a known set is not read again for its fingerprint.
 
     Raises ValueError for data that does not exist, is unknown or empty, and for other arguments out of range.
 
@@ -275,14 +308,11 @@ def open_dataset(
         place = Path(root or os.environ.get("LDMLAB_DATA") or Path.home() / ".cache" / "ldmlab" / "datasets")
         source, protocol = torchvision_source(str(name_or_path), split, size, place, download), dict(PROTOCOL)
     else:
-        source = files_source(kind, str(name_or_path), split, size, decoder)
+        source = files_source(kind, str(name_or_path), split, size, decoder, cache_dir)
         protocol = PROTOCOL | DECODERS[decoder]
     chosen = np.arange(len(source.names))
     if num is not None and num < len(chosen):
         order = sorted(range(len(chosen)), key=lambda i: fraction("subset", seed, source.names[i]))
         chosen = np.array(sorted(order[:num]), np.int64)
     protocol = {"split": split, "size": size, "num": num, "seed": seed, **protocol}
-    identity = json.dumps({"pictures": source.identity, **protocol}, sort_keys=True)
-    protocol = {"data": source.name, **protocol}
-    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    return ImageSet(source, chosen, split=split, size=size, protocol=protocol, fingerprint=fingerprint)
+    return ImageSet(source, chosen, split=split, size=size, protocol=protocol)

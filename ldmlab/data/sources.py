@@ -4,22 +4,25 @@ Every source is a list of pictures in a fixed order with random access, so that 
 """
 
 import hashlib
-import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import ContainerIO, Image
 
 from ldmlab.data.annotations.annotation import Annotation, AnnotationTable
 from ldmlab.data.annotations.annotation_files import annotate_files, annotate_torchvision
 from ldmlab.data.annotations.label_maps import MapSource, find_map_names, read_map
 from ldmlab.data.annotations.report import AnnotationReport
-from ldmlab.data.dataset_names import TORCHVISION, expand_shards
+from ldmlab.data.dataset_names import TORCHVISION
 from ldmlab.data.decode import center_crop, decode
-from ldmlab.data.file_lists import HELD_OUT, SPLIT_OF, Entry, arrange, fraction, scan_folder, scan_tar
+from ldmlab.data.file_lists import HELD_OUT, Entry, fraction
+from ldmlab.data.file_sets.file_set import FileSet
+from ldmlab.data.listing.report import DataReport
 from ldmlab.progress import Progress, report_progress
 
 
@@ -32,12 +35,15 @@ class Source:
     labels: np.ndarray  # (n,) int64, -1 without a class
     classes: tuple[str, ...] | None
     num_classes: int
-    identity: str  # sha256 that changes with the pictures
+    identity: Callable[..., str]  # (progress) -> sha256 that changes with the pictures
     read: Callable[[int], np.ndarray]
     annotate: Callable[..., AnnotationTable]  # (numbers, progress) -> annotations, classes left at -1
     box_names: tuple[str, ...] | None = None  # None: `annotate` returns them
     maps: MapSource | None = None  # None: no label maps
     annotation_report: AnnotationReport | None = None  # filled by `annotate`
+    report: DataReport = field(default_factory=DataReport)
+    former_identity: Callable[[], str] | None = None  # the identity by sizes and times that earlier versions used
+    files: FileSet | None = None
 
 
 def _read_file(entries: list[Entry], size: int, decoder: str, i: int) -> np.ndarray:
@@ -60,50 +66,64 @@ def _scene_map_names(progress: Progress | None = None) -> tuple[str, ...]:
     return LABELS
 
 
+def _known_identity(identity: str, progress: Progress | None = None) -> str:
+    return identity
+
+
 def _read_scene(seed: int, split: str, size: int, i: int) -> np.ndarray:
     from ldmlab.data.scenes.scene import render_images
 
     return render_images(seed, split, [i], size)[0][0]
 
 
-def files_source(kind: str, path: str, split: str, size: int, decoder: str = "pil") -> Source:
-    """A folder of pictures (`kind` "folder"), a tar file or shards ("tar"), decoded by one of `decode.DECODERS`."""
-    if kind == "folder":
-        roots = [str(Path(path).expanduser())]
-        entries = scan_folder(Path(path).expanduser())
-    else:
-        where = Path(path).expanduser()
-        tars = sorted(map(str, where.glob("*.tar"))) if where.is_dir() else expand_shards(str(where))
-        roots = tars
-        words = [{SPLIT_OF[w] for w in re.split(r"[^a-z]+", Path(t).stem.lower()) if w in SPLIT_OF} for t in tars]
-        by_name = len(set().union(*words)) > 1  # shards are named after their split
-        entries = []
-        for tar, word in zip(tars, words, strict=True):
-            prefix = f"{min(word)}/" if by_name and word else ""
-            entries += [replace(e, name=prefix + e.name) for e in scan_tar(tar)]
-    chosen, labels, classes, num_classes, all_entries = arrange(entries, split, path)
-    digest = hashlib.sha256()
-    for e, label in zip(chosen, labels.tolist(), strict=True):
-        digest.update(f"{e.name}\0{e.length}\0{e.stamp}\0{label}\n".encode())
-    any_map = any(e.map for e in all_entries)
-    for e in all_entries if any_map else ():  # of all splits, since they share the set of labels
-        digest.update(f"{e.name}\0{(e.map.length, e.map.stamp) if e.map else None}\n".encode())
-    name = Path(path).expanduser().resolve().name.removesuffix(".tar")
-    names = [e.name for e in chosen]
+def files_source(
+    kind: str, path: str, split: str, size: int, decoder: str = "pil", cache_dir: str | Path | None = None
+) -> Source:
+    """A folder of pictures (`kind` "folder"), a tar file or shards ("tar"), decoded by one of `decode.DECODERS`.
+
+    Hashes of the files are kept under `cache_dir`.
+    """
+    files = FileSet.open(kind, path, cache_dir)
+    files.arranged.check_split(split, path)
+    chosen, all_entries = files.arranged.by_split[split], files.arranged.all_entries
     places, every_place = ([(e.path, e.offset, e.length) for e in part] for part in (chosen, all_entries))
-    report = AnnotationReport()
+    annotated = AnnotationReport()
     return Source(
-        name,
-        names,
-        labels,
-        classes,
-        num_classes,
-        digest.hexdigest(),
+        files.name,
+        [e.name for e in chosen],
+        files.arranged.labels[split],
+        files.arranged.classes,
+        files.arranged.num_classes,
+        partial(files.identity, split),
         partial(_read_file, chosen, size, decoder),
-        partial(annotate_files, roots, places, size, every_place=every_place, report=report),
-        maps=MapSource(partial(read_map, chosen, size), partial(find_map_names, all_entries)) if any_map else None,
-        annotation_report=report,
+        partial(annotate_files, files.roots, places, size, every_place=every_place, report=annotated),
+        maps=(MapSource(partial(read_map, chosen, size), partial(find_map_names, all_entries))
+              if files.has_maps else None),
+        report=files.report,
+        former_identity=partial(files.former_identity, split),
+        files=files,
+        annotation_report=annotated,
     )
+
+
+_DEPTHS = {
+    "1": "1-bit", "L": "8-bit grey", "P": "8-bit palette", "LA": "8-bit grey with alpha", "RGB": "8-bit RGB",
+    "RGBA": "8-bit RGB with alpha", "CMYK": "8-bit CMYK", "YCbCr": "8-bit YCbCr", "I": "32-bit grey", "F": "float grey",
+}
+
+
+def describe_headers(entries: Sequence[Entry], num: int = 16) -> str:
+    """Bit depth, colour and format of up to `num` pictures evenly spread over a list, from their headers."""
+    chosen = [entries[i] for i in sorted({k * len(entries) // num for k in range(num)})]
+    found = Counter()  # type: Counter[str]
+    for e in chosen:
+        try:
+            with open(e.path, "rb") as file, Image.open(ContainerIO.ContainerIO(file, e.offset, e.length)) as picture:
+                deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
+                found[f"{'16-bit grey' if deep else _DEPTHS.get(picture.mode, picture.mode)} {picture.format}"] += 1
+        except Exception:  # as in Pixels: PIL raises all kinds of errors on damaged files
+            found["unreadable"] += 1
+    return ", ".join(f"{count} {what}" for what, count in found.most_common()) + f" of {len(chosen)} looked at"
 
 
 def torchvision_source(name: str, split: str, size: int, root: Path, download: bool) -> Source:
@@ -144,16 +164,21 @@ def torchvision_source(name: str, split: str, size: int, root: Path, download: b
     for i in (*indices[:16].tolist(), *indices[-16:].tolist()):
         digest.update(center_crop(pictures[i][0], size).tobytes())
     names = [f"{part}/{i}" for i in indices]
+    identity = digest.hexdigest()
+    splits = "torchvision's own" if split == part else f"validation is {HELD_OUT:.0%} of train, drawn by number"
+    report = DataReport(name, "torchvision", 0, {split: len(indices)}, splits=splits, classes=f"{num_classes}",
+                        depth="8 bits, as torchvision gives them", fingerprint=identity)
     return Source(
         name,
         names,
         labels,
         classes,
         num_classes,
-        digest.hexdigest(),
+        partial(_known_identity, identity),
         partial(_read_torchvision, pictures, indices, size),
         partial(annotate_torchvision, pictures, indices, size),
         (),
+        report=report,
     )
 
 
@@ -180,6 +205,8 @@ def scenes_source(split: str, size: int, num: int | None, seed: int) -> Source:
     labels = np.array([scenes.scene_label(seed, split, i) for i in range(num)], np.int64)
     identity = hashlib.sha256(f"scenes {scenes.VERSION} {seed} {split} {num} {size}".encode()).hexdigest()
     names = [f"{split}/{i}" for i in range(num)]
+    report = DataReport("scenes", "scenes", 0, {split: num}, splits="drawn by number", fingerprint=identity,
+                        classes=f"{len(scenes.CLASSES)}", depth="8 bits, rendered")
 
     return Source(
         "scenes",
@@ -187,9 +214,10 @@ def scenes_source(split: str, size: int, num: int | None, seed: int) -> Source:
         labels,
         scenes.CLASSES,
         len(scenes.CLASSES),
-        identity,
+        partial(_known_identity, identity),
         partial(_read_scene, seed, split, size),
         partial(annotate_scenes, seed, split, size),
         scenes.LABELS,
         MapSource(partial(_read_scene_map, seed, split, size), _scene_map_names),
+        report=report,
     )

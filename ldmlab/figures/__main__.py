@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ldmlab.figures.tradeoff import fig_tradeoff
 from ldmlab.study.config.budgets import TIERS
-from ldmlab.study.records.compare import study_records
+from ldmlab.study.records.compare import data_name, study_records
 from ldmlab.study.records.record import save_figure
 
 
@@ -21,7 +21,7 @@ def draw_tradeoff(data: str, tier: str, size: int = 0) -> tuple[Path, list[str]]
         at = f" at {size} px" if size else ""
         raise ValueError(f"results/04_tradeoff holds no record of data {data}, tier {tier}{at}")
     fig = fig_tradeoff(records)
-    path = save_figure(fig, "tradeoff", Path(data).stem, tier, records[0].params["size"])
+    path = save_figure(fig, "tradeoff", data_name(records[0]), tier, records[0].params["size"])
     return path, [record.file_name for record in others]
 
 

@@ -47,7 +47,7 @@ def picture_grid(
             ax.imshow(to_uint8(picture.cpu().clamp(-1, 1)).permute(1, 2, 0).numpy(), interpolation="nearest")
         line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
     for ax, title in zip(axes[0], columns, strict=False):
-        ax.set_title(title, loc="center", fontsize=7.8, pad=3)
+        ax.set_title(title, loc="center", fontsize=7.8, pad=3, parse_math=False)  # often names of classes
     if caption:
         small_print(fig, caption)
     return fig
@@ -109,7 +109,8 @@ def _draw_boxes(ax: Axes, boxes: Sequence[Box], named: bool) -> None:
         ax.add_patch(Rectangle((box.x0, box.y0), box.x1 - box.x0, box.y1 - box.y0, fill=False, ec=tint if named else
                                "white", lw=1.1 if named else 0.7))
         if named:
-            ax.text(box.x0 + 0.02, box.y0 + 0.02, box.name, fontsize=6, color=tint, va="top", clip_on=True)
+            ax.text(box.x0 + 0.02, box.y0 + 0.02, box.name, fontsize=6, color=tint, va="top", clip_on=True,
+                    parse_math=False)
 
 
 def fig_path(path: Path, num: int = 9, picture: int = 0, caption: str = "") -> Figure:

@@ -151,7 +151,8 @@ def small_print(fig: Figure, *sentences: str) -> None:
     fig.set_size_inches(width, height + room)
     rect = (0, room / (height + room), 1, height / (height + room))
     fig.get_layout_engine().set(rect=rect)  # type: ignore[union-attr, call-arg]  # all have constrained layout
-    fig.text(0.008, 0.006, "\n".join(lines), fontsize=SMALL, color=GREY, va="bottom", ha="left", linespacing=1.35)
+    fig.text(0.008, 0.006, "\n".join(lines), fontsize=SMALL, color=GREY, va="bottom", ha="left", linespacing=1.35,
+             parse_math=False)  # a name of data may hold two $
 
 
 def seed_range(values: np.ndarray) -> list[list[float]] | None:

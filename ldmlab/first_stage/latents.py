@@ -158,8 +158,12 @@ def encode_dataset(
     (done, total). Raises OSError, before any work, where the file does not fit on the disk.
     """
     identity = weights_hash(first_stage)
-    key = hashlib.sha256(f"{identity} {images.fingerprint}".encode()).hexdigest()[:16]
-    folder = Path(cache_dir) / f"latents-{key}"
+
+    def place(fingerprint: str) -> Path:
+        key = hashlib.sha256(f"{identity} {fingerprint}".encode()).hexdigest()[:16]
+        return Path(cache_dir) / f"latents-{key}"
+
+    folder = images.find(place)
     folder.mkdir(parents=True, exist_ok=True)
     mirrored, file, done_file = MirroredImages(images), folder / "moments.npy", folder / "done.json"
     done = json.loads(done_file.read_text())["done"] if done_file.exists() and file.exists() else 0

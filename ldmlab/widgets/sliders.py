@@ -139,7 +139,7 @@ def try_captions(
         y = tokenizer([caption] * n)
         samples = model.sample(y, num_steps=num_steps, guidance_scale=scale, seed=seed)
         notes = "".join(f" Note: {note}." for note in tokenizer.notes(caption))
-        text = f"“{caption}”{notes} {about}".replace("$", r"\$")  # a pair would start math mode
+        text = f"“{caption}”{notes} {about}"
         return picture_grid({f"s = {scale:g}": samples}, caption=text)
 
     if not has_front_end():

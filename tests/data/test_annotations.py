@@ -122,6 +122,7 @@ def test_annotations_where_nothing_can_be_kept(tmp_path):
         assert len(open_dataset("scenes", size=32, num=2).annotations(cache_dir=tmp_path / "file")) == 2
 
 
+@pytest.mark.filterwarnings("ignore:annotations of")  # of 3.png
 def test_captions_beside_pictures(tmp_path):
     """A .txt holds a caption a line, a .json a "caption" or "text"; a folder and its tar say the same."""
     members = {f"{k}.png": encoded(picture(k)) for k in range(5)}
@@ -175,6 +176,7 @@ def test_coco_without_some_of_its_files(tmp_path):
     assert a.caption == "A bicycle on the left." and a.boxes == ()
 
 
+@pytest.mark.filterwarnings("ignore:annotations of")  # of the other split
 def test_unusable_coco_entries_are_counted_in_a_warning(tmp_path):
     """Boxes without size, and of pictures and categories that are not listed, are left out and counted."""
     rows = [

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import unquote
 
-from ldmlab.data.file_lists import SPLIT_OF
+from ldmlab.data.listing.names import SPLIT_WORDS
 
 Parts = tuple[str, ...]  # folders and file name
 
@@ -21,7 +21,7 @@ def name_parts(name: str) -> Parts:
 
 def split_words(parts: Iterable[str]) -> frozenset[str]:
     """The splits that folders and file names speak of, such as `instances_val2017.json`."""
-    return frozenset(SPLIT_OF[w] for part in parts for w in re.split(r"[^a-z]+", part.lower()) if w in SPLIT_OF)
+    return frozenset(SPLIT_WORDS[w] for part in parts for w in re.split(r"[^a-z]+", part.lower()) if w in SPLIT_WORDS)
 
 
 class PictureNames:

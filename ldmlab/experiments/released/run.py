@@ -30,7 +30,7 @@ from ldmlab.study.config.notebooks import NOTEBOOKS
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import DataSpec
 from ldmlab.study.records.record import Record, environment, now, save_figure
-from ldmlab.study.runs.pictures import Pictures, open_set
+from ldmlab.study.runs.pictures import MIN_VAL, Pictures, open_listed, open_set, show_report
 from ldmlab.study.training.device import choose_device
 from ldmlab.study.training.progress import progress
 from ldmlab.study.training.threads import share_processors
@@ -155,7 +155,14 @@ class ReleasedRun:
         """Validation pictures, for reconstructions and conditions."""
         num = max(self.budget.released_reconstructed, self.num_samples)
         split = "test" if self.target and self.target.split == "test" else "validation"
-        return open_set(self._data_spec, split, num)
+        found = open_listed(self._data_spec, split, num)
+        if found.num_listed < MIN_VAL:
+            raise ValueError(f"data = {self._data_spec.name!r} has {found.num_listed} {split} pictures, and {MIN_VAL} "
+                             "or more are needed; add pictures")
+        if found.report.kind != "scenes":
+            found.look()
+            show_report(found.report)
+        return found
 
     @cached_property
     def reference(self) -> ImageSet:
@@ -228,17 +235,24 @@ class ReleasedRun:
                 bar.update(len(rows))
                 yield to_float(load_file(path)["x"])
 
+    def _name_data(self) -> None:
+        if (label := self.val.label) != self.val.name:
+            self.params["data"] = label
+
     # --- Records ------------------------------------------------------------------------------------------------------
     def new_record(self) -> Record:
         """A record without metrics, with parameters, environment, inputs and protocol."""
+        self._name_data()
         measured = NOTEBOOKS[self.notebook].measured(self.params)
         record = Record(self.notebook, self.row.name, measured, started=self.started, env=environment(self.device))
         record.inputs |= {"file": self.file_hash, "data": self.val.fingerprint}
+        record.set_data(self.val.report.as_dict(), self.val.former_fingerprint)
         record.protocol |= {**self.val.protocol, "weights": "random" if self.random else "file"}
         return record
 
     def keep(self, name: str, fig: "Figure") -> "Figure":
         """Write a figure to results/figures/ and return it for display."""
+        self._name_data()
         save_figure(fig, name, *(self.params[key] for key in ("data", "tier", "size")))
         return fig
 

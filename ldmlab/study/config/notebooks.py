@@ -53,6 +53,7 @@ class Notebook:
     wanted: tuple[tuple[int, str], ...] = ()  # f and regularizer of the records that the report asks for
     seeds: int = 1  # how many seeds of each
     evidence: bool = False  # quantities of `claims` are read from its records
+    samples: bool = True  # samples are scored, which takes more training pictures than the network has features
     machine: str = "2 CPU cores"  # at tier laptop
     run_class: str = "ldmlab.study.runs.run.Run"
     solution: str = ""  # path in the project; empty for notebooks/solutions/<name>.md
@@ -88,7 +89,7 @@ _ROWS = (
     Notebook(
         "01_autoencoders", "what a first stage keeps", "Sec. 3.1, Tab. 8, App. G",
         minutes="3, or 1 once trained", expect="PSNR 20.4 dB, rFD-lab 45",
-        parameters=_RUN, experiment="first_stages", metrics={"rfd_lab": ()}),
+        parameters=_RUN, samples=False, experiment="first_stages", metrics={"rfd_lab": ()}),
     Notebook(
         "02_latents", "the space in between, and its scale", "Sec. 3.1, App. G",
         minutes="3, or 1 once trained", expect="standard deviation of z 2.19",
@@ -197,7 +198,7 @@ _ROWS = (
     Notebook(
         "18_compute", "what it costs, counted, and measured on your machine", "Sec. 4.1, App. F, Tab. 18",
         minutes="2", expect="202 GFLOP a denoiser call of LDM-4 on CelebA-HQ; Tab. 18 implies 33 TFLOP/s",
-        parameters=_RUN, experiment="compute.forecasts"),
+        parameters=_RUN, samples=False, experiment="compute.forecasts"),
     Notebook(
         "19_released_models", "a released file, or yours, measured again", "App. E.3, Tab. 1-10",
         minutes="not measured; 1 at `smoke`", expect="nothing measured again yet: no file was at hand",

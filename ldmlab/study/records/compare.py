@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ldmlab.evaluation.protocol import SAMPLING, Protocol, refuse_differences
 from ldmlab.study.config.budgets import is_smoke
+from ldmlab.study.config.data_names import labels_of
 from ldmlab.study.config.notebooks import SAMPLED_BY
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import StudySpec
@@ -81,7 +81,7 @@ def load_comparable(record: Record, metric: str = "fd_lab", notebooks: Sequence[
     """
     key, found = comparison_key(record, metric), {record.file_name: record}
     for notebook in (record.notebook, *notebooks):
-        for other in load_records(notebook):
+        for other in map(record.of_our_data, load_records(notebook)):
             if comparison_key(other, metric) == key:
                 found.setdefault(other.file_name, other)
     return list(found.values())
@@ -92,8 +92,9 @@ def study_records(data: str, tier: str | None = None, size: int = 0) -> tuple[li
 
     Records are of one data set and of `tier` (None: all but smoke) and `size` in pixels (0: any).
     """
+    names = labels_of(data)
     records = [r for r in load_records("04_tradeoff")
-               if data_name(r) == Path(data).stem and size in (0, r.params["size"])
+               if data_name(r) in names and size in (0, r.params["size"])
                and (r.params["tier"] == tier if tier else not is_smoke(r.params["tier"]))]
     keys = [tuple(comparison_key(record).values()) for record in records]
     largest = Counter(keys).most_common(1)[0][0] if keys else None
@@ -124,8 +125,8 @@ def table(records: Sequence[Record]) -> "pd.DataFrame":
 
 
 def data_name(record: Record) -> str:
-    """Name of the record's data set, without folders and suffix."""
-    return Path(str(record.params["data"])).stem
+    """Name of the record's data set: that of files ends in their fingerprint, unless an earlier version wrote it."""
+    return str(record.params["data"])
 
 
 def check_comparable(records: Sequence[Record], metric: str = "fd_lab") -> None:

@@ -6,12 +6,13 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldmlab import __version__
 from ldmlab.atomic import atomic_write
+from ldmlab.data.listing.names import fit_name
 from ldmlab.evaluation.distances import Score
 from ldmlab.study.config.paths import PACKAGE, results_dir
 from ldmlab.study.config.presets import study_spec
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 IN_NAME = ("f", "reg", "data", "size", "tier", "seed")
+MAX_NAME = 200  # bytes; file systems allow 255, of which a file that is being written takes some more
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Record:
     started: str = ""
     wall_s: float = 0.0
     schema: int = SCHEMA
+    pictures: dict[str, Any] = field(default_factory=dict)  # the report on the data: what was found, used and left out
 
     def value(self, metric: str) -> float:
         """The value of a metric; KeyError if the record does not have it."""
@@ -51,16 +54,38 @@ class Record:
         p, written = self.params, {"f": "f{}", "size": "{}px", "seed": "s{}"}
         parts = [written.get(name, "{}").format(p[name]) for name in IN_NAME if name in p]
         parts += [f"{name}-{p[name]}" for name in sorted(p) if name not in IN_NAME]
-        return "_".join(parts) + ".json"
+        return fit_name("_".join(parts).replace("/", "_"), MAX_NAME) + ".json"
+
+    def set_data(self, report: dict[str, Any], former_fingerprint: str) -> None:
+        """Keep the report on the data; by its former fingerprint records of earlier versions are found."""
+        former = {"former_fingerprint": former_fingerprint} if former_fingerprint != self.inputs.get("data") else {}
+        self.pictures = report | former
+
+    def of_our_data(self, other: "Record") -> "Record":
+        """`other` with its data named as this record's, where an earlier version measured it on the same files."""
+        former = self.pictures.get("former_fingerprint")
+        if former is None or other.inputs.get("data") != former:
+            return other
+        params, inputs = other.params | {"data": self.params["data"]}, other.inputs | {"data": self.inputs["data"]}
+        return replace(other, params=params, inputs=inputs, pictures=self.pictures)
+
+    def _former_file_name(self) -> str | None:
+        """The name under which an earlier version saved a record of these files; None where it is the same."""
+        if "former_fingerprint" not in self.pictures:
+            return None
+        name = Path(str(self.pictures["name"])).stem
+        return replace(self, params=self.params | {"data": name}).file_name
 
     def stored(self, folder: Path | None = None) -> "Record | None":
         """The record saved under this name, if it was measured with the same parameters, inputs and networks.
 
         A record that lacks one of the networks, or one of whose networks is unknown, is measured again.
         """
+        folder = folder or results_dir() / self.notebook
+        names = [name for name in (self.file_name, self._former_file_name()) if name and (folder / name).exists()]
         try:
-            other = Record(**json.loads(((folder or results_dir() / self.notebook) / self.file_name).read_text()))
-        except (OSError, TypeError, ValueError):  # absent or unreadable: measure again
+            other = self.of_our_data(Record(**json.loads((folder / names[0]).read_text())))
+        except (IndexError, OSError, TypeError, ValueError):  # absent or unreadable: measure again
             return None
         (ours, inputs), (_, others) = (split_inputs(r.inputs, r.notebook) for r in (self, other))
         same = (other.schema, other.params, others) == (self.schema, self.params, inputs)
@@ -169,5 +194,5 @@ def add_points(record: Record, scores: Mapping[str, Score], x: float | int) -> N
 def save_figure(fig: "Figure", name: str, data: str, tier: str, size: int) -> Path:
     """Write results/figures/<name>_<data>_<tier>.png atomically; a size other than the tier's is part of the name."""
     other = f"_{size}px" if size != study_spec(1, tier=tier).data.size else ""
-    path = results_dir() / "figures" / f"{name}_{data}_{tier}{other}.png"
+    path = results_dir() / "figures" / f"{fit_name(f'{name}_{data}_{tier}{other}'.replace('/', '_'), MAX_NAME)}.png"
     return atomic_write(path, lambda part: fig.savefig(part, format="png"))

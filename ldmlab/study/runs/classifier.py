@@ -47,9 +47,13 @@ def train_classifier(run: Run) -> TrainedClassifier:
     if num_classes < 2:
         raise ValueError(f"classifier guidance needs classes, and {run.pictures.train.name} has {num_classes}")
     plan, schedule = classifier_spec(run.spec, num_classes), run.spec.diffusion
-    key = content_key(plan, run.first_stage.hash, run.pictures.train.fingerprint, run.spec.seed, schedule.T,
-                      schedule.beta, schedule.scale_mode)
-    folder = runs_dir() / f"classifier-{run.spec.name}-{key}"
+
+    def place(fingerprint: str) -> Path:
+        key = content_key(plan, run.first_stage.hash, fingerprint, run.spec.seed, schedule.T, schedule.beta,
+                          schedule.scale_mode)
+        return runs_dir() / f"classifier-{run.spec.name}-{key}"
+
+    folder = run.pictures.train.find(place)
     path, name = folder / "classifier.safetensors", f"classifier on {run.first_stage.name}"
     with locked(folder, name):
         if not path.exists():

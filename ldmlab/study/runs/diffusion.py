@@ -54,9 +54,13 @@ def diffusion_folder(spec: StudySpec, images: ImageSet, first_stage: TrainedFirs
     """Where the diffusion model of a spec, on this first stage, is kept."""
     config = denoiser_config(spec.diffusion, images.num_classes)
     fd_extractor = feature_net("fd-lab").weights_hash  # its scores are part of the curve
-    key = content_key(spec.diffusion, asdict(config), spec.evaluation, fd_extractor, first_stage.hash,
-                      images.fingerprint, spec.seed)
-    return runs_dir() / f"diffusion-{spec.name}-{key}"
+
+    def folder(fingerprint: str) -> Path:
+        key = content_key(spec.diffusion, asdict(config), spec.evaluation, fd_extractor, first_stage.hash, fingerprint,
+                          spec.seed)
+        return runs_dir() / f"diffusion-{spec.name}-{key}"
+
+    return images.find(folder)
 
 
 def train_diffusion(

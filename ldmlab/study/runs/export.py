@@ -9,6 +9,7 @@ from ldmlab.diffusion.conditioning.captions import MAX_LENGTH
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.study.config.parameters import read_parameters
 from ldmlab.study.config.specs import ConditionSpec
+from ldmlab.study.runs.pictures import open_set
 from ldmlab.study.runs.run import Run
 
 
@@ -31,7 +32,7 @@ def exportable_run(data: str = "scenes", tier: str = "auto", seed: int = 0, size
     notebook = "09_text_to_image" if text else "07_sampling"
     params = {"f": 8, "reg": "kl", "data": data, "size": size, "tier": tier, "seed": seed, **prompt}
     run = Run(notebook, read_parameters(notebook, params).as_dict())
-    if not text and (num_classes := run.pictures.train.num_classes):
+    if not text and (num_classes := open_set(run.spec.data, "train").num_classes):
         print(f"{run.spec.data.name} has {num_classes} classes, and diffusers no pipeline for a class-conditional "
               "model: write_parts of ldmlab.checkpoints.diffusers_format.folders writes its parts", flush=True)
     first_stage, diffusion = run.spec.first_stage, run.spec.diffusion

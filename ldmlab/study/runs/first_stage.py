@@ -49,8 +49,12 @@ class TrainedFirstStage:
 def first_stage_folder(spec: StudySpec, images: ImageSet) -> Path:
     """Where the first stage of a spec is kept."""
     perceptual = perceptual_loss(spec.first_stage.perceptual).weights_hash
-    key = content_key(spec.first_stage, perceptual, images.fingerprint, spec.seed)
-    return runs_dir() / f"first_stage-{spec.first_stage.name}-{key}"
+
+    def folder(fingerprint: str) -> Path:
+        key = content_key(spec.first_stage, perceptual, fingerprint, spec.seed)
+        return runs_dir() / f"first_stage-{spec.first_stage.name}-{key}"
+
+    return images.find(folder)
 
 
 def train_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device | str = "auto") -> TrainedFirstStage:

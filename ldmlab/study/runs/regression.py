@@ -49,8 +49,8 @@ def train_regression(run: Run) -> TrainedRegression:
     """Train the regression of `run`, an LDM-1 with a condition of pictures, or load it: of the same size and data."""
     conditioner, pictures, plan = as_spatial(run.conditioner), run.pictures, regression_spec(run.spec)
     config = denoiser_config(plan, pictures.train.num_classes)
-    key = content_key(plan, asdict(config), pictures.train.fingerprint, run.spec.seed)
-    folder = runs_dir() / f"regression-{key}"
+    folder = pictures.train.find(
+        lambda fingerprint: runs_dir() / f"regression-{content_key(plan, asdict(config), fingerprint, run.spec.seed)}")
     path, name = folder / "regression.safetensors", f"regression of pixels, {conditioner.kind}"
     with locked(folder, name):
         if not path.exists():

@@ -67,7 +67,7 @@ class Run:
                                           attention=params.get("attention", True),
                                           condition_options=condition_options, **changes)
         _check_picture(params.get("picture", ""), self.spec, condition, params.get("factor", 1))
-        # Records travel: of a path they keep the name.
+        # Records travel: of a path they keep the name, with the fingerprint of the files once these are open.
         self.params = {**params, "data": Path(str(params["data"])).stem, "tier": tier, "reg": self.spec.reg,
                        "size": self.spec.data.size}
         torch.manual_seed(self.spec.seed)
@@ -85,8 +85,10 @@ class Run:
 
     @cached_property
     def pictures(self) -> pictures.Pictures:
-        """Training and validation pictures; ValueError where they lack what the run asks for."""
-        opened = pictures.open_pictures(self.spec)
+        """Training and validation pictures; ValueError where they are too few, or lack what the condition reads."""
+        opened = pictures.open_pictures(self.spec, NOTEBOOKS[self.notebook].samples)
+        if (label := opened.train.label) != opened.train.name:
+            self.params["data"] = label
         conditioners.check_annotations(self.spec.diffusion, opened)  # now, and not after a first stage has been trained
         pictures.labels_named(opened.train, self.params.get("classes", ""))
         return opened
@@ -122,9 +124,11 @@ class Run:
 
     def new_record(self) -> Record:
         """A record with parameters, environment and inputs, and no measurements."""
+        train, about = self.pictures.train, self.pictures.report.as_dict()
         measured = NOTEBOOKS[self.notebook].measured(self.params)
         record = Record(self.notebook, self.spec.name, measured, started=self.started, env=environment(self.device))
-        record.inputs["data"] = self.pictures.train.fingerprint
+        record.inputs["data"] = train.fingerprint
+        record.set_data(about, train.former_fingerprint)
         record.inputs["first_stage"] = self.first_stage.hash
         record.protocol.update(self.pictures.train.protocol)
         record.events += self.first_stage.curve.events
@@ -139,6 +143,7 @@ class Run:
 
     def keep(self, name: str, fig: "Figure") -> "Figure":
         """A figure for the cell to show, written to results/figures/ as well."""
+        _ = self.pictures  # names the data
         save_figure(fig, name, *(self.params[key] for key in ("data", "tier", "size")))
         return fig
 

@@ -213,6 +213,8 @@ def _data(path: Path, metas: Metas) -> list[Entry]:
         unused = "" if card.exists() else "half of a cache: what describes it is missing"
         paths = tuple(p for p in dict.fromkeys((file, card, lock)) if p.exists())
         found.append(Entry(f"{path.name}/{stem.name}", "data", paths, kind, unused, lock))
+    found += [Entry(f"{path.name}/{file.name}", "data", (file,), "hashes of the files of a data set")
+              for file in sorted(path.glob("contents-*.bin"))]
     taken = {p for entry in found for p in entry.paths}
     alone = [file for file in sorted(path.glob("*.lock")) if file not in taken]
     return found + _leftover_parts(path) + [entry for file in alone for entry in _leftover_lock(file)]
