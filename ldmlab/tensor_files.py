@@ -23,8 +23,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     return atomic_write(path, save(plain, metadata | {_CHECKSUM: checksum(plain, metadata)}))
 
 
-def load_tensors(path: Path, keys: tuple[str, ...] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what `save_tensors` wrote: tensors, and metadata, of which there must be these `keys` and no others.
+def load_tensors(
+    path: Path, keys: tuple[str, ...] = (), optional: tuple[str, ...] = ()
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what `save_tensors` wrote: tensors, and metadata, which must have these `keys`, and may have the `optional`.
 
     A file without a checksum, of an earlier version, is read unchecked. FileNotFoundError for a missing file,
     DamagedFile for one that is no safetensors file, has other metadata or another checksum.
@@ -34,7 +36,7 @@ def load_tensors(path: Path, keys: tuple[str, ...] = ()) -> tuple[dict[str, Tens
             metadata: dict[str, str] = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         stated = metadata.pop(_CHECKSUM, None)
-        if set(metadata) != set(keys):
+        if not set(keys) <= set(metadata) <= {*keys, *optional}:
             found = ", ".join(sorted(metadata)) or "none"
             raise DamagedFile(path, f"its metadata should be {', '.join(keys) or 'none'}, and is {found[:200]}")
         if stated not in (None, checksum(tensors, metadata)):

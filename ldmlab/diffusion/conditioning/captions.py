@@ -5,6 +5,7 @@ if its files are on this machine; and one trained on a data set's own captions. 
 """
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ldmlab.atomic import atomic_write
+from ldmlab.damage import DamagedFile, read_json, read_or_set_aside, reading, seal
+from ldmlab.perception import file_hash
 
 if TYPE_CHECKING:
     from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # missing in transformers' stubs
@@ -114,11 +117,24 @@ def find_vocabulary(data: str, captions: Sequence[str], cache: Path) -> tuple[Pa
         return bert, False
     key = hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
     folder = cache / f"vocabulary-{key}"
-    if not (folder / "vocab.txt").exists():
+    if read_or_set_aside(folder / "vocab.txt", _check_vocabulary) is None:
         print(f"the files of {BERT} were not found (LDMLAB_BERT may name a folder with its vocab.txt); "
               f"a vocabulary is trained on the {len(captions)} captions instead", flush=True)
         train_vocabulary(captions, folder)
+        checksum = {"vocab.txt": file_hash(folder / "vocab.txt")}
+        atomic_write(folder / "checksum.json", seal(json.dumps(checksum)))
     return folder, True
+
+
+def _check_vocabulary(path: Path) -> bool:
+    """True; DamagedFile where the file is none, or has not the hash that is stated beside it, if one is."""
+    with reading(path):
+        if missing := set(SPECIAL) - set(path.read_text(encoding="utf-8").splitlines()):
+            raise DamagedFile(path, f"it lacks {', '.join(sorted(missing))}")
+        stated = read_or_set_aside(path.with_name("checksum.json"), read_json) or {}
+        if stated.get("vocab.txt", digest := file_hash(path)) != digest:
+            raise DamagedFile(path, "its content does not have the hash stated in checksum.json")
+    return True
 
 
 def find_bert() -> Path | None:

@@ -5,7 +5,6 @@ convolutions and matrix products for one picture, with a multiply-add counted as
 as in the released code, at every position; ours attends to it once and needs up to 4 % less.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -297,7 +296,7 @@ def benchmark_tables(folder: Path | None = None) -> pd.DataFrame:
     found = []
     for path in sorted((folder or results_dir() / "benchmarks").glob("*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             found += _comparisons(content["table"], content["rows"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue

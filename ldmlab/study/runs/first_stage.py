@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ldmlab.atomic import locked
+from ldmlab.atomic import check_free_space, locked
 from ldmlab.checkpoints.files import load_model, load_weights, save_model
 from ldmlab.damage import DamagedFile
 from ldmlab.data.images import ImageSet, to_float
@@ -99,6 +99,9 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
     torch.manual_seed(spec.seed)
     model = build_autoencoder(plan.autoencoder)
     assert not isinstance(model, IdentityAutoencoder)  # f = 1 is never trained
+    with torch.inference_mode():
+        moments = model.moments(to_float(pictures.train.images([0])))
+    check_free_space(folder, 2 * len(pictures.train) * 2 * moments.numel(), f"the latents of {plan.name}")
     perceptual = perceptual_loss(plan.perceptual)
     loss = FirstStageLoss(
         perceptual, PatchDiscriminator(plan.disc_layers, plan.disc_ch), disc_start=plan.disc_start,

@@ -1,0 +1,421 @@
+"""What killed processes, full disks, several writers and damaged files do to a run: a table, and results as JSON.
+
+`python benchmarks/faults.py` runs some four hundred trials, half an hour on two cores; `--kinds damage --every 10` some
+of them. Each trial is a process of its own with a project folder of its own, in which a tiny run of 04_tradeoff meets
+one fault, and the same run is then started again. Its numbers, weights and latents are compared with those of a run
+without faults:
+
+- identical: as without the fault, at once;
+- refused: the run that met the fault stopped with an error, and the same run again was identical;
+- stuck: the same run again stopped as well; silent: other numbers without an error.
+
+A full disk is a tmpfs, which takes root to mount; without it, a limit on the size of files (RLIMIT_FSIZE) stands in.
+Files without read permission are read as nobody, for which root is needed too.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+PARAMS = {"f": 8, "reg": "kl", "data": "scenes", "size": 0, "tier": "smoke", "seed": 0}
+TIMEOUT_S = 120.0
+OUTCOMES = ("identical", "refused", "stuck", "silent")
+NOBODY = 65534
+
+
+def tiny_run(seed: int = 0):
+    """A run of a few steps on few pictures, with captions among the files that it writes."""
+    from ldmlab.study.runs.run import Run
+
+    run = Run("04_tradeoff", {**PARAMS, "seed": seed}, "cpu", quiet=True)
+    spec = run.spec
+    run.spec = replace(
+        spec, data=replace(spec.data, num_train=300, num_val=16),
+        first_stage=replace(spec.first_stage, num_steps=6, batch_size=4, val_every=3),
+        diffusion=replace(spec.diffusion, num_steps=8, batch_size=8, milestones=(4,)),
+        evaluation=replace(spec.evaluation, num_samples=16, num_reference=32, batch_size=16, speed_steps=(2,)))
+    return run
+
+
+def measure(seed: int = 0) -> dict[str, object]:
+    """What one run computes, without times: to be equal bit for bit, whatever happened before."""
+    from matplotlib.figure import Figure
+
+    from ldmlab.experiments.tradeoff import record_tradeoff
+    from ldmlab.study.records.record import load_records
+
+    run = tiny_run(seed)
+    record = record_tradeoff(run)
+    run.finish(record)
+    run.keep("faults", Figure())
+    load_records("04_tradeoff")
+    latents = run.latents.moments if seed == 0 else np.zeros(1)
+    annotations = [(a.label, a.caption) for a in run.pictures.annotations()]
+    values = {name: entry["value"] for name, entry in record.metrics.items() if not name.endswith("train_s")}
+    curves = {name: points for name, points in record.curves.items() if name not in ("train_s", "images_per_s")}
+    return {"values": values, "curves": curves, "inputs": record.inputs, "denoiser": run.diffusion.hash,
+            "latents": hashlib.sha256(np.ascontiguousarray(latents)).hexdigest(),
+            "pictures": hashlib.sha256(run.pictures.train.images(range(300)).numpy()).hexdigest(),
+            "annotations": hashlib.sha256(repr(annotations).encode()).hexdigest()}
+
+
+# --- Trials in processes ----------------------------------------------------------------------------------------------
+
+
+def _child(root: Path, answer: Path, prepare: Callable[[], None] | None, seed: int) -> None:
+    os.environ["LDMLAB_ROOT"] = str(root)
+    os.setsid()
+    with open(answer.with_suffix(".log"), "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            if prepare is not None:
+                prepare()
+            found = {"result": measure(seed)}
+        except BaseException as error:
+            traceback.print_exc()
+            found = {"error": f"{type(error).__name__}: {error}"}
+        answer.write_text(json.dumps(found, sort_keys=True))
+        sys.stdout.flush()
+        os._exit(0)
+
+
+class Trial:
+    """One process that measures in `root`."""
+
+    def __init__(self, root: Path, prepare: Callable[[], None] | None = None, seed: int = 0):
+        handle, name = tempfile.mkstemp(suffix=".json", dir=root.parent)
+        os.chmod(name, 0o666)
+        os.close(handle)
+        self.answer = Path(name)
+        log = self.answer.with_suffix(".log")
+        log.touch()
+        log.chmod(0o666)
+        self.process = multiprocessing.get_context("fork").Process(
+            target=_child, args=(root, self.answer, prepare, seed))
+        self.process.start()
+
+    def wait(self, timeout: float = TIMEOUT_S) -> dict:
+        """Its result, or its error; "hangs" where it takes longer."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+            return {"error": "hangs"}
+        text = self.answer.read_text()
+        return json.loads(text) if text else {"error": f"ended with {self.process.exitcode}"}
+
+    @property
+    def log(self) -> str:
+        """What it printed."""
+        return self.answer.with_suffix(".log").read_text()
+
+
+def judge(expected: dict, first: dict, again: Callable[[], dict]) -> tuple[str, str]:
+    """The outcome of a trial, and the error that the run with the fault stopped with."""
+    if "result" in first:
+        return ("identical" if first == expected else "silent"), ""
+    second = again()
+    if "result" in second:
+        return ("refused" if second == expected else "silent"), first["error"]
+    return "stuck", second["error"]
+
+
+class Bench:
+    """The reference run, snapshots of its folder, and what was found."""
+
+    def __init__(self, work: Path, every: int):
+        self.work, self.every, self.rows, self.number = work, every, [], 0
+        began = time.perf_counter()
+        self.whole = work / "whole"
+        trial = Trial(self.whole)
+        self.expected = trial.wait()
+        if "error" in self.expected:
+            raise SystemExit(f"the run without faults failed: {self.expected}\n{trial.log}")
+        self.seconds = time.perf_counter() - began
+
+    def chosen(self, trials: list) -> list:
+        """Every n-th of them."""
+        return trials[:: self.every]
+
+    def fresh(self, start: Path | None = None) -> Path:
+        """A project folder for one trial, empty or a copy."""
+        self.number += 1
+        root = self.work / f"trial{self.number}"
+        if start is None:
+            root.mkdir()
+        else:
+            shutil.copytree(start, root, symlinks=True)
+        return root
+
+    def note(self, kind: str, what: str, outcome: str, error: str) -> None:
+        """Count a trial; what is stuck or silent is printed."""
+        self.rows.append({"kind": kind, "what": what, "outcome": outcome, "error": error[:300]})
+        if outcome not in ("identical", "refused"):
+            print(f"{outcome}: {kind}, {what}: {error[:300]}", flush=True)
+
+    def rerun(self, kind: str, what: str, root: Path, **options) -> None:
+        """Start the run in a folder that has met a fault, again if that is refused, and judge."""
+        trial = Trial(root, **options)
+        self.note(kind, what, *judge(self.expected, trial.wait(), lambda: Trial(root, **options).wait()))
+        shutil.rmtree(root)
+
+
+# --- Faults -----------------------------------------------------------------------------------------------------------
+
+
+def save_often() -> None:
+    """A state after every step, and slow ones, so that kills meet them."""
+    from ldmlab.study.training import callbacks
+
+    callbacks.CHECKPOINT_EVERY_S = 0.0
+
+
+def kills(bench: Bench) -> None:
+    """SIGKILL at 20 instants of a run that starts from nothing."""
+    for i in bench.chosen(list(range(20))):
+        root = bench.fresh()
+        trial = Trial(root, save_often)
+        trial.process.join(bench.seconds * (i + 0.5) / 20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(trial.process.pid, signal.SIGKILL)
+        trial.process.join()
+        bench.rerun("killed", f"at {5 * i + 2.5:.1f} % of the time", root)
+
+
+def full_disks(bench: Bench) -> None:
+    """A disk of 20 sizes up to a little less than what a run takes; then enough of it."""
+    total = sum(file.stat().st_size for file in bench.whole.rglob("*") if file.is_file())
+    for i in bench.chosen(list(range(20))):
+        size = max(1 << 16, int(2 * total * (i + 0.5) / 20))
+        root = bench.fresh()
+        with _limited(root, size) as (limit, lift):
+            first = Trial(root, limit).wait()
+            lift()
+            outcome, error = judge(bench.expected, first, lambda root=root: Trial(root).wait())
+        bench.note("disk full" if limit is None else "file too large", f"{size / 1e6:.2f} MB", outcome, error)
+
+
+@contextlib.contextmanager
+def _limited(root: Path, size: int) -> Iterator[tuple[Callable[[], None] | None, Callable[[], object]]]:
+    def mount(*options: str) -> int:
+        return subprocess.run(["mount", *options, str(root)], capture_output=True).returncode
+
+    if mount("-t", "tmpfs", "-o", f"size={size}", "none") == 0:
+        try:
+            yield None, lambda: mount("-o", f"remount,size={1 << 30}")
+        finally:
+            subprocess.run(["umount", "-l", str(root)], check=True)
+        return
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 8, size // 8))
+
+    yield limit, lambda: None
+
+
+def together(bench: Bench) -> None:
+    """The same run four times at once, in one folder."""
+    _at_once(bench, "four at once", [None] * 4)
+
+
+def two_hosts(bench: Bench) -> None:
+    """Two machines that share a folder, where locks do not lock."""
+    _at_once(bench, "two hosts, no locks", [_as_host("one"), _as_host("two")])
+
+
+def _as_host(name: str) -> Callable[[], None]:
+    def prepare() -> None:
+        from ldmlab import atomic
+
+        atomic._machine = lambda: hashlib.sha256(name.encode()).hexdigest()[:8]
+        atomic._acquire = lambda lock, path, waiting: None
+        save_often()
+
+    return prepare
+
+
+def _at_once(bench: Bench, kind: str, prepares: list) -> None:
+    root = bench.fresh()
+    trials = [Trial(root, prepare) for prepare in prepares]
+    for i, trial in enumerate(trials):
+        first = trial.wait(4 * TIMEOUT_S)
+        bench.note(kind, f"process {i + 1}", *judge(bench.expected, first, lambda: Trial(root).wait()))
+    shutil.rmtree(root)
+
+
+def damages(bench: Bench) -> None:
+    """Damage to every file that a run leaves, finished or stopped within training, one at a time."""
+    other = bench.fresh()
+    if "error" in Trial(other, seed=1).wait():
+        raise SystemExit("the run with another seed failed")
+    stopped = _stopped(bench)
+    trials = [(start, file, name) for start in (bench.whole, stopped)
+              for file in sorted(p.relative_to(start) for p in start.rglob("*") if p.is_file()) for name in DAMAGES]
+    for start, file, name in bench.chosen(trials):
+        root = bench.fresh(start)
+        for record in root.glob("results/0*/*.json"):  # measured again, so that what is damaged is used
+            if record != root / file:
+                record.unlink()
+        if not DAMAGES[name](root / file, other):
+            shutil.rmtree(root)
+            continue
+        state = "finished" if start == bench.whole else "stopped"
+        prepare = None
+        if name == "unreadable" and os.geteuid() == 0:
+            for path in [root, *root.rglob("*")]:
+                os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+            prepare = _as_nobody
+        bench.rerun(f"damage: {name}", f"{state}, {file}", root, prepare=prepare)
+
+
+def _stopped(bench: Bench) -> Path:
+    """The folder of a run that was killed in the training of its diffusion model, with two states."""
+    def stop_late() -> None:
+        from ldmlab.study.training import callbacks
+
+        save_often()
+        real = callbacks.save_state
+
+        def save(folder: Path, state: dict) -> None:
+            real(folder, state)
+            if folder.name.startswith("diffusion") and state["step"] == 6:
+                os._exit(1)
+
+        callbacks.save_state = save
+
+    root = bench.fresh()
+    Trial(root, stop_late).wait()
+    assert list(root.rglob("state-older.pt")), "no run was stopped within training"
+    return root
+
+
+def _as_nobody() -> None:
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+    os.environ["HOME"] = "/tmp"
+
+
+def _cut(part: Callable[[int], int]) -> Callable[[Path, Path], bool]:
+    def cut(path: Path, other: Path) -> bool:
+        size = path.stat().st_size
+        if size:
+            os.truncate(path, part(size))
+        return size > 0
+
+    return cut
+
+
+def _flip(part: float) -> Callable[[Path, Path], bool]:
+    def flip(path: Path, other: Path) -> bool:
+        raw = bytearray(path.read_bytes())
+        if raw:
+            raw[int(part * (len(raw) - 1))] ^= 1 << 4
+            path.write_bytes(raw)
+        return bool(raw)
+
+    return flip
+
+
+def _zero(path: Path, other: Path) -> bool:
+    path.write_bytes(bytes(path.stat().st_size))
+    return path.stat().st_size > 0
+
+
+def _foreign(path: Path, other: Path) -> bool:
+    """The file of a run with another seed, of the same kind."""
+    kind = path.parent.name.split("-")[0]
+    same = [file for file in other.rglob(path.name) if file.parent.name.split("-")[0] == kind]
+    same = same or [file for file in other.rglob(f"*{path.suffix}") if file.parent.name.split("-")[0] == kind]
+    same = [file for file in same if file.read_bytes() != path.read_bytes()]
+    if same:
+        shutil.copyfile(same[0], path)
+    return bool(same)
+
+
+def _folder(path: Path, other: Path) -> bool:
+    path.unlink()
+    path.mkdir()
+    (path / "in_it").write_text("something")
+    return True
+
+
+def _unreadable(path: Path, other: Path) -> bool:
+    path.chmod(0)
+    return True
+
+
+DAMAGES: dict[str, Callable[[Path, Path], bool]] = {
+    "cut to nothing": _cut(lambda size: 0), "cut to half": _cut(lambda size: size // 2),
+    "last byte cut": _cut(lambda size: size - 1), "zeroed": _zero, "a bit flipped at 2 %": _flip(0.02),
+    "a bit flipped at 50 %": _flip(0.5), "a bit flipped at 98 %": _flip(0.98), "another run's": _foreign,
+    "a folder": _folder, "unreadable": _unreadable,
+}
+KINDS = {"kills": kills, "disks": full_disks, "together": together, "hosts": two_hosts, "damage": damages}
+
+
+# --- The table --------------------------------------------------------------------------------------------------------
+
+
+def table(rows: list[dict]) -> str:
+    """Kind of fault, trials, and how many had which outcome."""
+    lines = [f"{'':<32}{'tried':>8}" + "".join(f"{name:>11}" for name in OUTCOMES)]
+    for kind in [*dict.fromkeys(row["kind"] for row in rows), "all"]:
+        found = [row["outcome"] for row in rows if kind in (row["kind"], "all")]
+        lines.append(f"{kind:<32}{len(found):>8}" + "".join(f"{found.count(name):>11}" for name in OUTCOMES))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the trials, print the table, write results/benchmarks/faults.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--every", type=int, default=1, help="only each n-th trial of a kind")
+    parser.add_argument("--write", action="store_true", help="write results/benchmarks/faults.json")
+    args = parser.parse_args()
+
+    import torch
+
+    import ldmlab.experiments.tradeoff
+    import ldmlab.study.runs.scoring  # noqa: F401  # imported once, for all processes
+    from ldmlab.study.config.paths import results_dir
+    from ldmlab.study.records.record import environment
+
+    torch.set_num_threads(1)
+    os.environ["LDMLAB_THREADS"] = "1"
+    out = results_dir() / "benchmarks" / "faults.json"
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as work:
+        os.chmod(work, 0o777)
+        bench = Bench(Path(work), args.every)
+        for kind in args.kinds:
+            KINDS[kind](bench)
+            print(f"{kind}: {len(bench.rows)} trials so far, {time.perf_counter() - began:.0f} s", flush=True)
+    print(table(bench.rows))
+    if args.write:
+        counts = {name: sum(row["outcome"] == name for row in bench.rows) for name in OUTCOMES}
+        content = {"table": "faults", "env": environment("cpu"), "tried": len(bench.rows), **counts,
+                   "seconds": round(time.perf_counter() - began), "rows": bench.rows}
+        out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
