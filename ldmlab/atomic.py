@@ -46,7 +46,8 @@ def atomic_write(path: Path | str, content: bytes | Callable[[Path], object]) ->
     except BaseException as error:
         free = shutil.disk_usage(path.parent).free
         written = part.stat().st_size if part.exists() else 0
-        part.unlink(missing_ok=True)
+        if part.exists():  # on a read-only disk, removing what is not there is an error
+            part.unlink()
         if isinstance(error, Exception) and _is_full(error, free):
             left = _mb(free + written)
             more = f"more than {_mb(max(written, free))}"  # the size of what a function writes is not known

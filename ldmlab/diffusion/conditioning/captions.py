@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # missing in transformers' stubs
 
 MAX_LENGTH = 77  # as released
+MAX_PIECES = 30_522  # as BERT has
 SCENES_VOCABULARY = Path(__file__).parents[2] / "weights" / "scenes-wordpiece"
 BERT = "bert-base-uncased"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -95,14 +97,21 @@ def write_vocabulary(pieces: Mapping[str, int], folder: str | Path) -> Path:
 
 
 def train_vocabulary(captions: Sequence[str], folder: str | Path) -> Path:
-    """Train a WordPiece vocabulary in which every word of the captions is one piece; writes folder/vocab.txt."""
-    from tokenizers import BertWordPieceTokenizer
+    """Write a WordPiece vocabulary, folder/vocab.txt, in which every word of the captions is one piece.
 
-    tokenizer = BertWordPieceTokenizer(lowercase=True)
-    # Merging continues until every word is one piece; single letters remain for other words.
-    tokenizer.train_from_iterator(captions, vocab_size=30_522, min_frequency=1, show_progress=False,
-                                  special_tokens=list(SPECIAL))
-    return write_vocabulary(tokenizer.get_vocab(), folder)
+    Single letters are pieces too, for other words. Equal captions give equal ids, which the trainers of `tokenizers` do
+    not promise: a model is of no use with a vocabulary made anew in another order.
+    """
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
+    counts = Counter(word for caption in captions
+                     for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
+    letters = sorted({letter for word in counts for letter in word})
+    words = sorted(counts, key=lambda word: (-counts[word], word))  # the most frequent first
+    pieces = list(dict.fromkeys([*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *words]))[:MAX_PIECES]
+    return write_vocabulary({piece: i for i, piece in enumerate(pieces)}, folder)
 
 
 def find_vocabulary(data: str, captions: Sequence[str], cache: Path) -> tuple[Path, bool]:
