@@ -1,9 +1,9 @@
 """What killed processes, full disks, several writers and damaged files do to a run: a table, and results as JSON.
 
 `python benchmarks/faults.py` runs some four hundred trials, three quarters of an hour on two cores; `--every 3` each
-third of them. Each trial is a process of its own with a project folder of its own, in which a tiny run of 04_tradeoff meets
-one fault, and the same run is then started again. Its numbers, weights and latents are compared with those of a run
-without faults:
+third of them. Each trial is a process of its own with a project folder of its own, in which a tiny run of 04_tradeoff
+meets one fault, and the same run is then started again. Its numbers, weights and latents are compared with those of a
+run without faults:
 
 - identical: as without the fault, at once;
 - refused: the run that met the fault stopped with an error, and the same run again was identical;
@@ -411,7 +411,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["LDMLAB_THREADS"] = "1"
     out = results_dir() / "benchmarks" / "faults.json"
-    began = time.perf_counter()
+    began, env = time.perf_counter(), environment("cpu")  # the commit that is tested, whatever comes meanwhile
     with tempfile.TemporaryDirectory() as work:
         os.chmod(work, 0o777)
         bench = Bench(Path(work), args.every)
@@ -421,7 +421,7 @@ def main() -> None:
     print(table(bench.rows))
     if args.write:
         counts = {name: sum(row["outcome"] == name for row in bench.rows) for name in OUTCOMES}
-        content = {"table": "faults", "env": environment("cpu"), "tried": len(bench.rows), **counts,
+        content = {"table": "faults", "env": env, "tried": len(bench.rows), **counts,
                    "seconds": round(time.perf_counter() - began), "rows": bench.rows}
         out.write_text(json.dumps(content, indent=1) + "\n")
 

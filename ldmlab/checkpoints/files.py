@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ldmlab.damage import DamagedFile, reading
 from ldmlab.first_stage.latents import weights_hash
-from ldmlab.tensor_files import load_tensors, save_tensors
+from ldmlab.tensor_files import CHECKSUM, load_tensors, save_tensors
 
 _KEY = "ldmlab"
 
@@ -17,7 +17,7 @@ def save_model(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
 
     ValueError, before anything is written, for values that are not finite.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
     >>> save_model(path, {"weight": torch.ones(2)}, {"kind": "example"})
     >>> load_model(path)
@@ -31,9 +31,10 @@ def save_model(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Read the tensors and `meta` that `save_model` wrote.
 
-    FileNotFoundError for a missing file; DamagedFile, a ValueError, for a damaged one or one of another origin.
+    The meta of a file of an earlier version, which has no checksum, has {"unchecked": True}. FileNotFoundError for a
+    missing file; DamagedFile, a ValueError, for a damaged one or one of another origin.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
     >>> save_model(path, {"weight": torch.zeros(1)}, {"f": 8})
     >>> tensors, meta = load_model(path)
@@ -42,16 +43,19 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict]:
     """
     tensors, metadata = load_tensors(path, (_KEY,))
     with reading(path):
-        return tensors, json.loads(metadata[_KEY])
+        meta = json.loads(metadata[_KEY])
+        return tensors, meta if CHECKSUM in metadata else meta | {"unchecked": True}
 
 
 def load_weights(path: Path, module: nn.Module, tensors: dict[str, Tensor], meta: dict) -> None:
-    """Load the tensors of a file into a module on the CPU, and check them against the hash that `meta` states.
+    """Load the tensors that `load_model` read into a module on the CPU; DamagedFile where they do not fit it.
 
-    DamagedFile where they do not fit the module, have another hash, or are not finite.
+    Those of a file without a checksum must be finite and have the hash that `meta` states: also a DamagedFile.
     """
     with reading(path):
         module.load_state_dict(tensors)
+        if "unchecked" not in meta:
+            return
         if (digest := weights_hash(module)) != meta["hash"]:
             raise DamagedFile(path, f"its weights have the hash {digest[:12]}, and it states {meta['hash'][:12]}")
         if bad := nonfinite(tensors):
@@ -61,6 +65,7 @@ def load_weights(path: Path, module: nn.Module, tensors: dict[str, Tensor], meta
 def nonfinite(values: object, name: str = "") -> str:
     """The place of the first tensor in nested dicts and lists with a value that is not finite, as a.b.c; "" if none.
 
+    >>> import torch
     >>> nonfinite({"net": {"weight": torch.ones(2), "bias": torch.tensor([0.0, float("nan")])}})
     'net.bias'
     """

@@ -1,11 +1,13 @@
 """Damaged files: the next run names what was damaged, sets it aside, and makes it anew."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from study.training.test_loop import run as train_toy
 from torch import nn
 
@@ -193,6 +195,17 @@ def test_files_of_earlier_versions_are_read(tmp_path):
     cut(file.with_name("done.json"), 3)
     assert torch.equal(make_latents(tmp_path), expected)
     assert [path.name for path in tmp_path.rglob("*.damaged-*")].count("moments.npy.damaged-1") == 1
+
+
+def test_weights_of_earlier_versions_are_compared_with_their_hash(tmp_path):
+    """Files without a checksum state the hash of their weights."""
+    net, path = nn.Linear(3, 3), tmp_path / "m.safetensors"
+    meta = {"hash": weights_hash(net)}
+    save_file(net.state_dict(), path, {"ldmlab": json.dumps(meta)})
+    load_weights(path, nn.Linear(3, 3), *load_model(path))
+    flip(path, 0.9)
+    with pytest.raises(DamagedFile, match="its weights have the hash"):
+        load_weights(path, nn.Linear(3, 3), *load_model(path))
 
 
 def test_what_cannot_be_set_aside_is_refused_with_the_cure(tmp_path, monkeypatch):

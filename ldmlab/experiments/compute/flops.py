@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from ldmlab.checkpoints.released import LDMS, LdmRow
+from ldmlab.damage import read_json
 from ldmlab.diffusion.conditioning.transformer import TokenTransformer
 from ldmlab.diffusion.unet.unet import DenoiserConfig, UNet, count_params
 from ldmlab.evaluation.cost import V100_PER_A100, count_flops
