@@ -7,7 +7,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -104,9 +104,9 @@ def check_free_space(folder: Path, size: int, what: str) -> None:
 
 def allocate(path: Path, size: int) -> None:
     """Create a file of `size` zero bytes whose blocks are reserved on disk; DiskFull where they are not available."""
-    check_free_space(path.parent, size, path.name)
     with open(path, "wb") as file:
         try:
+            check_free_space(path.parent, size, path.name)
             if hasattr(os, "posix_fallocate"):
                 try:
                     os.posix_fallocate(file.fileno(), 0, size)
@@ -120,7 +120,7 @@ def allocate(path: Path, size: int) -> None:
             os.fsync(file.fileno())
         except OSError as error:
             path.unlink()
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if not isinstance(error, DiskFull) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 free = shutil.disk_usage(path.parent).free
                 raise DiskFull(error.errno, f"disk full: {path} needs {_mb(size)}, {_mb(free)} are free") from error
             raise
@@ -137,7 +137,8 @@ def part_of(path: Path) -> Path:
 
 def release_part(part: Path) -> None:
     """Rename a partial file to one that no process writes, for another call to go on with, or to remove."""
-    part.rename(part.with_name(f"{part.name.rpartition(f'.{_machine()}-')[0]}.{_machine()}-0-0-{part.name[-9:]}"))
+    with suppress(FileNotFoundError):  # removed by someone else
+        part.rename(part.with_name(f"{part.name.rpartition(f'.{_machine()}-')[0]}.{_machine()}-0-0-{part.name[-9:]}"))
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -157,7 +158,10 @@ def is_abandoned(part: Path, now: float) -> bool:
     fields = part.name.removesuffix(".part").rpartition(".")[2].split("-")
     if len(fields) == 4 and fields[0] == _machine() and fields[1].isdigit() and os.name == "posix":
         return _started(int(fields[1])) != fields[2]
-    return now - part.stat().st_mtime > _STALE_S
+    try:
+        return now - part.stat().st_mtime > _STALE_S
+    except FileNotFoundError:  # just finished, or removed by another process
+        return False
 
 
 def remove_abandoned(path: Path, part: Path) -> None:

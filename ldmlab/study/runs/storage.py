@@ -245,18 +245,11 @@ def _other(path: Path, metas: Metas) -> list[Entry]:
 
 def _leftover_parts(folder: Path) -> list[Entry]:
     """Halves of files that killed processes have left, see `atomic_write`, and files set aside as damaged."""
-    old = [part for part in sorted(folder.glob(".*.part")) if _is_abandoned(part)]
+    old = [part for part in sorted(folder.glob(".*.part")) if is_abandoned(part, time.time())]
     damaged = [path for path in sorted(folder.iterdir()) if _DAMAGED.search(path.name)]
     return [Entry(str(path.relative_to(runs_dir())), "leftover", (path,), about, unused)
             for paths, about, unused in ((old, "half of a file", "its writer is gone"),
                                          (damaged, "set aside as damaged", "it was made anew")) for path in paths]
-
-
-def _is_abandoned(part: Path) -> bool:
-    try:
-        return is_abandoned(part, time.time())
-    except FileNotFoundError:  # just finished
-        return False
 
 
 def _leftover_lock(path: Path) -> list[Entry]:
