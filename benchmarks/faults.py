@@ -143,8 +143,8 @@ def judge(expected: dict, first: dict, again: Callable[[], dict]) -> tuple[str, 
 class Bench:
     """The reference run, snapshots of its folder, and what was found."""
 
-    def __init__(self, work: Path, every: int):
-        self.work, self.every, self.rows, self.number = work, every, [], 0
+    def __init__(self, work: Path, every: int, start: int):
+        self.work, self.every, self.start, self.rows, self.number = work, every, start, [], 0
         self.whole, modules = work / "whole", work / "modules"
         os.environ["FAULTS_MODULES"] = str(modules)
         trial = Trial(work / "first")
@@ -162,8 +162,8 @@ class Bench:
         print(f"a run without faults takes {self.seconds:.1f} s", flush=True)
 
     def chosen(self, trials: list) -> list:
-        """Every n-th of them."""
-        return trials[:: self.every]
+        """Every n-th of them, from a first one on."""
+        return trials[self.start :: self.every]
 
     def fresh(self, start: Path | None = None) -> Path:
         """A project folder for one trial, empty or a copy."""
@@ -400,6 +400,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--every", type=int, default=1, help="only each n-th trial of a kind")
+    parser.add_argument("--start", type=int, default=0, help="the first of them: `--every 2 --start 1` is the other half")
     parser.add_argument("--write", action="store_true", help="write results/benchmarks/faults.json")
     args = parser.parse_args()
 
@@ -414,7 +415,7 @@ def main() -> None:
     began, env = time.perf_counter(), environment("cpu")  # the commit that is tested, whatever comes meanwhile
     with tempfile.TemporaryDirectory() as work:
         os.chmod(work, 0o777)
-        bench = Bench(Path(work), args.every)
+        bench = Bench(Path(work), args.every, args.start)
         for kind in args.kinds:
             KINDS[kind](bench)
             print(f"{kind}: {len(bench.rows)} trials so far, {time.perf_counter() - began:.0f} s", flush=True)
