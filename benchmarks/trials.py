@@ -125,8 +125,10 @@ def judge(expected: dict, first: dict, again: Callable[[], dict]) -> tuple[str, 
 class Bench:
     """The reference run, snapshots of its folder, and what was found."""
 
-    def __init__(self, work: Path, every: int, start: int):
-        self.work, self.every, self.start, self.rows, self.number = work, every, start, [], 0
+    def __init__(self, work: Path, every: int, start: int, only: str):
+        self.work, self.every, self.start, self.only = work, every, start, only
+        self.rows: list[dict] = []
+        self.number = 0
         self.whole, modules = work / "whole", work / "modules"
         os.environ["FAULTS_MODULES"] = str(modules)
         trial = Trial(work / "first")

@@ -185,6 +185,15 @@ def test_the_older_state_stands_in_for_a_damaged_one(tmp_path, monkeypatch):
     assert module.seen == 5 and torch.equal(module.net[0].weight, whole.net[0].weight)
 
 
+def test_a_folder_in_the_place_of_the_older_state_stops_nothing(tmp_path, monkeypatch):
+    """The state that is to move there sets it aside."""
+    monkeypatch.setattr(callbacks, "CHECKPOINT_EVERY_S", 0)
+    train_toy(tmp_path, steps=4)
+    as_folder(tmp_path / "state-older.pt")
+    assert train_toy(tmp_path, steps=6)[1].seen == 2
+    assert (tmp_path / "state-older.pt.damaged-1").is_dir() and (tmp_path / "state-older.pt").is_file()
+
+
 def test_files_of_earlier_versions_are_read(tmp_path):
     """Models without a checksum and a folder's name, latents without a table: read as they are."""
     expected = make_latents(tmp_path)

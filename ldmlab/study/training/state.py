@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import ZipFile
 
 import torch
 
-from ldmlab.atomic import atomic_write, locked
+from ldmlab.atomic import atomic_write, locked, move_into_place
 from ldmlab.damage import DamagedFile, read_or_set_aside, reading
 
 Model = TypeVar("Model")
@@ -23,8 +24,8 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
         torch.save({**state, "folder": folder.name}, part)
         with open(part, "rb") as written:  # on disk before the state before it moves
             os.fsync(written.fileno())
-        if file.is_file():
-            os.replace(file, folder / _OLDER)
+        with suppress(FileNotFoundError):  # none yet, or another host has finished
+            move_into_place(file, folder / _OLDER)
 
     atomic_write(file, write)
 
@@ -61,7 +62,7 @@ def state_files(folder: Path) -> list[Path]:
 def remove_states(folder: Path) -> None:
     """Remove the states of a finished training."""
     for file in state_files(folder):
-        file.unlink()
+        file.unlink(missing_ok=True)
 
 
 def find_or_train(path: Path, label: str, train: Callable[[], object], load: Callable[[Path], Model]) -> Model:
