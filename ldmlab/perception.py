@@ -7,7 +7,6 @@ published weights are on disk; nothing is downloaded here.
 """
 
 import hashlib
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ldmlab.damage import read_json
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -191,7 +192,7 @@ def feature_net(name: str, folder: Path | str | None = None) -> FeatureNet:
     if name not in ARCHITECTURES:
         raise ValueError(f"no feature network {name!r}; accepted are {', '.join(map(repr, ARCHITECTURES))}")
     path = Path(folder or WEIGHTS) / f"{name}.safetensors"
-    card = json.loads(path.with_suffix(".json").read_text())
+    card = read_json(path.with_suffix(".json"))
     digest = file_hash(path)
     if digest != card["sha256"]:
         raise ValueError(f"{path} has sha256 {digest}, but {path.stem}.json states {card['sha256']}; restore the file")

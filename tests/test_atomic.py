@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from ldmlab.atomic import DiskFull, atomic_write
+from ldmlab.atomic import DiskFull, atomic_write, part_of
 
 
 def left_over(folder):
@@ -52,16 +52,26 @@ def test_a_full_disk_is_reported_and_corrupts_nothing(tmp_path, error):
 
 
 def test_a_killed_writer_leaves_the_old_file_and_is_tidied_up_later(tmp_path):
-    """SIGKILL in the middle of a write: the next writer removes the remains, once they are surely nobody's."""
+    """SIGKILL in the middle of a write: the next writer removes the remains, and what a living process writes stays."""
     path = atomic_write(tmp_path / "a", b"old")
     code = ("import os, signal, sys; from ldmlab.atomic import atomic_write\n"
             "def die(part): part.write_bytes(b'ne'); os.kill(os.getpid(), signal.SIGKILL)\n"
             "atomic_write(sys.argv[1], die)")
     assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL
-    (part,) = left_over(tmp_path)
-    assert path.read_bytes() == b"old"
+    assert len(left_over(tmp_path)) == 1 and path.read_bytes() == b"old"
+    living = part_of(path)
+    living.write_bytes(b"half")
+    os.utime(living, (0, 0))  # as by a clock that is decades behind
     atomic_write(path, b"new")
-    assert left_over(tmp_path) == [part]  # another process may still be writing it
-    os.utime(tmp_path / part, (time.time() - 7200,) * 2)
-    atomic_write(path, b"newer")
-    assert path.read_bytes() == b"newer" and left_over(tmp_path) == []
+    assert path.read_bytes() == b"new" and left_over(tmp_path) == [living.name]
+
+
+@pytest.mark.parametrize(("age_h", "left"), [(2, 1), (48, 0)])
+def test_partial_files_of_other_machines_are_judged_by_the_clock_of_the_disk(tmp_path, monkeypatch, age_h, left):
+    """A day without a write, as the file system sees it; our own clock may be days ahead."""
+    other = tmp_path / f".a.{'0' * 8}-1-1-abcd.part"
+    other.write_bytes(b"half")
+    os.utime(other, (time.time() - age_h * 3600,) * 2)
+    monkeypatch.setattr(time, "time", lambda: 1e11)
+    atomic_write(tmp_path / "a", b"new")
+    assert len(left_over(tmp_path)) == left

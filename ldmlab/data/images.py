@@ -40,10 +40,16 @@ def to_float(images: UInt8[Tensor, "*b c h w"]) -> Float32[Tensor, "*b c h w"]:
 def to_uint8(images: Float[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b c h w"]:
     """Map [-1, 1] to pixel values 0..255, rounded, values outside clamped; the inverse of `to_float`.
 
+    ValueError for values that are not finite, which would become ordinary pixels.
+
     >>> to_uint8(torch.tensor([[[-1.0, 0.0, 1.2]]]))
     tensor([[[  0, 128, 255]]], dtype=torch.uint8)
     """
-    return images.detach().float().add(1).mul(127.5).round().clamp_(0, 255).to(torch.uint8)
+    images = images.detach().float()
+    # A sum is not finite if a value is not, and much faster than isfinite; that of finite values may overflow.
+    if not images.sum().isfinite() and not images.isfinite().all():
+        raise ValueError("pictures have values that are not finite: check the model and the sampler that made them")
+    return images.add(1).mul(127.5).round().clamp_(0, 255).to(torch.uint8)
 
 
 def quantize_8bit(images: Float[Tensor, "*b c h w"]) -> Float32[Tensor, "*b c h w"]:

@@ -115,6 +115,11 @@ class LatentDiffusion:
         """Scaled latents -> pictures (f times the sides), clamped to [-1, 1]."""
         return self.first_stage.decode(self.stats.unscale(z0)).clamp(-1, 1)
 
+    @staticmethod
+    def _not_finite(what: str, maker: str, start: int) -> ValueError:
+        return ValueError(f"{what} from {maker} are not finite in the batch that begins with sample {start}: try a "
+                          "lower `guidance_scale`, or train with another `seed`")
+
     def sample(
         self, y: Shaped[Tensor, "n ..."], *, num_steps: int, sampler: str = "ddim", eta: float | int = 0.0,
         guidance_scale: float | int = 1.0, seed: int = 0, batch_size: int = 128, guided: Guided | None = None,
@@ -164,7 +169,11 @@ class LatentDiffusion:
                     eps_model = guided(eps_model, rows)
                 with self.around_batch(len(z_T[rows])) if guided is None else nullcontext():
                     z0 = draw(eps_model, z_T[rows].to(self.device), self.schedule, num_steps, generator=later)
+                    if not z0.isfinite().all():
+                        raise self._not_finite("latents", f"{sampler}, {num_steps} steps, {guidance_scale = :g}", start)
                     pictures.append(self.decode(z0).float().cpu())
+                if not pictures[-1].isfinite().all():
+                    raise self._not_finite("pictures", "the decoder of the first stage", start)
                 if progress is not None:
                     progress(sum(map(len, pictures)))
         return torch.cat(pictures)

@@ -6,6 +6,7 @@ intervals.
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -15,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from ldmlab.atomic import atomic_write
+from ldmlab.damage import DamagedFile, read_or_set_aside, reading
 from ldmlab.perception import FeatureNet
+from ldmlab.tensor_files import load_tensors, save_tensors
 
 # Feature networks for scores, with the names of their scores; networks of losses are not among them.
 INCEPTION = "inception-v3-compat"  # torch-fidelity's name for the network of FID
@@ -107,6 +107,7 @@ class FeatureMoments:
 
     def __init__(self, dim: int, *, keep: int = KEEP, seed: int = 0, extractor: str = "", weights_hash: str = ""):
         self.n, self.keep, self.extractor, self.weights_hash = 0, keep, extractor, weights_hash
+        self.key = ""  # of the cache's entry
         self.mean = torch.zeros(dim, dtype=torch.float64)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (v - mean)(v - mean)^T
         self.sample = torch.zeros(0, dim)
@@ -158,17 +159,22 @@ class FeatureMoments:
     def save(self, path: Path) -> None:
         """Write to a safetensors file, atomically."""
         tensors = {"mean": self.mean, "scatter": self.scatter, "sample": self.sample}
-        metadata = {"n": str(self.n), "extractor": self.extractor, "weights_hash": self.weights_hash}
-        atomic_write(path, save({key: value.contiguous() for key, value in tensors.items()}, metadata))
+        metadata = {"n": str(self.n), "extractor": self.extractor, "weights_hash": self.weights_hash,
+                    "key": self.key}
+        save_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: Path) -> "FeatureMoments":
-        """Read what `save` wrote, for comparison only: further vectors would not be sampled uniformly."""
-        with safe_open(path, "pt") as file:
-            about = file.metadata()
-            mean, scatter, sample = (file.get_tensor(key) for key in ("mean", "scatter", "sample"))
-        moments = cls(len(mean), extractor=about["extractor"], weights_hash=about["weights_hash"])
-        moments.n, moments.mean, moments.scatter, moments.sample = int(about["n"]), mean, scatter, sample
+        """Read what `save` wrote, for comparison only: further vectors would not be sampled uniformly.
+
+        FileNotFoundError for a missing file, DamagedFile for a damaged one.
+        """
+        tensors, about = load_tensors(path, ("n", "extractor", "weights_hash"), optional=("key",))
+        with reading(path):
+            mean, scatter, sample = (tensors[key] for key in ("mean", "scatter", "sample"))
+            moments = cls(len(mean), extractor=about["extractor"], weights_hash=about["weights_hash"])
+            moments.key = about.get("key", "")
+            moments.n, moments.mean, moments.scatter, moments.sample = int(about["n"]), mean, scatter, sample
         return moments
 
 
@@ -240,22 +246,32 @@ def reference_moments(
 ) -> FeatureMoments:
     """Moments of a whole `ImageSet`, cached on disk under its fingerprint and the network's hash.
 
-    A file that cannot be read is computed again. Several processes may call this at once.
+    A damaged file is set aside and computed again; where the cache cannot be written, nothing is kept. Several
+    processes may call this at once.
     """
     from ldmlab.data.images import to_float
 
     # The version changes with the contents of a file and with their computation.
     key = sha256(f"moments-1|{dataset.fingerprint}|{net.name}|{net.weights_hash}|{keep}".encode()).hexdigest()[:24]
     path = Path(cache_dir) / f"moments-{key}.safetensors"
-    if path.exists():
-        try:
-            return FeatureMoments.load(path)
-        except (SafetensorError, KeyError, OSError):
-            pass
+
+    def load(path: Path) -> FeatureMoments:
+        moments = FeatureMoments.load(path)
+        found = (moments.extractor, moments.weights_hash, moments.dim, moments.key or key)
+        if found != (net.name, net.weights_hash, net.dim, key):
+            raise DamagedFile(path, "it holds the features of other pictures, or by another network")
+        return moments
+
+    if (known := read_or_set_aside(path, load)) is not None:
+        return known
     starts = range(0, len(dataset), batch_size)
     batches = (to_float(dataset.images(range(i, min(i + batch_size, len(dataset))))) for i in starts)
     moments = moments_of(batches, net, keep=keep)
-    moments.save(path)
+    moments.key = key
+    try:
+        moments.save(path)
+    except OSError as error:
+        warnings.warn(f"features of {dataset.name} are not kept: {error}", stacklevel=2)
     return moments
 
 

@@ -6,7 +6,6 @@ stage. Its own accuracy, by attribute, is in its card and in the protocol of eve
 with it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldmlab.damage import read_json
 from ldmlab.data.annotations.annotation import Box
 from ldmlab.data.scenes.captions import ATTRIBUTES, parse_caption
 from ldmlab.data.scenes.scene import CLASSES, LABELS
@@ -197,7 +197,7 @@ def load_judge(folder: Path | str | None = None) -> Judge:
     Raises ValueError where the file's sha256 differs from that in its JSON.
     """
     path = Path(folder or WEIGHTS) / "judge.safetensors"
-    card = json.loads(path.with_suffix(".json").read_text())
+    card = read_json(path.with_suffix(".json"))
     digest = file_hash(path)
     if digest != card["sha256"]:
         raise ValueError(f"{path} has sha256 {digest}, but judge.json states {card['sha256']}; restore the file")

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import os
-import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ldmlab.atomic import atomic_write
+from ldmlab.atomic import (
+    atomic_write,
+    is_abandoned,
+    make_folder,
+    move_into_place,
+    part_of,
+    parts_of,
+    release_part,
+    remove_abandoned,
+)
+from ldmlab.damage import DamagedFile, read_json, read_or_set_aside, seal
 from ldmlab.data.images import ImageSet, to_float
 from ldmlab.first_stage.autoencoder import FirstStage
+from ldmlab.first_stage.rows_file import RowsFile, open_rows
 from ldmlab.progress import Progress
 
 SCALE_MODES = ("none", "first_batch", "dataset", "channel")
-SAVE_EVERY_S = 10.0  # an interrupted encoding loses at most the work of this time
 
 
 @dataclass(frozen=True)
@@ -154,47 +163,82 @@ def encode_dataset(
 ) -> Latents:
     """Encode every picture and its horizontal flip once, into a memory-mapped file of moments (float16).
 
-    The file is keyed by the hashes of weights and data; interrupted encoding resumes. `progress` is called with
-    (done, total). Raises OSError, before any work, where the file does not fit on the disk.
+    The file is keyed by the hashes of weights and data. It is written under a name of this process's own, so that two
+    processes may lose time, but never rows; what an interrupted encoding, or another process, has encoded is copied
+    from its file. A damaged file is set aside. `progress` is called with (done, total). Raises OSError, before any
+    work, where the file does not fit on the disk, and ValueError for moments that are not finite in float16.
     """
+    identity, file = _cache_file(first_stage, images, cache_dir)
+    if (known := read_or_set_aside(file, partial(_open_moments, num=2 * len(images)))) is not None:
+        return Latents(known, images.labels().numpy(), identity)
+    make_folder(file.parent)
+    mirrored, first_stage = MirroredImages(images), first_stage.eval().to(device)
+    shape = first_stage.moments(to_float(mirrored.__getitems__([0])["image"]).to(device)).shape[1:]
+
+    def rows_of(path: Path) -> RowsFile:
+        return RowsFile(path, _key(file), (len(mirrored), *shape))
+
+    def encode_rows(numbers: range) -> np.ndarray:
+        batches = (list(numbers[i : i + batch_size]) for i in range(0, len(numbers), batch_size))
+        moments = torch.cat([first_stage.moments(to_float(mirrored.__getitems__(batch)["image"]).to(device)).cpu()
+                             for batch in batches]).half()
+        if not (finite := moments.isfinite().flatten(1).all(1)).all():
+            bad = numbers[int(finite.logical_not().nonzero()[0])] % len(images)
+            raise ValueError(f"first stage {identity[:12]} has latents that are not finite in float16, first for "
+                             f"picture {bad} of {images.name}: train it with another seed")
+        return moments.numpy()
+
+    rows = rows_of(part_of(file))
+    rows.path.touch()
+    for other in map(rows_of, parts_of(file)):
+        if rows.path != other.path and is_abandoned(other.path, rows.path.stat().st_mtime) and other.move_to(rows.path):
+            break
+    else:
+        rows.create()
+    try:
+        for block in range(rows.num_blocks):
+            if rows.read(block) is None:
+                copies = (other.read(block) for other in map(rows_of, parts_of(file)))
+                found = next((copy for copy in copies if copy is not None), None)
+                rows.write(block, encode_rows(rows.rows(block)) if found is None else found)
+            if progress is not None:
+                progress(rows.rows(block).stop, len(mirrored))
+    except BaseException:
+        release_part(rows.path)
+        raise
+    remove_abandoned(file, rows.path)
+    move_into_place(rows.path, file)
+    about = {"done": len(mirrored), "first_stage": identity, "data": images.fingerprint, "checked": True}
+    atomic_write(file.with_name("done.json"), seal(json.dumps(about)))
+    return Latents(_open_moments(file, len(mirrored)), images.labels().numpy(), identity)
+
+
+def cached_latents(first_stage: FirstStage, images: ImageSet, cache_dir: Path) -> Latents:
+    """What `encode_dataset` has encoded before; FileNotFoundError if nothing or not all, DamagedFile if damaged."""
+    identity, file = _cache_file(first_stage, images, cache_dir)
+    return Latents(_open_moments(file, 2 * len(images)), images.labels().numpy(), identity)
+
+
+def _cache_file(first_stage: FirstStage, images: ImageSet, cache_dir: Path) -> tuple[str, Path]:
     identity = weights_hash(first_stage)
 
     def place(fingerprint: str) -> Path:
         key = hashlib.sha256(f"{identity} {fingerprint}".encode()).hexdigest()[:16]
         return Path(cache_dir) / f"latents-{key}"
 
-    folder = images.find(place)
-    folder.mkdir(parents=True, exist_ok=True)
-    mirrored, file, done_file = MirroredImages(images), folder / "moments.npy", folder / "done.json"
-    done = json.loads(done_file.read_text())["done"] if done_file.exists() and file.exists() else 0
-    total = len(mirrored)
-    if done < total:
-        first_stage = first_stage.eval().to(device)
-        shape = first_stage.moments(to_float(mirrored.__getitems__([0])["image"]).to(device)).shape[1:]
-        if done == 0:
-            _reserve_file(file, (total, *shape))
-        moments, saved_at = np.lib.format.open_memmap(file, mode="r+"), time.monotonic()
-        for start in range(done, total, batch_size):
-            stop = min(start + batch_size, total)
-            x = to_float(mirrored.__getitems__(list(range(start, stop)))["image"]).to(device)
-            moments[start:stop] = first_stage.moments(x).cpu().numpy()
-            if stop == total or time.monotonic() - saved_at > SAVE_EVERY_S:
-                moments.flush()  # moments first, then the number of those written
-                done = {"done": stop, "first_stage": identity, "data": images.fingerprint}
-                atomic_write(done_file, json.dumps(done).encode())
-                saved_at = time.monotonic()
-            if progress is not None:
-                progress(stop, total)
-    return Latents(np.load(file, mmap_mode="r"), images.labels().numpy(), identity)
+    return identity, images.find(place) / "moments.npy"
 
 
-def _reserve_file(file: Path, shape: tuple[int, ...]) -> None:
-    """Create the whole file, so that a full disk is an error before any work."""
-    size = 2 * int(np.prod(shape))
-    stat = os.statvfs(file.parent)
-    if stat.f_bavail * stat.f_frsize < size + 2**20:
-        raise OSError(f"{file} needs {size / 2**20:.0f} MiB, {stat.f_bavail * stat.f_frsize / 2**20:.0f} MiB are free")
-    np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape).flush()
+def _key(file: Path) -> str:
+    return file.parent.name.removeprefix("latents-")
+
+
+def _open_moments(file: Path, num: int) -> np.ndarray:
+    moments, checked = open_rows(file, _key(file), num)
+    about = {} if checked else read_or_set_aside(file.with_name("done.json"), read_json) or {}
+    if not checked and (about.get("done") != num or about.get("checked")):
+        raise DamagedFile(file, "it is incomplete, or another program's")
+    return moments
 
 
 class PixelLatents(MirroredImages):

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ldmlab.checkpoints.files import save_model
 from ldmlab.checkpoints.inspection import inspect_file
 from ldmlab.checkpoints.opening import open_weights
 from ldmlab.checkpoints.released import FIRST_STAGES, LDMS, ROWS, scaled_down
@@ -104,7 +103,7 @@ def test_one_bad_entry_is_named(value, message, rows, tmp_path):
 
 def test_a_model_of_ours_with_nan_is_said(tmp_path):
     """`inspect` calls it what it is, and damaged."""
-    save_model(tmp_path / "a.safetensors", {"w": torch.full((2,), float("nan"))}, {"f": 8})
+    save_file({"w": torch.full((2,), float("nan"))}, tmp_path / "a.safetensors", {"ldmlab": '{"f": 8}'})  # by 0.2.0
     assert inspect_file(tmp_path / "a.safetensors").status == 2
 
 

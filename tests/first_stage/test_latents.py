@@ -87,12 +87,15 @@ def test_interrupted_encoding_continues_and_is_not_done_twice(first_stage, image
             raise KeyboardInterrupt
         return real(self, x)
 
-    monkeypatch.setattr("ldmlab.first_stage.latents.SAVE_EVERY_S", 0)
+    monkeypatch.setattr("ldmlab.first_stage.rows_file.BLOCK", 8)
     monkeypatch.setattr(type(first_stage), "moments", counted)
     with pytest.raises(KeyboardInterrupt):
         encode_dataset(first_stage, images, tmp_path, batch_size=8)
-    monkeypatch.setattr(type(first_stage), "moments", real)
+    calls.extend([0] * 4)  # no further interrupt
     resumed = encode_dataset(first_stage, images, tmp_path, batch_size=8)
+    assert calls[-2:] == [1, 8], "one picture for the shape, and only the last third is encoded"
+    assert list(tmp_path.glob("latents-*/.*.part")) == []
+    monkeypatch.setattr(type(first_stage), "moments", real)
     fresh = encode_dataset(first_stage, images, tmp_path / "fresh", batch_size=8)
     np.testing.assert_array_equal(resumed.moments, fresh.moments)
     monkeypatch.setattr(type(first_stage), "moments", lambda *_: pytest.fail("encoded again"))

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ldmlab.atomic import atomic_write, lock_file
 from ldmlab.checkpoints.downloads.manifest import ReleasedFile, find_released_file
 from ldmlab.checkpoints.downloads.transfer import FetchError, check_free_space, discard, file_size, megabytes, transfer
+from ldmlab.damage import read_json, read_or_set_aside
 from ldmlab.perception import file_hash
 from ldmlab.progress import Progress
 
@@ -81,8 +82,8 @@ def _known_hash(row: ReleasedFile, path: Path) -> tuple[str | None, str]:
     """The expected sha256 of a file and its origin: the manifest, or the record of the first download."""
     if row.sha256:
         return row.sha256, "the manifest"
-    record = record_file(path)
-    return (json.loads(record.read_text())["sha256"], record.name) if record.exists() else (None, "")
+    record = read_or_set_aside(record_file(path), read_json)
+    return (record["sha256"], record_file(path).name) if record else (None, "")
 
 
 def _find_on_disk(row: ReleasedFile, place: Path) -> Path | None:

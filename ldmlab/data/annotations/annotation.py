@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ldmlab.atomic import atomic_write
+from ldmlab.atomic import atomic_write, lock_file
+from ldmlab.damage import DamagedFile, read_json, read_or_set_aside, reading, seal
 
 Crop = tuple[float, float, float, float]  # x0, y0, width, height in fractions of the whole picture
 WHOLE: Crop = (0.0, 0.0, 1.0, 1.0)
@@ -92,34 +93,32 @@ def write_annotations(path: Path, fingerprint: str, table: AnnotationTable) -> N
         for a in annotations
     ]
     content = {"fingerprint": fingerprint, "box_names": box_names, "annotations": rows}
-    atomic_write(path, json.dumps(content, separators=(",", ":")).encode())
+    atomic_write(path, seal(json.dumps(content, separators=(",", ":"))))
 
 
-def read_annotations(path: Path, fingerprint: str) -> AnnotationTable | None:
-    """Read what `write_annotations` wrote; None for a file that is missing, damaged, or of another fingerprint."""
-    try:
-        content = json.loads(path.read_bytes())
+def read_annotations(path: Path, fingerprint: str) -> AnnotationTable:
+    """Read what `write_annotations` wrote; FileNotFoundError if missing, DamagedFile if damaged or of other data."""
+    content = read_json(path)
+    with reading(path):
         if content["fingerprint"] != fingerprint:
-            return None
+            raise DamagedFile(path, "it holds the annotations of other data")
         names = tuple(content["box_names"])
         annotations = [
             Annotation(label, caption, tuple(Box(names[b[0]], *b) for b in boxes), tuple(crop), tuple(more))
             for label, caption, boxes, crop, more in content["annotations"]
         ]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        return None
     return annotations, names
 
 
 def cached_annotations(path: Path, fingerprint: str, make: Callable[[], AnnotationTable]) -> AnnotationTable:
     """Read annotations from `path`; if absent, compute them with `make` and write them. OSError if not writable."""
-    from filelock import FileLock
-
-    if table := read_annotations(path, fingerprint):
-        return table
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # runs that start together render only once
-        table = read_annotations(path, fingerprint)
+    try:
+        return read_annotations(path, fingerprint)
+    except (FileNotFoundError, DamagedFile):
+        pass
+    waiting = f"another run is writing {path}; waiting for that one"
+    with lock_file(Path(f"{path}.lock"), waiting):  # runs that start together render only once
+        table = read_or_set_aside(path, lambda path: read_annotations(path, fingerprint))
         if table is None:
             table = make()
             write_annotations(path, fingerprint, table)

@@ -5,8 +5,10 @@ if its files are on this machine; and one trained on a data set's own captions. 
 """
 
 import hashlib
+import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +17,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ldmlab.atomic import atomic_write
+from ldmlab.damage import DamagedFile, read_json, read_or_set_aside, reading, seal
+from ldmlab.perception import file_hash
 
 if TYPE_CHECKING:
     from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # missing in transformers' stubs
 
 MAX_LENGTH = 77  # as released
+MAX_PIECES = 30_522  # as BERT has
 SCENES_VOCABULARY = Path(__file__).parents[2] / "weights" / "scenes-wordpiece"
 BERT = "bert-base-uncased"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -92,14 +97,21 @@ def write_vocabulary(pieces: Mapping[str, int], folder: str | Path) -> Path:
 
 
 def train_vocabulary(captions: Sequence[str], folder: str | Path) -> Path:
-    """Train a WordPiece vocabulary in which every word of the captions is one piece; writes folder/vocab.txt."""
-    from tokenizers import BertWordPieceTokenizer
+    """Write a WordPiece vocabulary, folder/vocab.txt, in which every word of the captions is one piece.
 
-    tokenizer = BertWordPieceTokenizer(lowercase=True)
-    # Merging continues until every word is one piece; single letters remain for other words.
-    tokenizer.train_from_iterator(captions, vocab_size=30_522, min_frequency=1, show_progress=False,
-                                  special_tokens=list(SPECIAL))
-    return write_vocabulary(tokenizer.get_vocab(), folder)
+    Single letters are pieces too, for other words. Equal captions give equal ids, which the trainers of `tokenizers` do
+    not promise: a model is of no use with a vocabulary made anew in another order.
+    """
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
+    counts = Counter(word for caption in captions
+                     for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
+    letters = sorted({letter for word in counts for letter in word})
+    words = sorted(counts, key=lambda word: (-counts[word], word))  # the most frequent first
+    pieces = list(dict.fromkeys([*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *words]))[:MAX_PIECES]
+    return write_vocabulary({piece: i for i, piece in enumerate(pieces)}, folder)
 
 
 def find_vocabulary(data: str, captions: Sequence[str], cache: Path) -> tuple[Path, bool]:
@@ -114,11 +126,24 @@ def find_vocabulary(data: str, captions: Sequence[str], cache: Path) -> tuple[Pa
         return bert, False
     key = hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
     folder = cache / f"vocabulary-{key}"
-    if not (folder / "vocab.txt").exists():
+    if read_or_set_aside(folder / "vocab.txt", _check_vocabulary) is None:
         print(f"the files of {BERT} were not found (LDMLAB_BERT may name a folder with its vocab.txt); "
               f"a vocabulary is trained on the {len(captions)} captions instead", flush=True)
         train_vocabulary(captions, folder)
+        checksum = {"vocab.txt": file_hash(folder / "vocab.txt")}
+        atomic_write(folder / "checksum.json", seal(json.dumps(checksum)))
     return folder, True
+
+
+def _check_vocabulary(path: Path) -> bool:
+    """True; DamagedFile where the file is none, or has not the hash that is stated beside it, if one is."""
+    with reading(path):
+        if missing := set(SPECIAL) - set(path.read_text(encoding="utf-8").splitlines()):
+            raise DamagedFile(path, f"it lacks {', '.join(sorted(missing))}")
+        stated = read_or_set_aside(path.with_name("checksum.json"), read_json) or {}
+        if stated.get("vocab.txt", digest := file_hash(path)) != digest:
+            raise DamagedFile(path, "its content does not have the hash stated in checksum.json")
+    return True
 
 
 def find_bert() -> Path | None:

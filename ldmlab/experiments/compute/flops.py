@@ -5,7 +5,6 @@ convolutions and matrix products for one picture, with a multiply-add counted as
 as in the released code, at every position; ours attends to it once and needs up to 4 % less.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,6 +15,7 @@ import pandas as pd
 import torch
 
 from ldmlab.checkpoints.released import LDMS, LdmRow
+from ldmlab.damage import read_json
 from ldmlab.diffusion.conditioning.transformer import TokenTransformer
 from ldmlab.diffusion.unet.unet import DenoiserConfig, UNet, count_params
 from ldmlab.evaluation.cost import V100_PER_A100, count_flops
@@ -297,7 +297,7 @@ def benchmark_tables(folder: Path | None = None) -> pd.DataFrame:
     found = []
     for path in sorted((folder or results_dir() / "benchmarks").glob("*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             found += _comparisons(content["table"], content["rows"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue

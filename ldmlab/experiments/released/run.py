@@ -4,20 +4,19 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ldmlab.atomic import atomic_write
 from ldmlab.checkpoints.diffusers_format.folders import read_pipeline
 from ldmlab.checkpoints.released import FirstStageRow, LdmRow, released_row, scaled_down
 from ldmlab.checkpoints.released_model import build, load_compvis, save_compvis
 from ldmlab.checkpoints.released_sampling import bert_folder, find_checkpoint, latent_diffusion, unconditional_error
+from ldmlab.damage import DamagedFile, read_or_set_aside
 from ldmlab.data.images import ImageSet, quantize_8bit, to_float, to_uint8
 from ldmlab.data.masks import KINDS as MASKS
 from ldmlab.data.masks import inpainting_masks
@@ -34,6 +33,7 @@ from ldmlab.study.runs.pictures import MIN_VAL, Pictures, open_listed, open_set,
 from ldmlab.study.training.device import choose_device
 from ldmlab.study.training.progress import progress
 from ldmlab.study.training.threads import share_processors
+from ldmlab.tensor_files import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -229,11 +229,12 @@ class ReleasedRun:
             for start in range(0, self.num_samples, CHUNK):
                 rows = range(start, min(start + CHUNK, self.num_samples))
                 path = folder / f"{start:06d}.safetensors"
-                if not path.exists():
+                x = read_or_set_aside(path, partial(_load_samples, num=len(rows)))
+                if x is None:
                     x = to_uint8(self.sample(self.conditions(rows), seed=self.seed + start))
-                    atomic_write(path, save({"x": x.contiguous()}))
+                    save_tensors(path, {"x": x}, {"key": f"{folder.name}/{start}"})
                 bar.update(len(rows))
-                yield to_float(load_file(path)["x"])
+                yield to_float(x)
 
     def _name_data(self) -> None:
         if (label := self.val.label) != self.val.name:
@@ -286,3 +287,11 @@ def sample_rows(run: ReleasedRun, n: int = 6) -> dict[str, Float[Tensor, "n 3 H 
     if run.row.condition is None or not run.row.condition.has_null_condition:
         return {"samples": run.sample(y)}
     return {f"guidance scale {scale:g}": run.sample(y, guidance_scale=scale) for scale in (1.0, 1.5, 3.0)}
+
+
+def _load_samples(path: Path, num: int) -> Tensor:
+    tensors, about = load_tensors(path, optional=("key",))
+    x, key = tensors.get("x"), f"{path.parent.name}/{int(path.stem)}"
+    if x is None or x.dtype != torch.uint8 or len(x) != num or about.get("key", key) != key:
+        raise DamagedFile(path, "it holds other pictures")
+    return x

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from ldmlab.checkpoints.files import load_model, save_model
+from ldmlab.damage import read_or_set_aside, reading
 from ldmlab.data.images import quantize_8bit, to_float, to_uint8
 from ldmlab.diffusion.guiders import downsample
 from ldmlab.evaluation.preference import (
@@ -39,6 +41,7 @@ from ldmlab.study.config.paths import results_dir, runs_dir
 from ldmlab.study.config.specs import content_key
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.run import Run
+from ldmlab.study.training.state import check_meta
 
 FACTOR, SCALE = 4, 30.0  # of downsampling; of the Gaussian guider, the best in 14_image_guiding
 # Utility is minus the distance to the real picture in features of fd-lab; `taste_sd`, in logits, varies over raters.
@@ -108,13 +111,22 @@ def super_resolution(run: Run) -> Comparison:
     key = content_key(run.diffusion.hash, run.pictures.val.fingerprint, num, FACTOR, SCALE, run.spec.evaluation,
                       trained.diffusion.hash)
     path = runs_dir() / f"user-study-{run.spec.name}-{key}" / "pictures.safetensors"
-    if not path.exists():
+
+    def load(path: Path) -> dict[str, Tensor]:
+        tensors, meta = load_model(path)
+        check_meta(path, meta, {"folder": path.parent.name})
+        with reading(path):
+            return {name: to_float(tensors[name]) for name in ("truth", "condition", "bicubic", "guided", "trained")}
+
+    kept = read_or_set_aside(path, load)
+    if kept is None:
         x = targets(run, num)
         y = quantize_8bit(downsample(FACTOR)(x).clamp(-1, 1))
         kept = {"truth": x, "condition": y, "bicubic": enlarge(y, FACTOR)}
         kept |= {"guided": sample_guided(run, "gaussian", y, FACTOR, SCALE), "trained": upscale(trained, y)}
-        save_model(path, {name: to_uint8(pictures) for name, pictures in kept.items()}, {"run": run.params})
-    kept = {name: to_float(pictures) for name, pictures in load_model(path)[0].items()}
+        save_model(path, {name: to_uint8(pictures) for name, pictures in kept.items()},
+                   {"run": run.params, "folder": path.parent.name})
+        kept = load(path)
     methods = {name: kept[name] for name in ("bicubic", "guided", "trained")}
     return Comparison("super-resolution", "Which of the two is the better high-quality version of the small picture?",
                       kept["truth"], methods, kept["condition"], f"1/{FACTOR} of the size")

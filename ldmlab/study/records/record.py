@@ -1,6 +1,7 @@
 """The record of a run: parameters, metrics with their protocol, environment and inputs, in one small JSON file."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldmlab import __version__
 from ldmlab.atomic import atomic_write
+from ldmlab.damage import DamagedFile, read_json, read_or_set_aside, reading, seal
 from ldmlab.data.listing.names import fit_name
 from ldmlab.evaluation.distances import Score
 from ldmlab.study.config.paths import PACKAGE, results_dir
@@ -79,30 +81,48 @@ class Record:
     def stored(self, folder: Path | None = None) -> "Record | None":
         """The record saved under this name, if it was measured with the same parameters, inputs and networks.
 
-        A record that lacks one of the networks, or one of whose networks is unknown, is measured again.
+        A record that lacks one of the networks, or one of whose networks is unknown, is measured again; a damaged file
+        is set aside.
         """
         folder = folder or results_dir() / self.notebook
-        names = [name for name in (self.file_name, self._former_file_name()) if name and (folder / name).exists()]
-        try:
-            other = self.of_our_data(Record(**json.loads((folder / names[0]).read_text())))
-        except (IndexError, OSError, TypeError, ValueError):  # absent or unreadable: measure again
+        names = filter(None, (self.file_name, self._former_file_name()))
+        read = (read_or_set_aside(folder / name, read_record) for name in names)
+        other = next((record for record in read if record is not None), None)
+        if other is None:
             return None
+        other = self.of_our_data(other)
         (ours, inputs), (_, others) = (split_inputs(r.inputs, r.notebook) for r in (self, other))
         same = (other.schema, other.params, others) == (self.schema, self.params, inputs)
         return other if same and other.metrics and networks_of(other) == ours else None
 
     def save(self, folder: Path | None = None) -> Path:
-        """Write the record to results/<notebook>/ or `folder`, atomically, sorted, one metric per line."""
+        """Write the record to results/<notebook>/ or `folder`, atomically, sorted, one metric per line.
+
+        ValueError, and nothing is written, for a metric whose value is not finite.
+        """
         path = (folder or results_dir() / self.notebook) / self.file_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, _dumps(asdict(self)).encode())
-        return path
+        for name, metric in self.metrics.items():
+            if isinstance(value := metric.get("value"), float) and not math.isfinite(value):
+                raise ValueError(f"{path} is not written: its metric {name} is {value}")
+        return atomic_write(path, seal(_dumps(asdict(self))))
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file; DamagedFile, which names it, where there is none, FileNotFoundError for a missing file."""
+    content = read_json(path)
+    with reading(path):
+        record = Record(**content)
+        maps = (record.params, record.metrics, record.curves, record.protocol, record.inputs, record.env)
+        if not all(isinstance(value, dict) for value in (*maps, *record.metrics.values())):
+            raise DamagedFile(path, "its fields are not those of a record")
+        return record
 
 
 def load_records(notebook: str, folder: Path | None = None, **params: Any) -> list[Record]:
     """All records of a notebook whose parameters have the given values, sorted by file name; [] if there are none.
 
-    They are read from results/<notebook>/ or `folder`. ValueError for a JSON file that is no record, naming it.
+    They are read from results/<notebook>/ or `folder`. A JSON file that is no record, or a damaged one, is passed over
+    and named.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -114,9 +134,10 @@ def load_records(notebook: str, folder: Path | None = None, **params: Any) -> li
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            record = Record(**json.loads(path.read_text()))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no record of schema {SCHEMA}: {error}") from error
+            record = read_record(path)
+        except (DamagedFile, FileNotFoundError) as error:
+            print(f"passed over, since it is no record of schema {SCHEMA}: {error}", flush=True)
+            continue
         if all(record.params.get(name) == value for name, value in params.items()):
             found.append(record)
     return found

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ldmlab.atomic import locked
-from ldmlab.checkpoints.files import load_model, save_model
+from ldmlab.checkpoints.files import load_model, load_weights, save_model
 from ldmlab.diffusion.classifier import ClassifierModule, NoisyClassifier, accuracy_by_noise
 from ldmlab.diffusion.guidance import classifier_guided
 from ldmlab.diffusion.model import Guided
@@ -21,6 +20,7 @@ from ldmlab.study.config.specs import ClassifierSpec, content_key
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.curve import Curve
 from ldmlab.study.training.loop import fit
+from ldmlab.study.training.state import check_meta, find_or_train
 
 TIMES = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)  # of the schedule's 1000, where accuracy is measured
 
@@ -55,15 +55,17 @@ def train_classifier(run: Run) -> TrainedClassifier:
 
     folder = run.pictures.train.find(place)
     path, name = folder / "classifier.safetensors", f"classifier on {run.first_stage.name}"
-    with locked(folder, name):
-        if not path.exists():
-            _fit(run, plan, folder, path, name)
-    tensors, meta = load_model(path)
-    model = NoisyClassifier(plan.config, plan.pool)
-    model.load_state_dict(tensors)
-    model.eval().requires_grad_(False).to(run.device)
-    return TrainedClassifier(model, Curve(meta["curve"], meta["events"]), [(t, a) for t, a in meta["accuracy"]],
-                             meta["hash"], count_params(model))
+
+    def load(path: Path) -> TrainedClassifier:
+        tensors, meta = load_model(path)
+        check_meta(path, meta, {"kind": "classifier", "folder": folder.name, "first_stage": run.first_stage.hash})
+        model = NoisyClassifier(plan.config, plan.pool)
+        load_weights(path, model, tensors, meta)
+        model.eval().requires_grad_(False).to(run.device)
+        return TrainedClassifier(model, Curve(meta["curve"], meta["events"]), [(t, a) for t, a in meta["accuracy"]],
+                                 meta["hash"], count_params(model))
+
+    return find_or_train(path, name, lambda: _fit(run, plan, folder, path, name), load)
 
 
 def _fit(run: Run, plan: ClassifierSpec, folder: Path, path: Path, name: str) -> None:
@@ -83,9 +85,8 @@ def _fit(run: Run, plan: ClassifierSpec, folder: Path, path: Path, name: str) ->
         tensors = {key: value.clone() for key, value in module.classifier.state_dict().items()}
         identity = weights_hash(module.classifier)
     meta = {
-        "kind": "classifier", "classifier": asdict(plan.config), "pool": plan.pool, "hash": identity,
-        "first_stage": run.first_stage.hash, "accuracy": accuracy, "curve": curve.values, "events": curve.events,
-        "T": diffusion.T, "beta": diffusion.beta, "seed": run.spec.seed,
+        "kind": "classifier", "folder": folder.name, "classifier": asdict(plan.config), "pool": plan.pool,
+        "hash": identity, "first_stage": run.first_stage.hash, "accuracy": accuracy,
+        "curve": curve.values, "events": curve.events, "T": diffusion.T, "beta": diffusion.beta, "seed": run.spec.seed,
     }
     save_model(path, tensors, meta)
-    (folder / "state.pt").unlink(missing_ok=True)

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ldmlab.atomic import locked
-from ldmlab.checkpoints.files import load_model, save_model
+from ldmlab.checkpoints.files import load_model, load_weights, save_model
+from ldmlab.damage import DamagedFile
 from ldmlab.data.images import ImageSet
 from ldmlab.diffusion.conditioning.spatial import SpatialConditioner, WithPictures
 from ldmlab.diffusion.conditioning.tokens import Conditioned
@@ -32,6 +33,7 @@ from ldmlab.study.runs.pictures import Pictures
 from ldmlab.study.training.curve import Curve
 from ldmlab.study.training.device import as_device
 from ldmlab.study.training.loop import fit
+from ldmlab.study.training.state import check_meta, find_or_train
 from ldmlab.study.training.threads import one_thread_if_busy
 
 Milestone = Callable[[LatentDiffusion, int], dict[str, float]]  # (model with EMA weights, step) -> its scores
@@ -80,25 +82,46 @@ def train_diffusion(
         raise ValueError(f"these latents were encoded by first stage {latents.first_stage[:12]}, not by "
                          f"{first_stage.name} {first_stage.hash[:12]}: encode the pictures with this one")
     device = as_device(device)
-    folder = diffusion_folder(spec, pictures.train, first_stage)
-    path = folder / "diffusion.safetensors"
-    with locked(folder, spec.name):
-        if not path.exists():
-            model = _new_diffusion(spec, pictures, first_stage, device)
-            _fit_diffusion(spec, pictures, first_stage, latents, model, device, folder, path, on_milestone)
-    return load_diffusion(spec, pictures, first_stage, path, device)
+    path = _diffusion_path(spec, pictures, first_stage)
+    return find_or_train(
+        path, spec.name,
+        lambda: _fit_diffusion(spec, pictures, first_stage, latents, device, path, on_milestone),
+        lambda path: _load_own(spec, pictures, first_stage, path, device))
+
+
+def find_diffusion(
+    spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage, device: torch.device | str = "auto"
+) -> TrainedDiffusion | None:
+    """The diffusion model of `spec` if it has been trained, for which no latents are needed; else None."""
+    try:
+        return _load_own(spec, pictures, first_stage, _diffusion_path(spec, pictures, first_stage), as_device(device))
+    except (FileNotFoundError, DamagedFile):  # `train_diffusion` sets a damaged one aside
+        return None
+
+
+def _diffusion_path(spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage) -> Path:
+    return diffusion_folder(spec, pictures.train, first_stage) / "diffusion.safetensors"
+
+
+def _load_own(
+    spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage, path: Path, device: torch.device
+) -> TrainedDiffusion:
+    stated = {"folder": path.parent.name, "name": spec.name, "seed": spec.seed}
+    return load_diffusion(spec, pictures, first_stage, path, device, stated)
 
 
 def load_diffusion(
-    spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage, path: Path, device: torch.device
+    spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage, path: Path, device: torch.device,
+    stated: dict[str, Any] | None = None,
 ) -> TrainedDiffusion:
-    """The diffusion model of `spec` from a file that `train_diffusion` wrote; ValueError if of another first stage."""
+    """The diffusion model of `spec` from a file that `train_diffusion` wrote, whose metadata must have `stated` values.
+
+    FileNotFoundError for a missing file; DamagedFile, a ValueError, for a damaged one or one of another first stage.
+    """
     tensors, meta = load_model(path)
-    if meta["first_stage"] != first_stage.hash:
-        raise ValueError(f"{path} was trained on first stage {meta['first_stage'][:12]}, not on {first_stage.name} "
-                         f"{first_stage.hash[:12]}")
+    check_meta(path, meta, {"kind": "diffusion", "first_stage": first_stage.hash, **(stated or {})})
     model = _new_diffusion(spec, pictures, first_stage, device)
-    model.trained.load_state_dict(tensors)
+    load_weights(path, model.trained, tensors, meta)
     model.trained.eval().requires_grad_(False).to(device)
     model.schedule = model.schedule.to(device)
     return TrainedDiffusion(model, Curve(meta["curve"], meta["events"]), spec.name, meta["hash"],
@@ -118,10 +141,11 @@ def _new_diffusion(
 
 def _fit_diffusion(
     spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage, latents: Latents | PixelLatents,
-    model: LatentDiffusion, device: torch.device, folder: Path, path: Path, on_milestone: Milestone | None,
+    device: torch.device, path: Path, on_milestone: Milestone | None,
 ) -> None:
     from ldmlab.diffusion.training import DiffusionModule
 
+    model, folder = _new_diffusion(spec, pictures, first_stage, device), path.parent
     plan, denoiser = spec.diffusion, model.denoiser
     assert isinstance(denoiser, UNet)
     module = DiffusionModule(
@@ -155,15 +179,15 @@ def _fit_diffusion(
         tensors = {name: value.clone() for name, value in module.trained.state_dict().items()}
         identity = weights_hash(module.trained)
     meta = {
-        "kind": "diffusion", "name": spec.name, "denoiser": asdict(model.denoiser_config), "hash": identity,
-        "first_stage": first_stage.hash, "first_stage_file": first_stage.path and first_stage.path.parent.name,
+        "kind": "diffusion", "folder": folder.name, "name": spec.name, "denoiser": asdict(model.denoiser_config),
+        "hash": identity, "first_stage": first_stage.hash,
+        "first_stage_file": first_stage.path and first_stage.path.parent.name,
         "latent_stats": first_stage.stats.to_json(), "curve": curve.values, "events": curve.events,
         "num_classes": pictures.train.num_classes, "beta": plan.beta, "T": plan.T, "seed": spec.seed,
     }
     save_model(path, tensors, meta)
-    (folder / "state.pt").unlink(missing_ok=True)
 
 
 def has_diffusion(spec: StudySpec, pictures: Pictures, first_stage: TrainedFirstStage) -> bool:
     """Whether the diffusion model of a spec, on this first stage, is on disk."""
-    return (diffusion_folder(spec, pictures.train, first_stage) / "diffusion.safetensors").exists()
+    return _diffusion_path(spec, pictures, first_stage).exists()

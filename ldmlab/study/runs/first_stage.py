@@ -2,11 +2,13 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ldmlab.atomic import locked
-from ldmlab.checkpoints.files import load_model, save_model
+from ldmlab.atomic import check_free_space, locked
+from ldmlab.checkpoints.files import load_model, load_weights, save_model
+from ldmlab.damage import DamagedFile
 from ldmlab.data.images import ImageSet, to_float
 from ldmlab.diffusion.unet.unet import count_params
 from ldmlab.first_stage.autoencoder import FirstStage, IdentityAutoencoder, build_autoencoder
@@ -15,6 +17,7 @@ from ldmlab.first_stage.latents import (
     LatentStats,
     MirroredImages,
     PixelLatents,
+    cached_latents,
     encode_dataset,
     latent_stats,
     weights_hash,
@@ -27,6 +30,7 @@ from ldmlab.study.training.curve import Curve
 from ldmlab.study.training.device import as_device
 from ldmlab.study.training.loop import fit
 from ldmlab.study.training.progress import progress_callback
+from ldmlab.study.training.state import check_meta, find_or_train
 
 FLAT_DB = 0.3  # a first stage is called flat if the second half of its training gained less validation PSNR
 
@@ -66,17 +70,23 @@ def train_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device 
         return TrainedFirstStage(model, stats, Curve(), plan.name, PixelLatents.first_stage, 0, None)
     folder = first_stage_folder(spec, pictures.train)
     path = folder / "first_stage.safetensors"
-    with locked(folder, plan.name):
-        if not path.exists():
-            _fit_first_stage(spec, pictures, device, folder, path)
-    return load_first_stage(spec, pictures, path, device)
+    return find_or_train(
+        path, plan.name, lambda: _fit_first_stage(spec, pictures, device, folder, path),
+        lambda path: load_first_stage(spec, pictures, path, device, {
+            "folder": folder.name, "name": plan.name, "seed": spec.seed}))
 
 
-def load_first_stage(spec: StudySpec, pictures: Pictures, path: Path, device: torch.device) -> TrainedFirstStage:
-    """The first stage of `spec` from a file that `train_first_stage` wrote."""
+def load_first_stage(
+    spec: StudySpec, pictures: Pictures, path: Path, device: torch.device, stated: dict[str, Any] | None = None
+) -> TrainedFirstStage:
+    """The first stage of `spec` from a file that `train_first_stage` wrote, whose metadata must have `stated` values.
+
+    FileNotFoundError for a missing file, DamagedFile for a damaged one or that of another first stage.
+    """
     tensors, meta = load_model(path)
+    check_meta(path, meta, {"kind": "first_stage", **(stated or {})})
     model = build_autoencoder(spec.first_stage.autoencoder)
-    model.load_state_dict(tensors)
+    load_weights(path, model, tensors, meta)
     model.eval().requires_grad_(False).to(device)
     curve, stats = Curve(meta["curve"], meta["events"]), LatentStats.from_json(meta["latent_stats"])
     if stats.mode != spec.diffusion.scale_mode:  # the file keeps those of the run that trained it
@@ -93,6 +103,9 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
     torch.manual_seed(spec.seed)
     model = build_autoencoder(plan.autoencoder)
     assert not isinstance(model, IdentityAutoencoder)  # f = 1 is never trained
+    with torch.inference_mode():
+        moments = model.moments(to_float(pictures.train.images([0])))
+    check_free_space(folder, 2 * len(pictures.train) * 2 * moments.numel(), f"the latents of {plan.name}")
     perceptual = perceptual_loss(plan.perceptual)
     loss = FirstStageLoss(
         perceptual, PatchDiscriminator(plan.disc_layers, plan.disc_ch), disc_start=plan.disc_start,
@@ -121,13 +134,12 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
     model.eval()
     stats = measure_latents(model.to(device), pictures, spec.diffusion.scale_mode, device)
     meta = {
-        "kind": "first_stage", "name": plan.name, "autoencoder": asdict(plan.autoencoder),
+        "kind": "first_stage", "folder": folder.name, "name": plan.name, "autoencoder": asdict(plan.autoencoder),
         "latent_stats": stats.to_json(), "curve": curve.values, "events": curve.events, "hash": weights_hash(model),
         "perceptual": perceptual.name, "seed": spec.seed,
         "data": {"name": spec.data.name, "fingerprint": pictures.train.fingerprint},
     }
     save_model(path, model.state_dict(), meta)
-    (folder / "state.pt").unlink(missing_ok=True)
 
 
 def is_flat(curve: Curve) -> bool:
@@ -159,6 +171,10 @@ def encode(
     """The training set's latents, encoded once; pixels at f = 1 are their own latents."""
     if spec.f == 1:
         return PixelLatents(pictures.train)
+    try:
+        return cached_latents(first_stage.model, pictures.train, runs_dir())  # without a lock: it may be read-only
+    except (FileNotFoundError, DamagedFile):
+        pass
     name = f"latents of {first_stage.name}"
     lock = locked(runs_dir() / f"latents-lock-{first_stage.hash[:12]}", name)
     with lock, progress_callback(name, "pictures") as report:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from ldmlab.atomic import locked
-from ldmlab.checkpoints.files import load_model, save_model
+from ldmlab.checkpoints.files import load_model, load_weights, save_model
 from ldmlab.data.images import quantize_8bit
 from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
 from ldmlab.diffusion.schedules import scaled_linear
@@ -21,6 +21,7 @@ from ldmlab.study.config.specs import content_key, denoiser_config
 from ldmlab.study.runs.conditioners import as_spatial
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.loop import fit
+from ldmlab.study.training.state import check_meta, find_or_train
 
 
 @dataclass
@@ -52,23 +53,28 @@ def train_regression(run: Run) -> TrainedRegression:
     folder = pictures.train.find(
         lambda fingerprint: runs_dir() / f"regression-{content_key(plan, asdict(config), fingerprint, run.spec.seed)}")
     path, name = folder / "regression.safetensors", f"regression of pixels, {conditioner.kind}"
-    with locked(folder, name):
-        if not path.exists():
-            torch.manual_seed(run.spec.seed)
-            module = RegressionModule(
-                UNet(config), conditioner, scaled_linear(plan.T, *plan.beta), lr=plan.lr,
-                warmup_steps=plan.warmup_steps, weight_decay=plan.weight_decay, ema_decay=plan.ema_decay)
-            curve = fit(module, MirroredImages(pictures.train), num_steps=plan.num_steps,
-                        batch_size=min(plan.batch_size, len(pictures.train)), seed=run.spec.seed, run_dir=folder,
-                        label=name, device=run.device, precision=plan.precision)
-            with module.ema.applied_to(module.trained):
-                tensors = {key: value.clone() for key, value in module.net.state_dict().items()}
-                about = {"kind": "regression", "denoiser": asdict(config), "hash": weights_hash(module.net),
-                         "curve": curve.values, "events": curve.events, "seed": run.spec.seed}
-            save_model(path, tensors, about)
-            (folder / "state.pt").unlink(missing_ok=True)
-    tensors, meta = load_model(path)
-    net = UNet(config)
-    net.load_state_dict(tensors)
-    net.eval().requires_grad_(False).to(run.device)
-    return TrainedRegression(net, conditioner.to(run.device), meta["hash"], count_params(net))
+
+    def train() -> None:
+        torch.manual_seed(run.spec.seed)
+        module = RegressionModule(
+            UNet(config), conditioner, scaled_linear(plan.T, *plan.beta), lr=plan.lr, warmup_steps=plan.warmup_steps,
+            weight_decay=plan.weight_decay, ema_decay=plan.ema_decay)
+        curve = fit(module, MirroredImages(pictures.train), num_steps=plan.num_steps,
+                    batch_size=min(plan.batch_size, len(pictures.train)), seed=run.spec.seed, run_dir=folder,
+                    label=name, device=run.device, precision=plan.precision)
+        with module.ema.applied_to(module.trained):
+            tensors = {key: value.clone() for key, value in module.net.state_dict().items()}
+            about = {"kind": "regression", "folder": folder.name, "denoiser": asdict(config),
+                     "hash": weights_hash(module.net), "curve": curve.values, "events": curve.events,
+                     "seed": run.spec.seed}
+        save_model(path, tensors, about)
+
+    def load(path: Path) -> TrainedRegression:
+        tensors, meta = load_model(path)
+        check_meta(path, meta, {"kind": "regression", "folder": folder.name, "seed": run.spec.seed})
+        net = UNet(config)
+        load_weights(path, net, tensors, meta)
+        net.eval().requires_grad_(False).to(run.device)
+        return TrainedRegression(net, conditioner.to(run.device), meta["hash"], count_params(net))
+
+    return find_or_train(path, name, train, load)

@@ -118,7 +118,8 @@ class Run:
     @cached_property
     def diffusion(self) -> diffusion_runs.TrainedDiffusion:
         """The diffusion model, trained (its samples scored at milestones) or loaded."""
-        return diffusion_runs.train_diffusion(
+        known = diffusion_runs.find_diffusion(self.spec, self.pictures, self.first_stage, self.device)
+        return known or diffusion_runs.train_diffusion(
             self.spec, self.pictures, self.first_stage, self.latents, self.device,
             on_milestone=self.scorer.score_milestone)
 

@@ -6,6 +6,7 @@ that it was computed with is gone. What cannot be decided from the files themsel
 
 import hashlib
 import json
+import re
 import shutil
 import struct
 import time
@@ -17,9 +18,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ldmlab.atomic import is_abandoned
+from ldmlab.damage import read_json
 from ldmlab.study.config.paths import PACKAGE, results_dir, runs_dir
 
-OLD_S = 3600.0  # no write takes this long: the writer of an older part of a file is gone
+_DAMAGED = re.compile(r"\.damaged-\d+$")
 MODELS = ("first_stage", "diffusion", "classifier", "regression")
 
 
@@ -68,7 +71,7 @@ def stored_entries() -> list[Entry]:
         family = path.name.split("-")[0]
         if path.name.startswith("latents-lock-"):
             found += _leftover_lock(path)
-        elif path.suffix != ".part":
+        elif path.suffix != ".part" and not _DAMAGED.search(path.name):
             found += (_FAMILIES.get(family, _other) if path.is_dir() else _other)(path, metas)
     return sorted(found, key=lambda entry: (ORDER.index(entry.family), entry.name))
 
@@ -112,7 +115,7 @@ def read_meta(path: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", file.read(8))
             meta = json.loads(file.read(min(length, 1 << 26))).get("__metadata__", {})
         return json.loads(meta["ldmlab"]) if "ldmlab" in meta else meta
-    except (OSError, ValueError, struct.error):
+    except (OSError, ValueError, struct.error, RecursionError, AttributeError):
         return {}
 
 
@@ -143,7 +146,7 @@ def _model(path: Path, metas: Metas) -> list[Entry]:
     if path.name not in metas:
         if [*path.iterdir()] == [lock]:
             return _leftover_lock(path)
-        stopped = "training not finished; the same run continues it" if (path / "state.pt").exists() else "no model yet"
+        stopped = "training not finished; the same run continues it" if [*path.glob("state*.pt")] else "no model yet"
         return [Entry(path.name, kind, (path,), stopped, lock=lock), *_leftover_parts(path)]
     meta = metas[path.name]
     seed = f"seed {meta['seed']}" if "seed" in meta else ""
@@ -171,7 +174,7 @@ def _latents(path: Path, metas: Metas) -> list[Entry]:
         return [Entry(path.name, "latents", (path,), "first stage unknown")]
     lock = path.with_name(f"latents-lock-{identity[:12]}") / ".lock"
     if identity in stages:
-        return [Entry(path.name, "latents", (path,), f"of {stages[identity]}", lock=lock)]
+        return [Entry(path.name, "latents", (path,), f"of {stages[identity]}", lock=lock), *_leftover_parts(path)]
     gone = f"of first stage {identity[:12]}, which is gone"
     return [Entry(path.name, "latents", (path,), gone, "its first stage is gone", lock)]
 
@@ -243,10 +246,12 @@ def _other(path: Path, metas: Metas) -> list[Entry]:
 
 
 def _leftover_parts(folder: Path) -> list[Entry]:
-    """Halves of files that killed processes have left, see `atomic_write`."""
-    old = [part for part in sorted(folder.glob(".*.part")) if time.time() - part.stat().st_mtime > OLD_S]
-    return [Entry(str(part.relative_to(runs_dir())), "leftover", (part,), "half of a file", "its writer is gone")
-            for part in old]
+    """Halves of files that killed processes have left, see `atomic_write`, and files set aside as damaged."""
+    old = [part for part in sorted(folder.glob(".*.part")) if is_abandoned(part, time.time())]
+    damaged = [path for path in sorted(folder.iterdir()) if _DAMAGED.search(path.name)]
+    return [Entry(str(path.relative_to(runs_dir())), "leftover", (path,), about, unused)
+            for paths, about, unused in ((old, "half of a file", "its writer is gone"),
+                                         (damaged, "set aside as damaged", "it was made anew")) for path in paths]
 
 
 def _leftover_lock(path: Path) -> list[Entry]:
@@ -257,7 +262,7 @@ def _leftover_lock(path: Path) -> list[Entry]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

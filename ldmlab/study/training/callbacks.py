@@ -5,15 +5,18 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldmlab.atomic import atomic_write
+from ldmlab.checkpoints.files import nonfinite
 from ldmlab.study.training.curve import Curve
+from ldmlab.study.training.interrupts import Interrupted, Interrupts
 from ldmlab.study.training.progress import progress
+from ldmlab.study.training.state import save_state, state_files
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -24,7 +27,7 @@ _NO_FOLDER = os.path.join(os.devnull, "lightning")  # can never exist
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss became NaN or infinite; the message says where batch and state were saved."""
+    """A loss, weights or their averages became NaN or infinite; says where, and where batch and state were saved."""
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -58,12 +61,14 @@ def build_trainer(device: torch.device, precision: Any, callbacks: Sequence[Any]
 
 
 def loop_callback(
-    curve: Curve, state_file: Path, start: int, num_steps: int, seed: int, label: str, log_every: int,
-    at_steps: dict[int, list[Callable]],
+    curve: Curve, run_dir: Path, start: int, num_steps: int, seed: int, label: str, log_every: int,
+    at_steps: dict[int, list[Callable]], interrupts: Interrupts,
 ) -> Any:
-    """A Lightning callback that seeds, checks and logs each step, and saves the state to `state_file`.
+    """A Lightning callback that seeds, checks and logs each step, and saves the state to `run_dir`.
 
-    Its `done` counts finished steps. NonFiniteLoss where a loss is NaN or infinite. Arguments are those of `fit`.
+    Its `done` counts finished steps. NonFiniteLoss where a loss is NaN or infinite, or anything in a state that would
+    be saved. After a signal it saves the state once the step is done, and raises Interrupted. Arguments are those of
+    `fit`.
     """
     import pytorch_lightning as pl
 
@@ -77,6 +82,10 @@ def loop_callback(
 
         def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
             self.bar = progress(num_steps, label, initial=start)
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            interrupts.listen()  # again, since Lightning has installed a handler of its own
+            interrupts.in_step = True
 
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             torch.manual_seed(step_seed(seed, self.done))
@@ -94,38 +103,49 @@ def loop_callback(
                 values = {name: float(value) for name, value in outputs.items()}
                 curve.add(self.done, **values, train_s=self.train_s)
                 self.bar.update(self.done - self.bar.n, loss=values["loss"])
-            for call in at_steps.get(self.done, ()):
-                call(pl_module, self.done, curve)
-            if self.done == num_steps or time.monotonic() - self.saved_at > CHECKPOINT_EVERY_S:
+            if self.done in at_steps:
+                self._measure(pl_module)
+            stops = interrupts.received is not None
+            if self.done == num_steps or stops or time.monotonic() - self.saved_at > CHECKPOINT_EVERY_S:
                 self._check(outputs, pl_module)
                 self.save(pl_module)
+            if stops and self.done < num_steps:
+                raise Interrupted
+
+        def _measure(self, pl_module: Any) -> None:
+            """What is measured at this step. A signal stops it at once; the run then continues before this step."""
+            if interrupts.received is not None:
+                raise Interrupted
+            interrupts.in_step = False
+            for call in at_steps[self.done]:
+                call(pl_module, self.done, curve)
+            interrupts.in_step = True
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             self.bar.close()
-
-        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-            if isinstance(exception, KeyboardInterrupt) and self.done > start:
-                self.save(pl_module)
 
         def save_soon(self) -> None:
             """Save after the step that runs."""
             self.saved_at = -math.inf
 
         def save(self, pl_module: Any) -> None:
-            state = {"step": self.done, "module": pl_module.training_state(), "curve": curve.values,
-                     "events": curve.events}
-            atomic_write(state_file, lambda part: torch.save(state, part))
+            state = pl_module.training_state()
+            if bad := nonfinite(state):
+                self._refuse(f"{bad} is not finite after step {self.done}", pl_module)
+            save_state(run_dir, {"step": self.done, "module": state, "curve": curve.values, "events": curve.events})
             self.saved_at = time.monotonic()
 
         def _check(self, outputs: dict[str, Tensor], pl_module: Any) -> None:
-            if torch.isfinite(outputs["loss"]).all():
-                return
-            path = state_file.parent / f"nonfinite_step{self.done}.pt"
+            if not torch.isfinite(outputs["loss"]).all():
+                self._refuse(f"loss is {float(outputs['loss'])} at step {self.done}", pl_module)
+
+        def _refuse(self, what: str, pl_module: Any) -> NoReturn:
+            path = run_dir / f"nonfinite_step{self.done}.pt"
             atomic_write(path, lambda part: torch.save(
                 {"step": self.done, "batch": self.batch, "module": pl_module.training_state()}, part))
-            raise NonFiniteLoss(
-                f"{label}: loss is {float(outputs['loss'])} at step {self.done}. Batch and state are in {path}; the "
-                f"last good checkpoint{' is kept' if state_file.exists() else ' does not exist yet'}. "
-                "A lower learning rate, or 32-bit precision, is the usual cure.")
+            kept = "the last good state, from which the same run continues, is kept" if state_files(run_dir) else \
+                "no state was saved before it"
+            raise NonFiniteLoss(f"{label}: {what}. Batch and state are in {path}; {kept}. Cures: another `seed`, or a "
+                                "lower `lr` of this model in ldmlab/study/config/presets.py")
 
     return Loop()

@@ -15,10 +15,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
+from ldmlab.atomic import check_free_space
+from ldmlab.damage import set_aside
 from ldmlab.study.training.callbacks import build_trainer, loop_callback
 from ldmlab.study.training.curve import Curve
 from ldmlab.study.training.device import usable_precision
+from ldmlab.study.training.interrupts import Interrupted, Interrupts
 from ldmlab.study.training.slurm import on_warning, tasks_note
+from ldmlab.study.training.state import load_state, state_files
 
 MAX_READERS = 8  # processes that decode pictures of a set too large to be kept
 
@@ -73,11 +77,9 @@ def fit(
     after some steps, and what that cost and gained is printed, see `Compiling`.
     Returns the curve: losses every `log_every` steps and what the callbacks added.
     """
-    curve, start = Curve(), 0
-    state_file = Path(run_dir) / "state.pt"
-    if state_file.exists():
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
-        module.load_training_state(state["module"])
+    curve, start, run_dir = Curve(), 0, Path(run_dir)
+    if (state := load_state(run_dir)) is not None:
+        _restore(module, state, run_dir)
         curve, start = Curve(state["curve"], state["events"]), state["step"]
     if start >= num_steps:
         return curve
@@ -85,19 +87,45 @@ def fit(
     sampler = StepSampler(len(dataset) // 2, batch_size, seed=seed, start=start, stop=num_steps)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=_num_readers(dataset), collate_fn=_as_it_is,
                         pin_memory=device.type == "cuda", persistent_workers=False)
-    loop = loop_callback(curve, state_file, start, num_steps, seed, label, log_every, at_steps or {})
+    interrupts = Interrupts()
+    loop = loop_callback(curve, run_dir, start, num_steps, seed, label, log_every, at_steps or {}, interrupts)
     callbacks = [loop]
     if compiled is not None:
         from ldmlab.study.training.compiling import Compiling  # imports Lightning
 
         callbacks = [Compiling(compiled, label, num_steps - start, curve), loop]  # first: scoring is no part of a step
+    check_free_space(run_dir, _state_bytes(module), f"the training state of {label}")
     if (note := tasks_note()) is not None:
         print(note, flush=True)
-    with on_warning(loop.save_soon):
-        build_trainer(device, usable_precision(precision, device), callbacks, module).fit(module, loader)
-    if loop.done < num_steps:  # Lightning turns some interrupts into a quiet return
-        raise KeyboardInterrupt(f"{label}: stopped at step {loop.done} of {num_steps}; run the same again to continue")
+    trainer = build_trainer(device, usable_precision(precision, device), callbacks, module)
+    try:
+        interrupts.listen()
+        with on_warning(loop.save_soon):
+            trainer.fit(module, loader)
+    except Interrupted:
+        pass
+    finally:
+        interrupts.restore()
+    if loop.done < num_steps or interrupts.received is not None:
+        interrupts.finish(f"{label}: stopped at step {loop.done} of {num_steps}; run the same again to continue")
     return curve
+
+
+def _restore(module: Any, state: dict[str, Any], run_dir: Path) -> None:
+    """Load the module's part of a state; one of another model, which does not fit, is set aside, and ValueError."""
+    try:
+        module.load_training_state(state["module"])
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        why = f"it does not fit this model: {str(error).splitlines()[0]}"
+        for file in state_files(run_dir):
+            set_aside(file, why)
+        raise ValueError(f"the state of a training in {run_dir} was set aside, since {why}. Run the same again: it "
+                         "trains from the beginning") from error
+
+
+def _state_bytes(module: nn.Module) -> int:
+    """Bytes of two states and of a third that is being written; of Adam's two averages and the weights' own."""
+    return 3 * 4 * sum(value.numel() * value.element_size() for value in module.parameters() if value.requires_grad)
 
 
 def _num_readers(dataset: Any) -> int:

@@ -18,7 +18,8 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     assert load_records("04_tradeoff", tmp_path) == [record]
     lines = path.read_text().splitlines()
     assert sum('"psnr"' in line or '"ssim"' in line for line in lines) == 2
-    assert list(json.loads(path.read_text())) == sorted(json.loads(path.read_text()))
+    *keys, checksum = json.loads(path.read_text())
+    assert keys == sorted(keys) and checksum == "crc32"
 
 
 def test_runs_that_differ_never_share_a_file(tmp_path):
@@ -43,11 +44,36 @@ def test_only_a_record_of_the_same_inputs_is_taken_for_this_run(tmp_path):
     assert fresh.stored(tmp_path) is None
 
 
-def test_a_file_that_is_no_record_is_named(tmp_path):
-    """A damaged or foreign file in the folder is an error that says which."""
-    (tmp_path / "odd.json").write_text('{"schema": 1, "colour": "red"}')
-    with pytest.raises(ValueError, match="odd.json is no record"):
-        load_records("n", tmp_path)
+@pytest.mark.parametrize("content", ['{"schema": 1, "colour": "red"}', "", "[" * 100_000, "[]", '{"params": 3}',
+                                     '{"notebook": "n", "name": "x", "params": {}, "metrics": {"psnr": 3}}'])
+def test_a_file_that_is_no_record_is_passed_over_and_named(tmp_path, capsys, content):
+    """A damaged or foreign file in the folder stops no run, and stays where it is."""
+    record = Record("n", "x", PARAMS, metrics={"psnr": {"value": 1.0}})
+    record.save(tmp_path)
+    (tmp_path / "odd.json").write_text(content)
+    assert load_records("n", tmp_path) == [record]
+    assert "odd.json is damaged" in capsys.readouterr().out and (tmp_path / "odd.json").exists()
+
+
+def test_a_record_that_was_changed_is_measured_again(tmp_path, capsys):
+    """One digit of a number: the checksum tells, the file is set aside, and no figure takes the number."""
+    record = Record("n", "x", PARAMS, metrics={"psnr": {"value": 21.5}})
+    path = record.save(tmp_path)
+    path.write_text(path.read_text().replace("21.5", "29.5"))
+    assert load_records("n", tmp_path) == []
+    assert Record("n", "x", PARAMS).stored(tmp_path) is None
+    assert "checksum" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == [f"{path.name}.damaged-1"]
+    path = record.save(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))  # as git checks it out on Windows
+    assert load_records("n", tmp_path) == [record]
+
+
+def test_a_number_that_is_not_finite_is_not_recorded(tmp_path):
+    """NaN in a record would be a gap in a figure, or worse, a bar."""
+    with pytest.raises(ValueError, match="its metric psnr is nan"):
+        Record("n", "x", PARAMS, metrics={"psnr": {"value": float("nan")}}).save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_environment_says_what_ran(tmp_path):

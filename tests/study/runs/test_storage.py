@@ -11,7 +11,7 @@ from filelock import FileLock
 from ldmlab.checkpoints.files import save_model
 from ldmlab.evaluation.distances import FeatureMoments
 from ldmlab.study.config.paths import PACKAGE
-from ldmlab.study.runs.storage import OLD_S, named_entries, remove_entry, stored_entries
+from ldmlab.study.runs.storage import named_entries, remove_entry, stored_entries
 
 FINGERPRINT = "f" * 64
 
@@ -78,16 +78,17 @@ def test_moments_of_other_weights_are_unused(runs):
 
 
 def test_leftovers_of_trainings_and_killed_writers_are_unused(runs):
-    """state.pt counts only beside a finished model, a part of a file only when old."""
+    """state.pt counts only beside a finished model, a part of a file only when old; and what was set aside."""
     (runs / "diffusion-LDM-8-bbbbbbbbbbbb" / "state.pt").write_bytes(b"0")
     (runs / "diffusion-LDM-4-cccccccccccc").mkdir()
     (runs / "diffusion-LDM-4-cccccccccccc" / "state.pt").write_bytes(b"0")
-    for name, age in ((".a.npy.1.part", 2 * OLD_S), (".b.npy.1.part", 0)):
+    for name, age in ((".a.npy.1.part", 2 * 86400), (".b.npy.1.part", 0), ("c.npy.damaged-1", 0)):
         part = runs / "data" / name
         part.parent.mkdir(exist_ok=True)
         part.write_bytes(b"0")
         os.utime(part, (part.stat().st_mtime - age,) * 2)
-    assert unused() == {"diffusion-LDM-8-bbbbbbbbbbbb/state.pt", "data/.a.npy.1.part"}
+    assert unused() == {"diffusion-LDM-8-bbbbbbbbbbbb/state.pt", "data/.a.npy.1.part",
+                        "data/c.npy.damaged-1"}
 
 
 def test_decoded_pictures_are_one_entry_with_what_describes_them(runs):
