@@ -291,7 +291,8 @@ def main() -> None:
         counts = {name: sum(row["outcome"] == name for row in bench.rows) for name in OUTCOMES}
         content = {"table": "faults", "env": env, "tried": len(bench.rows), **counts,
                    "seconds": round(time.perf_counter() - began), "rows": bench.rows}
-        out.write_text(json.dumps(content, indent=1) + "\n")
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in content.pop("rows"))
+        out.write_text(f'{json.dumps(content, indent=1)[:-2]},\n "rows": [\n{rows}\n ]\n}}\n')
 
 
 if __name__ == "__main__":

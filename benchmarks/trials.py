@@ -6,6 +6,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -161,6 +162,7 @@ class Bench:
 
     def note(self, kind: str, what: str, outcome: str, error: str) -> None:
         """Count a trial; what is stuck or silent is printed."""
+        error = re.sub(rf"{re.escape(str(self.work))}/\w+", "$LDMLAB_ROOT", error)
         self.rows.append({"kind": kind, "what": what, "outcome": outcome, "error": error[:300]})
         if outcome not in ("identical", "refused"):
             print(f"{outcome}: {kind}, {what}: {error[:300]}", flush=True)
