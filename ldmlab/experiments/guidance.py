@@ -129,7 +129,7 @@ def record_guidance(run: Run) -> Record:
     measured before, on the same model and by the same networks, is loaded. The judge is trained on `scenes`: for
     other data the measures of success are left out, and the record's events say so.
     """
-    diffusion, scorer, plan, kind = run.diffusion, run.scorer, run.spec.evaluation, condition_kind(run)
+    diffusion, scorer, kind = run.diffusion, run.scorer, condition_kind(run)
     if not kind:
         raise ValueError(f"{run.pictures.train.name} has neither classes nor another condition, and guidance needs one")
     judge = load_judge().to(run.device) if run.pictures.train.name == "scenes" else None
@@ -147,7 +147,7 @@ def record_guidance(run: Run) -> Record:
     if (known := run.measured_before(record)) is not None:
         return known
     record.protocol |= scorer.protocol | {
-        "guidance_n": plan.num_samples, "condition": kind,
+        "guidance_n": run.spec.num_scored, "condition": kind,
         "precision_recall_reference": "training pictures as the first stage gives them back",
         "labels": "equal shares" if kind == "class" else f"{kind} of validation pictures"}
     record.metrics["first_stage_flat"] = {"value": run.first_stage.flat,
@@ -158,7 +158,7 @@ def record_guidance(run: Run) -> Record:
     if classifier is not None:
         record.curves["classifier_accuracy_by_t"] = [[t, round(a, 4)] for t, a in classifier.accuracy]
 
-    prompts = prompts_of(run, plan.num_samples)
+    prompts = prompts_of(run, run.spec.num_scored)
     record.events += no_fid
     if fid_images is not None:
         record.protocol["fid_reference"] = fid_images.split
@@ -168,7 +168,7 @@ def record_guidance(run: Run) -> Record:
         _ceilings(record, run, judge, prompts)
     jobs = [(way, scale) for way in ways for scale in (SCALES if way == "" else CLASSIFIER_SCALES)]
     cost = lambda way, scale: 1 if way == "" and scale in (0.0, 1.0) else 2  # noqa: E731
-    with progress(plan.num_samples * sum(cost(*job) for job in jobs + [("", 0.0)]), f"{diffusion.name}, all scales",
+    with progress(run.spec.num_scored * sum(cost(*job) for job in jobs + [("", 0.0)]), f"{diffusion.name}, all scales",
                   unit="pictures") as bar:
 
         def draw(way: str, scale: float) -> Tensor:
@@ -236,7 +236,7 @@ def _fid_reference(run: Run, kind: str) -> tuple[ImageSet | None, list[str]]:
     COCO; classes are compared with training pictures [LDM v2, App. E.3].
     """
     images = run.pictures.train if kind == "class" else run.pictures.val
-    if not run.scorer.is_smoke and min(run.spec.evaluation.num_samples, len(images)) <= 2048:
+    if not run.scorer.is_smoke and min(run.spec.num_scored, len(images)) <= 2048:
         return None, []
     try:
         _ = run.scorer.inception

@@ -63,7 +63,7 @@ def sample_at(
 
 def real_at(run: Run, num: int = 0) -> Float[Tensor, "n 3 H W"]:
     """Validation pictures of `FACTOR` times the training size; `num` = 0 takes as many as are sampled."""
-    data, num = run.spec.data, num or run.spec.evaluation.num_samples
+    data, num = run.spec.data, num or run.spec.num_scored
     large = open_set(data, "validation", num, size=FACTOR * data.size)
     return to_float(large.images(range(len(large))))
 
@@ -101,7 +101,7 @@ def record_rescaling(runs: Mapping[str, Run]) -> Record:
     record.protocol |= run.scorer.protocol | {
         "large_size": FACTOR * size, "windows": f"one of {size} px a picture", "whole": f"bicubic to {size} px"}
 
-    y = sample_labels(run.pictures.train.num_classes, run.spec.evaluation.num_samples)
+    y = sample_labels(run.pictures.train.num_classes, run.spec.num_scored)
     real = real_at(run)
     # Of fewer no Fréchet distance can be taken, and these two are for comparison only.
     if len(real) > run.scorer.nets["fd-lab"].dim:

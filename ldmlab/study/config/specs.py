@@ -156,6 +156,11 @@ class StudySpec:
         """What its tier changes beyond the models."""
         return budget_of(self.tier)
 
+    @property
+    def num_scored(self) -> int:
+        """Samples for each of many settings that are compared, such as guidance scales."""
+        return min(self.evaluation.num_samples, self.budget.num_scored or self.evaluation.num_samples)
+
 
 # Fields that came later are left out at these values: models keep the names that they are filed under.
 _CAME_LATER = {"condition": None, "exact": False}

@@ -123,7 +123,7 @@ def test_checking_is_quick():
     """No torch, no numpy: parameters are checked before anything slow is imported."""
     code = ("import sys; from ldmlab.study.config.parameters import read_parameters\n"
             f"read_parameters('04_tradeoff', {GOOD!r})\n"
-            "print([name for name in ('torch', 'numpy', 'PIL') if name in sys.modules])")
+            "print([name for name in ('torch', 'numpy', 'pandas') if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -82,7 +82,7 @@ def test_pictures_without_what_is_asked_for_are_refused(tmp_path, monkeypatch, c
     """The error says where captions and boxes come from."""
     monkeypatch.setenv("LDMLAB_ROOT", str(tmp_path / "lab"))
     (tmp_path / "plain").mkdir()
-    for i in range(24):
+    for i in range(100):
         Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / "plain" / f"{i}.png")
     spec = study_spec(8, data=str(tmp_path / "plain"), tier="smoke", condition=condition)
     with pytest.raises(ValueError, match=f"plain has no {missing}"):
