@@ -44,9 +44,8 @@ def in_group(name: str, f: str):
     return pytest.param(name, id=f"{name}-f{f}", marks=pytest.mark.xdist_group(f"notebooks f={f}"))
 
 
-# The report reads the records of either group.
-RUNS = [in_group(name, default_f(name)) for name in NAMES if name != "20_report"]
-RUNS += [in_group("20_report", f) for f in sorted({default_f(name) for name in NAMES})]
+# The report, last, reads the records of its group.
+RUNS = [in_group(name, default_f(name)) for name in NAMES]
 
 
 @pytest.fixture(scope="module")

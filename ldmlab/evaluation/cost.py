@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 # "we convert the A100 days to V100 days by assuming a speedup of A100 vs V100" [LDM v2, App. F]: 2.2 times.
 V100_PER_A100 = 2.2
@@ -24,9 +26,18 @@ def count_flops(model: Callable, *inputs: Any, **keywords: Any) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     # The counter has no rule for some fused attention kernels and would count them as 0, but has one for the plain one.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, _Uncounted():
         model(*inputs, **keywords)
     return counter.get_total_flops()
+
+
+class _Uncounted(TorchFunctionMode):
+    """Normalisations and activations return their input: they count as 0, and on the meta device take most time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if func in (F.group_norm, F.layer_norm, F.silu, F.gelu):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def synchronize() -> None:
