@@ -68,6 +68,13 @@ def move_into_place(part: Path, path: Path) -> None:
     _sync_folder(path.parent)
 
 
+def check_writable(folder: Path) -> None:
+    """OSError with the cure where no file can be written to a folder, which is made where it is missing."""
+    make_folder(folder)
+    if not os.access(folder, os.W_OK):
+        raise _not_writable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder with its parents; OSError with the cure where it cannot be made."""
     try:

@@ -26,6 +26,8 @@ LATE_IMPORTS = {
     ("study/runs/first_stage.py", "ldmlab.first_stage.losses"): "only for training",
     ("study/runs/first_stage.py", "ldmlab.first_stage.training"): "a LightningModule, only for training",
     ("study/runs/run.py", "ldmlab.study.runs.scoring"): "scipy, only for scores",
+    ("study/__init__.py", "ldmlab.atomic"): "filelock; `import ldmlab.study` stays quick",
+    ("study/__init__.py", "ldmlab.study.config.paths"): "only to run",
     ("study/__init__.py", "ldmlab.study.config.notebooks"): "`import ldmlab.study` stays as quick as `import ldmlab`",
     ("study/__init__.py", "ldmlab.study.config.parameters"): "pydantic; `import ldmlab.study` stays quick",
     ("study/training/loop.py", "ldmlab.study.training.compiling"): "a subclass of Lightning's Callback",

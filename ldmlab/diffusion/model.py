@@ -116,9 +116,9 @@ class LatentDiffusion:
         return self.first_stage.decode(self.stats.unscale(z0)).clamp(-1, 1)
 
     @staticmethod
-    def _not_finite(what: str, maker: str, start: int) -> ValueError:
-        return ValueError(f"{what} from {maker} are not finite in the batch that begins with sample {start}: try a "
-                          "lower `guidance_scale`, or train with another `seed`")
+    def _not_finite(what: str, maker: str, start: int) -> FloatingPointError:
+        return FloatingPointError(f"{what} from {maker} are not finite in the batch that begins with sample {start}: "
+                                  "try a lower `guidance_scale`, or train with another `seed`")
 
     def sample(
         self, y: Shaped[Tensor, "n ..."], *, num_steps: int, sampler: str = "ddim", eta: float | int = 0.0,
@@ -135,7 +135,7 @@ class LatentDiffusion:
         that draw no more noise, pictures do not depend on `batch_size` but for rounding. `guided(eps_model, rows)` may
         return a further guided eps_model for the pictures of the slice `rows`, with gradients if needed. `progress` is
         called with the number of pictures done. ValueError for an unknown sampler, and for `eta` with another sampler
-        than DDIM.
+        than DDIM; FloatingPointError for latents or pictures that are not finite.
 
         >>> from ldmlab.diffusion.schedules import scaled_linear
         >>> from ldmlab.diffusion.unet.unet import UNet

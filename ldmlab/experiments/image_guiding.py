@@ -91,11 +91,12 @@ def sample_guided(
     """
     model = run.diffusion.model if not size else replace(run.diffusion.model, size=size)
     guided = guide(run, kind, y, factor, scale) if scale else None
-    samples = model.sample(model.null_condition(len(y)), num_steps=run.spec.evaluation.num_steps, seed=run.spec.seed,
-                           guided=guided, batch_size=batch_size, progress=progress)
-    if not samples.isfinite().all():
+    try:
+        samples = model.sample(model.null_condition(len(y)), num_steps=run.spec.evaluation.num_steps,
+                               seed=run.spec.seed, guided=guided, batch_size=batch_size, progress=progress)
+    except FloatingPointError as error:
         raise FloatingPointError(f"guided by {GUIDERS[kind].name} at scale {scale:g}, samples diverge: take a smaller "
-                                 f"guidance_scale")
+                                 f"guidance_scale") from error
     return quantize_8bit(samples)
 
 

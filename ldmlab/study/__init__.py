@@ -13,7 +13,7 @@ def start_run(notebook: str, namespace: dict[str, Any]) -> "Run | ReleasedRun | 
 
     `namespace` is the notebook's `globals()`. The notebook's row in `study.config.notebooks` names the class of its
     run: a `Run` where there is an f, a `ReleasedRun` of a released model, a `Report` of what other notebooks recorded.
-    ParameterError names every wrong or unknown parameter and what is accepted.
+    ParameterError names every wrong or unknown parameter and what is accepted; OSError where results cannot be written.
 
     >>> from ldmlab.study import start_run
     >>> params = dict(f=8, reg="kl", data="scenes", size=0, tier="smoke", seed=0)
@@ -22,8 +22,11 @@ def start_run(notebook: str, namespace: dict[str, Any]) -> "Run | ReleasedRun | 
     >>> run.spec.name
     'LDM-8'
     """
+    from ldmlab.atomic import check_writable
     from ldmlab.study.config.notebooks import load_run_class
     from ldmlab.study.config.parameters import read_parameters
+    from ldmlab.study.config.paths import results_dir
 
     params = read_parameters(notebook, namespace)
+    check_writable(results_dir())  # before any work, whose numbers would be lost
     return load_run_class(notebook)(notebook, params.as_dict())

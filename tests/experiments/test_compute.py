@@ -181,6 +181,7 @@ def test_records_are_compared_with_their_own_estimate(lab_root):
 
 
 # --- Measuring
+@pytest.mark.long
 def test_a_minute_s_measurement_is_whole():
     """Every job has a positive rate within its range, and the record can be written as JSON."""
     measured = machine.measure_machine(study_spec(1, tier="smoke", size=32), "cpu", 0.01)

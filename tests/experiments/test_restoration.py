@@ -76,6 +76,7 @@ def test_hard_masks_hide_40_to_50_percent():
     assert thin < medium < thick
 
 
+@pytest.mark.long
 def test_efficiency_times_every_row_of_tab_6(tiny_run):
     """Throughputs are positive numbers of one run, and LDM-1's speed-up over itself is one."""
     run = tiny_run("13_inpainting", attention=True)

@@ -243,6 +243,7 @@ def test_results_say_what_is_missing(comparison, path):
     assert found.vs_truth["a"].share == 0 and "attention checks right: 4 of 4" in session.summary()
 
 
+@pytest.mark.long
 def test_a_run_is_recorded_once_and_again_when_people_have_answered(tiny_run, monkeypatch, capsys):
     """Simulated raters are marked; people's answers join the record without names; figures stand at any stage."""
     monkeypatch.setitem(BUDGETS, "smoke", replace(BUDGETS["smoke"], num_simulated=3))

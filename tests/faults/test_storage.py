@@ -19,6 +19,7 @@ from ldmlab.data.images import open_dataset
 from ldmlab.first_stage import latents, rows_file
 from ldmlab.first_stage.autoencoder import AutoencoderConfig, build_autoencoder
 from ldmlab.first_stage.latents import cached_latents, encode_dataset
+from ldmlab.study import start_run
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,18 @@ def test_trained_models_load_from_a_read_only_folder(tiny_run, root, monkeypatch
             _ = other.first_stage
         with pytest.raises(OSError, match="change its permissions, or name another folder"):
             atomic_write(root / "results" / "a.json", b"{}")
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_run_whose_results_cannot_be_kept_does_not_start(tmp_path, monkeypatch, made):
+    """Its numbers would be lost at the end."""
+    monkeypatch.setenv("LDMLAB_ROOT", str(tmp_path))
+    if made:
+        (tmp_path / "results").mkdir()
+    params = {"f": 8, "reg": "kl", "data": "scenes", "size": 0, "tier": "smoke", "seed": 0}
+    message = f"nothing can be written to {tmp_path}/results.*LDMLAB_ROOT"
+    with read_only(tmp_path), pytest.raises(OSError, match=message):
+        start_run("07_sampling", params)
 
 
 def test_a_lock_that_is_no_file_is_set_aside(tmp_path):

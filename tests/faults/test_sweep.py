@@ -124,6 +124,7 @@ def test_make_expands_nothing_in_a_folders_name(here):
     assert sorted(os.listdir(here)) == sorted(NAMES)
 
 
+@pytest.mark.filterwarnings("ignore:'ldmlab.figures.__main__' found:RuntimeWarning")  # another test imported it
 def test_the_figures_command_draws_or_says_why_not(here, monkeypatch, capsys):
     """`python -m ldmlab.figures`, the study's last job: without a call of main it ended with status 0 and no figure."""
     monkeypatch.setattr(sys, "argv", ["figures", "tradeoff", "--data", "scenes"])

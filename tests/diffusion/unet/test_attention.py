@@ -93,6 +93,7 @@ def test_a_linear_map_keeps_to_autocast(monkeypatch):
         assert Linear(4, 4)(torch.randn(2, 3, 4)).dtype == torch.bfloat16
 
 
+@pytest.mark.long
 def test_a_denoiser_compiles_in_one_piece(monkeypatch):
     """No way of taking a product breaks the graph that `torch.compile` is given: it would pay for each piece."""
     monkeypatch.setattr(attention, "LARGE", 0)

@@ -87,7 +87,8 @@ def other(trained):
     return replace(trained, hash="0" * 64)
 
 
-@pytest.mark.parametrize("network", ["first_stage", "denoiser", "classifier", "regression", "denoiser_pixels"])
+@pytest.mark.parametrize("network", ["first_stage", "denoiser", "classifier", *(
+    pytest.param(name, marks=pytest.mark.long) for name in ("regression", "denoiser_pixels"))])
 def test_a_record_is_measured_again_when_a_trained_network_changes(asked, network, tmp_path, monkeypatch):
     """First stage, denoiser, classifier, regression, and the model in pixels that super-resolution compares with."""
     restored = network in ("regression", "denoiser_pixels")
