@@ -101,7 +101,7 @@ def test_the_command_runs_without_a_first_stage(name, root):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("name", ["00_tour", "04_tradeoff"])
+@pytest.mark.parametrize("name", ["04_tradeoff"])
 def test_wrong_parameters_stop_before_any_work(name, tmp_path):
     """papermill only warns of a name it does not know; the notebook says no, and what it accepts."""
     done = command(name, tmp_path, "-p", "f", "3", "-p", "fs", "8")

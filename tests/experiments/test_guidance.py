@@ -129,6 +129,7 @@ def test_layouts_are_judged_as_they_are_seen():
     assert (seen.x0, seen.x1) == (0.0, 0.5)
 
 
+@pytest.mark.long  # notebook 14 measures it
 def test_image_guiding_is_measured_and_drawn(tiny_run, few):
     """All scales of both guiders with baselines; a record of another factor is another file; the figure stands."""
     run = tiny_run("14_image_guiding")

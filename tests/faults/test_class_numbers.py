@@ -9,6 +9,7 @@ from ldmlab.data.images import open_dataset
 from ldmlab.study.runs.conditioners import sample_labels
 from ldmlab.study.runs.pictures import labels_named
 
+from .made_files import lay_out
 from .sets_of_files import check_report, png, tar
 
 PICTURES = [png(k) for k in range(12)]
@@ -67,3 +68,13 @@ def test_classes_without_names_are_asked_for_by_number(tmp_path):
     assert labels_named(images, "2, 0").tolist() == [2, 0] and labels_named(images, "").tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="no class '3'; there are 3, such as"):
         labels_named(images, "3")
+
+
+def test_a_class_without_training_pictures_cannot_be_asked_for(tmp_path):
+    """A model never saw it; by its name it was accepted."""
+    members = {f"train/{name}/{k}.png": PICTURES[k] for name in ("cat", "dog") for k in range(3)}
+    folder = lay_out(tmp_path / "set", members | {f"val/{name}/0.png": PICTURES[5] for name in ("bird", "cat", "dog")})
+    images = open_dataset(folder, size=8)
+    assert labels_named(images, "dog").tolist() == [2]
+    with pytest.raises(ValueError, match="classes = 'dog, bird': no train picture of set is of class bird"):
+        labels_named(images, "dog, bird")

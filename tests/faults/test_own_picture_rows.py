@@ -101,3 +101,13 @@ def test_a_usable_picture_is_no_hindrance(tmp_path):
     files = {"a.png": encoded(picture(0, 40, 40)), "a_mask.png": encoded(Image.new("L", (40, 40), 255))}
     path = str(lay_out(tmp_path, files))
     assert Run("13_inpainting", params | {"picture": path}, "cpu", quiet=True).params["picture"] == path
+
+
+def test_label_maps_with_labels_that_the_data_lacks_are_refused_before_training(tiny_run, tmp_path):
+    """It was an error of the first sample."""
+    maps = {"low.png": 3, "high.png": 200}
+    for name, label in maps.items():
+        Image.new("L", (32, 32), label).save(tmp_path / name)
+    assert tiny_run("11_semantic_synthesis", picture=str(tmp_path / "low.png")).pictures.train.map_names
+    with pytest.raises(ValueError, match="high.* has the label 200; those of the data's label maps are 0 to 27"):
+        _ = tiny_run("11_semantic_synthesis", picture=str(tmp_path)).pictures

@@ -135,7 +135,10 @@ def label_names(images: ImageSet, labels: Sequence[int] | Int[Tensor, " n"]) -> 
 
 
 def labels_named(images: ImageSet, names: str) -> Int[Tensor, " n"]:
-    """The labels of classes named in "car, boat"; of all where nothing is named. ValueError with the nearest names."""
+    """The labels of classes named in "car, boat"; of all where nothing is named.
+
+    ValueError for an unknown name, with the nearest ones, and for a class without a picture in this set.
+    """
     known = {name.lower(): label for label, name in enumerate(images.classes or map(str, range(images.num_classes)))}
     found = []
     for name in filter(None, (part.strip().lower() for part in names.split(","))):
@@ -145,4 +148,7 @@ def labels_named(images: ImageSet, names: str) -> Int[Tensor, " n"]:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)[:12]
             raise ValueError(f"{images.name} has no class {name!r}; there are {len(known)}, such as {', '.join(near)}")
         found.append(known[name])
+    if found and (empty := set(found) - set(images.labels().tolist())):
+        without = ", ".join(label_names(images, sorted(empty)) or map(str, sorted(empty)))
+        raise ValueError(f"classes = {names!r}: no {images.split} picture of {images.name} is of class {without}")
     return torch.tensor(found or list(known.values()), dtype=torch.long)

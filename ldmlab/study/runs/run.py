@@ -44,6 +44,14 @@ def _check_picture(path: str, spec: StudySpec, condition: str, factor: int) -> N
             pass
 
 
+def _check_labels(path: str, num_labels: int) -> None:
+    """ValueError where a label map of one's own has labels that those of the data lack."""
+    for name, (labels,) in open_user_pictures(path, "labels"):
+        if (largest := int(labels.max())) >= num_labels:
+            raise ValueError(f"picture = {path!r}: {name} has the label {largest}; those of the data's label maps are "
+                             f"0 to {num_labels - 1}")
+
+
 class Run:
     """Pictures, models and scorer of a notebook; each is computed once, and later runs load the same models.
 
@@ -91,6 +99,8 @@ class Run:
             self.params["data"] = label
         conditioners.check_annotations(self.spec.diffusion, opened)  # now, and not after a first stage has been trained
         pictures.labels_named(opened.train, self.params.get("classes", ""))
+        if self.params.get("picture") and NOTEBOOKS[self.notebook].condition == "labels":
+            _check_labels(self.params["picture"], len(opened.train.map_names))
         return opened
 
     @cached_property

@@ -17,6 +17,7 @@ TOKENS = {notebook: row.condition for notebook, row in NOTEBOOKS.items()
           if row.condition != "class" and KINDS[row.condition].injected_as == "tokens"}
 
 
+@pytest.mark.long  # notebooks 09 and 10 train both
 def test_captions_and_layouts_train_and_sample(tiny_run):
     """The whole way at once: annotations, tokens, the transformer trained with the denoiser, samples for validation."""
     for notebook, kind in TOKENS.items():
@@ -46,7 +47,7 @@ def test_mirror_images_get_mirrored_conditions(tiny_run):
     ("11_semantic_synthesis", {}), ("12_super_resolution", {"factor": 4, "degradation": "bicubic"}),
     ("12_super_resolution", {"factor": 2, "degradation": "bsr"}), ("13_inpainting", {"attention": False}),
 ])
-@pytest.mark.parametrize("f", [1, 8])
+@pytest.mark.parametrize("f", [pytest.param(1, marks=pytest.mark.long), 8])
 def test_conditions_beside_the_latent_train_and_sample(tiny_run, notebook, more, f):
     """The whole way at once, in pixels and in latents: what differs in the condition differs in the sample."""
     run = tiny_run(notebook, f=f, **more)
