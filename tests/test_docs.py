@@ -1,6 +1,7 @@
 """README and CONTRIBUTING.md are held to the code: what they list exists, and their examples run."""
 
 import doctest
+import json
 import os
 import re
 import subprocess
@@ -88,3 +89,22 @@ def test_an_example_of_contributing_runs(title, tmp_path):
     done = subprocess.run([sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=300,
                           env={**os.environ, "LDMLAB_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_readme_states_what_the_benchmarks_measured():
+    """Its numbers are those of the committed tables."""
+    readme = " ".join(README.split())
+    faults, neighbour, gpu = (json.loads((ROOT / "results" / name).read_text()) for name in (
+        "benchmarks/faults.json", "benchmarks/busy_neighbour.json", "gpu_day/gpu_day.json"))
+    assert f"of {faults['tried']} tiny runs" in readme and f"{faults['identical']} gave the same numbers" in readme
+    assert f"numbers at once and {faults['refused']}" in readme and faults["stuck"] == faults["silent"] == 0
+    kept = {row["variant"]: row["over"]["before, undisturbed"]["ratio"] for row in neighbour["rows"]
+            if row["unit"] == "pictures" and "before, undisturbed" in row["over"]}
+    now, before = kept["now, beside"], kept["before, beside"]
+    assert f"keeps {now:.2f} of its rate, where it kept {before:.2f}" in readme
+    rows = [row for row in gpu["parts"]["3"]["result"]["rows"] if row["work"] == "training LDM-4"]
+    best = max(rows, key=lambda row: row["per_s"])
+    assert f"reached {100 * best['share_of_peak']:.0f} % of the measured peak" in readme
+    assert f"{best['per_s']:.0f} pictures a second, {best['per_s'] / rows[0]['per_s']:.1f} times" in readme
+    errors = [group["max_error"] for group in gpu["parts"]["1"]["result"]["golden, float32"]["groups"].values()]
+    assert "within 4e-4 in float32" in readme and 3e-4 < max(errors) <= 4e-4

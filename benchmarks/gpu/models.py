@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from peers import filled
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,15 +36,6 @@ def shape_of(name: str, rehearse: bool) -> tuple[DenoiserConfig, int, LdmRow]:
         c = config.in_channels
         config, side = DenoiserConfig(c, c, (32, 64), num_res_blocks=1, attention_at=(2,), num_heads=2), 8
     return config, side, row
-
-
-def filled(model: nn.Module) -> nn.Module:
-    """With small random numbers where layers begin at zero, through which no gradient would flow."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.02)
-    return model
 
 
 # --- The released structure

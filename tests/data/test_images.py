@@ -1,44 +1,23 @@
 """Every kind of source and of picture file gives the same pixels, and damaged files are reported."""
 
-import io
 import json
 import os
 import pickle
 import struct
 import subprocess
 import sys
-import tarfile
 import threading
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from made_files import encoded, picture, write_tar
 from PIL import Image
 
 from ldmlab.data.dataset_names import check_data_name, expand_shards
 from ldmlab.data.decode import decode
 from ldmlab.data.images import check_range, open_dataset, to_float, to_uint8
-
-
-def picture(seed: int, width: int = 20, height: int = 16) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def write_tar(path, members: dict[str, bytes]):
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture

@@ -1,38 +1,33 @@
 """Small data sets for the tests beside: pictures as bytes, folders, tar files, and all names that are used."""
 
-import io
-import tarfile
+import warnings
 
-import numpy as np
-from PIL import Image
+from made_files import encoded, lay_out, picture
 
 from ldmlab.data.images import open_dataset
 
 
 def png(seed: int = 0, side: int = 8) -> bytes:
     """A picture of noise, another one for each seed."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(picture(seed, side, side))
 
 
 def folder(root, names, first: int = 0):
     """Write a picture of its own under each name; returns the folder."""
-    for seed, name in enumerate(names, first):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(seed))
-    return root
+    return lay_out(root, {name: png(seed) for seed, name in enumerate(names, first)})
 
 
-def tar(path, members: dict[str, bytes]):
-    """Write a tar file; returns its path."""
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
+def annotated(root, size: int):
+    """Annotations by the name of the picture, of both splits, what was warned of, and the report's lines."""
+    found, lines = {}, []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for split in ("train", "validation"):
+            data = open_dataset(root, size=size, split=split)
+            found |= {data._source.names[number]: annotation for number, annotation in
+                      zip(data._pixels.numbers, data.annotations(), strict=True)}
+            lines += data.annotation_report
+    return found, " ".join(str(w.message) for w in said), "\n".join(lines)
 
 
 def opened(path, **options):

@@ -1,9 +1,9 @@
 """Boxes of other people's COCO files: the frame they are of, the picture they mean, and entries that are damaged."""
 
 import json
-import warnings
 
 import pytest
+from made_files import encoded, picture, write_tar
 from PIL import Image
 
 from ldmlab.data.annotations.file_names import PictureNames, name_parts
@@ -11,7 +11,7 @@ from ldmlab.data.annotations.frames import Frame
 from ldmlab.data.decode import open_rgb
 from ldmlab.data.images import open_dataset
 
-from .made_files import encoded, picture, write_tar
+from .sets_of_files import annotated
 
 NUM = 6
 FILES = [f"{k}.jpg" for k in range(NUM)]
@@ -50,15 +50,8 @@ def lay_out(root, images, rows, names=None, file="annotations/instances.json", r
 
 def opened(root):
     """Boxes of each picture by name, of both splits, what was warned of, and the report's lines."""
-    boxes, lines = {}, []
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        for split in ("train", "validation"):
-            data = open_dataset(root, size=48, split=split)
-            for number, annotation in zip(data._pixels.numbers, data.annotations(), strict=True):
-                boxes[data._source.names[number]] = [(b.name, b.x0, b.y0, b.x1, b.y1) for b in annotation.boxes]
-            lines += data.annotation_report
-    return boxes, " ".join(str(w.message) for w in said), "\n".join(lines)
+    found, said, lines = annotated(root, 48)
+    return {name: [(b.name, b.x0, b.y0, b.x1, b.y1) for b in a.boxes] for name, a in found.items()}, said, lines
 
 
 CAR = ("car", 0.125, 0.125, 0.375, 0.375)

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from made_files import lay_out, write_tar
 
 from ldmlab.data.images import open_dataset
 from ldmlab.study.runs.conditioners import sample_labels
 from ldmlab.study.runs.pictures import labels_named
 
-from .made_files import lay_out
-from .sets_of_files import check_report, png, tar
+from .sets_of_files import check_report, png
 
 PICTURES = [png(k) for k in range(12)]
 # what files state -> (number of classes, their names, the label of the first picture)
@@ -40,7 +40,7 @@ def test_ids_are_mapped_to_those_present(ids, num, names, kind, tmp_path):
         label = ids[k % len(ids)]
         members[f"{k:02}.png"] = data
         members[f"{k:02}.{kind}"] = str(label).encode() if kind == "cls" else json.dumps({"label": label}).encode()
-    path = tar(tmp_path / "set.tar", members)
+    path = write_tar(tmp_path / "set.tar", members)
     sets = [open_dataset(path, size=8, split=split) for split in ("train", "validation")]
     labels = torch.cat([images.labels() for images in sets]).tolist()
     assert (sets[0].num_classes, sets[0].classes) == (num, names)
@@ -56,7 +56,7 @@ def test_labels_that_are_no_ids_are_said(tmp_path):
     members = {f"{k}.png": data for k, data in enumerate(PICTURES)}
     members |= {"0.json": b'{"label": [0, 1]}', "1.json": b'{"label": {"a": 1}}', "2.cls": b"x" * 5000,
                 "3.json": b"[" * 100_000, "4.json": b'{"label": 3.0}', "5.cls": b"4"}
-    report = check_report(tar(tmp_path / "set.tar", members))
+    report = check_report(write_tar(tmp_path / "set.tar", members))
     assert any(note.startswith("3 .cls and .json files hold a class that is no id") for note in report.notes)
     assert report.class_ids == ("3", "4") and any("training pictures have no class" in note for note in report.notes)
 
@@ -64,7 +64,7 @@ def test_labels_that_are_no_ids_are_said(tmp_path):
 def test_classes_without_names_are_asked_for_by_number(tmp_path):
     """Ids from 0 have no names; `-p classes` takes the numbers."""
     members = {f"{k}.png": data for k, data in enumerate(PICTURES)} | {f"{k}.cls": b"%d" % (k % 3) for k in range(12)}
-    images = open_dataset(tar(tmp_path / "set.tar", members), size=8)
+    images = open_dataset(write_tar(tmp_path / "set.tar", members), size=8)
     assert labels_named(images, "2, 0").tolist() == [2, 0] and labels_named(images, "").tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="no class '3'; there are 3, such as"):
         labels_named(images, "3")

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from made_files import encoded, lay_out, picture
 from PIL import Image, features
 
 from ldmlab.data import decode as decoding
@@ -18,8 +19,6 @@ from ldmlab.data.decode import center_crop, decode, open_rgb
 from ldmlab.data.formats import decoded_bytes, open_picture_file, readable_suffixes, unreadable_suffixes
 from ldmlab.data.images import open_dataset
 from ldmlab.data.user_pictures import open_mask, open_picture
-
-from .made_files import encoded, lay_out, picture
 
 GOOD, GREY = encoded(picture()), encoded(picture().convert("L"))
 

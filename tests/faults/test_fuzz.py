@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from made_files import encoded, picture
 from PIL import Image
 
 from ldmlab.data.annotations.annotation_files import annotate_files
@@ -18,8 +19,6 @@ from ldmlab.data.annotations.report import AnnotationReport
 from ldmlab.data.decode import decode
 from ldmlab.data.formats import readable_suffixes
 from ldmlab.data.user_pictures import decode_bytes, open_mask
-
-from .made_files import encoded, picture
 
 NAME = "a b/file.x"
 ROUNDS = 40  # a kind; all of them take some three seconds

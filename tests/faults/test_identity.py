@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_files import write_tar
 from matplotlib import pyplot as plt
 
 from ldmlab.data.file_sets.file_set import data_label
@@ -15,7 +16,7 @@ from ldmlab.study.config.data_names import labels_of
 from ldmlab.study.records.compare import load_comparable
 from ldmlab.study.records.record import Record, load_records, save_figure
 
-from .sets_of_files import folder, png, tar
+from .sets_of_files import folder, png
 
 NAMES = [f"{k:02}.png" for k in range(20)]
 PARAMS = {"f": 8, "reg": "kl", "data": "pets", "size": 32, "tier": "smoke", "seed": 0}
@@ -31,7 +32,7 @@ def test_equal_bytes_are_equal_data(tmp_path):
     shutil.copytree(root, tmp_path / "copy")
     for name in NAMES:
         os.utime(tmp_path / "copy" / name, ns=(7, 7))
-    packed = tar(tmp_path / "set.tar", {name: (root / name).read_bytes() for name in NAMES})
+    packed = write_tar(tmp_path / "set.tar", {name: (root / name).read_bytes() for name in NAMES})
     assert fingerprint(root) == fingerprint(tmp_path / "copy") == fingerprint(packed)
     former = {open_dataset(path, size=8).former_fingerprint for path in (root, tmp_path / "copy", packed)}
     assert len(former) == 3 and fingerprint(root) not in former

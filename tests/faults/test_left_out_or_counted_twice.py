@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from made_files import write_tar
 
 from ldmlab.data.dataset_names import check_data_name
 from ldmlab.data.images import open_dataset
 from ldmlab.data.listing.report import DataReport
 
-from .sets_of_files import check_report, folder, png, tar, used
+from .sets_of_files import check_report, folder, png, used
 
 TEN = [f"{k}.png" for k in range(10)]
 
@@ -141,11 +142,11 @@ def test_a_folder_of_formats_that_are_not_read_says_so(tmp_path):
 def test_a_leftover_tar_does_not_win_over_the_pictures(tmp_path):
     """The kind with more pictures is the data, and the other is counted."""
     root = folder(tmp_path / "set", [f"{k:02}.png" for k in range(20)])
-    tar(root / "preview.tar", {f"p{k}.png": png(k) for k in range(2)})
+    write_tar(root / "preview.tar", {f"p{k}.png": png(k) for k in range(2)})
     assert len(all_used(root)) == 20
     assert check_report(root).left_out["tar files beside pictures, which hold more"].names == ["preview.tar"]
     for k in range(4):
-        tar(root / f"shard-{k}.tar", {f"{k}-{i}.png": png(i) for i in range(9)})
+        write_tar(root / f"shard-{k}.tar", {f"{k}-{i}.png": png(i) for i in range(9)})
     assert len(all_used(root)) == 38
     assert check_report(root).left_out["pictures beside the tar files, which hold more"].count == 20
 
@@ -155,7 +156,7 @@ def test_a_leftover_tar_does_not_win_over_the_pictures(tmp_path):
 def test_missing_shards_are_refused(pattern, message, tmp_path):
     """A range of which some shards are missing is a copy that did not finish."""
     for k in range(2):
-        tar(tmp_path / f"s-{k:03}.tar", {f"{k}.png": png(k)})
+        write_tar(tmp_path / f"s-{k:03}.tar", {f"{k}.png": png(k)})
     with pytest.raises(ValueError, match=message):
         open_dataset(str(tmp_path / pattern), size=8)
     assert len(all_used(str(tmp_path / "s-{000..001}.tar"))) == len(all_used(str(tmp_path / "s-*.tar"))) == 2
@@ -183,7 +184,7 @@ def test_names_with_dots(names, in_folder, in_tar, tmp_path):
     members = {name: png(k) if name.endswith(".png") else str(k % 2).encode() for k, name in enumerate(names)}
     for name, data in members.items():
         (tmp_path / "set" / name).write_bytes(data)
-    tar(tmp_path / "set.tar", members)
+    write_tar(tmp_path / "set.tar", members)
     assert all_used(tmp_path / "set") == sorted(in_folder)
     assert all_used(tmp_path / "set.tar") == sorted(in_tar or in_folder)
     check_report(tmp_path / "set")
@@ -196,7 +197,7 @@ def test_a_sample_keeps_class_and_map(tmp_path):
     for k in range(8):
         members |= {f"{k}.rgb.png": png(k), f"{k}.depth.png": png(90 + k), f"{k}.seg.png": png(50 + k),
                     f"{k}.cls": str(k % 2).encode()}
-    report, images = check_report(tar(tmp_path / "s.tar", members)), open_dataset(tmp_path / "s.tar", size=8)
+    report, images = check_report(write_tar(tmp_path / "s.tar", members)), open_dataset(tmp_path / "s.tar", size=8)
     assert sum(report.used.values()) == 8 and report.beside == {"text and JSON files": 8, "label maps": 8}
     assert images.num_classes == 2 and set(images.labels().tolist()) == {0, 1}
 
@@ -205,7 +206,8 @@ def test_names_that_are_not_utf8(tmp_path):
     r"""A file named caf\xe9.png is a picture, in a folder and in a tar file; its name can be printed and stored."""
     root = folder(tmp_path / "set", TEN)
     (root / os.fsdecode(b"caf\xe9.png")).write_bytes(png(77))
-    packed = tar(tmp_path / "set.tar", {os.fsdecode(b"caf\xe9.png"): png(77)} | {n: png(k) for k, n in enumerate(TEN)})
+    members = {os.fsdecode(b"caf\xe9.png"): png(77)} | {n: png(k) for k, n in enumerate(TEN)}
+    packed = write_tar(tmp_path / "set.tar", members)
     for data in (root, packed):
         assert r"caf\xe9.png" in all_used(data)
         images = open_dataset(data, size=8)

@@ -1,10 +1,11 @@
 """Splits, masks and classes are told apart by the usual spellings of their folders, and doubts are said."""
 
 import pytest
+from made_files import write_tar
 
 from ldmlab.data.images import open_dataset
 
-from .sets_of_files import check_report, folder, png, tar, used
+from .sets_of_files import check_report, folder, png, used
 
 N = 4
 # folders -> (pictures of train, of test, classes)
@@ -76,8 +77,8 @@ def test_splits_without_train_are_refused(tmp_path):
 
 def test_shards_named_by_split(tmp_path):
     """Capitals and further words in the names of shards."""
-    tar(tmp_path / "Birds_TRAIN_000.tar", {f"{k}.png": png(k) for k in range(5)})
-    tar(tmp_path / "Birds_Test_000.tar", {f"{k}.png": png(9 + k) for k in range(2)})
+    write_tar(tmp_path / "Birds_TRAIN_000.tar", {f"{k}.png": png(k) for k in range(5)})
+    write_tar(tmp_path / "Birds_Test_000.tar", {f"{k}.png": png(9 + k) for k in range(2)})
     found = used(tmp_path)
     assert (len(found["train"]) + len(found["validation"]), len(found["test"])) == (5, 2)
 

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+from made_files import encoded, lay_out, picture, write_tar
 from matplotlib import pyplot as plt
 from PIL import Image
 
 from ldmlab.data.user_pictures import LONGEST_NAME, open_user_pictures, row_names
 from ldmlab.study.runs.run import Run
 from ldmlab.widgets.own_pictures import own_pictures
-
-from .made_files import encoded, lay_out, picture, write_tar
 
 LONG = "IMG_20240607_holiday_in_brittany"
 ROWS = {

@@ -4,6 +4,7 @@ import json
 import warnings
 
 import pytest
+from made_files import encoded, lay_out, picture, write_tar
 
 from ldmlab.data.annotations.captions import MAX_TEXT_BYTES, decode_text, is_number_row
 from ldmlab.data.images import open_dataset
@@ -11,7 +12,7 @@ from ldmlab.study.config.presets import study_spec
 from ldmlab.study.runs.conditioners import check_annotations
 from ldmlab.study.runs.pictures import Pictures
 
-from .made_files import encoded, lay_out, picture, write_tar
+from .sets_of_files import annotated
 
 PICTURE = encoded(picture())
 NUM = 4
@@ -19,15 +20,8 @@ NUM = 4
 
 def opened(root):
     """Captions of the pictures by name, what was warned of, and the report's lines."""
-    captions, lines = {}, []
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        for split in ("train", "validation"):
-            data = open_dataset(root, size=8, split=split)
-            for number, a in zip(data._pixels.numbers, data.annotations(), strict=True):
-                captions[data._source.names[number]] = [a.caption, *a.more_captions] if a.caption else []
-            lines += data.annotation_report
-    return captions, " ".join(str(w.message) for w in said), "\n".join(lines)
+    found, said, lines = annotated(root, 8)
+    return {name: [a.caption, *a.more_captions] if a.caption else [] for name, a in found.items()}, said, lines
 
 
 TEXT = "une forêt près du château"

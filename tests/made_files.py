@@ -1,4 +1,4 @@
-"""Small pictures and archives that the tests of faults are about."""
+"""Small pictures, folders and archives for tests of data."""
 
 import io
 import tarfile
@@ -31,7 +31,7 @@ def lay_out(root: Path, files: dict[str, bytes]) -> Path:
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     """An archive of these members, in their order."""
-    with tarfile.open(path, "w") as archive:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
