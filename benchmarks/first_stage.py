@@ -23,7 +23,7 @@ from ldmlab.checkpoints.released import released_row
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.losses import FirstStageLoss, PatchDiscriminator
 from ldmlab.first_stage.training import FirstStageModule
-from ldmlab.perception import LpipsLoss
+from ldmlab.perception.losses import LpipsLoss
 from ldmlab.study.training.device import choose_device
 
 LR = 4.5e-6

@@ -6,8 +6,10 @@ import shutil
 import pytest
 import torch
 
-from ldmlab import perception
-from ldmlab.perception import ARCHITECTURES, WEIGHTS, FdNet, PsimLoss, PsimNet, feature_net, perceptual_loss
+from ldmlab.perception.files import WEIGHTS
+from ldmlab.perception.lab_networks import ARCHITECTURES, FdNet, PsimNet, feature_net, fold_batchnorm
+from ldmlab.perception.losses import LPIPS_TRUNK, PsimLoss, perceptual_loss
+from ldmlab.perception.pictures import check_pair, check_pictures
 
 NAMES = sorted(ARCHITECTURES)
 
@@ -84,7 +86,7 @@ def test_unknown_names_are_refused():
 def test_pictures_are_checked(x, error, message):
     """Wrong type, shape and range are refused with what was given."""
     with pytest.raises(error, match=message):
-        perception.check_pictures(x)
+        check_pictures(x)
 
 
 def test_folding_keeps_the_function():
@@ -95,7 +97,7 @@ def test_folding_keeps_the_function():
         for _ in range(3):
             net.stage_maps(x)  # moves the running statistics away from 0 and 1
         before = net.eval().embed(x)
-        after = perception.fold_batchnorm(net).embed(x)
+        after = fold_batchnorm(net).embed(x)
         torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-4)
         assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
 
@@ -141,7 +143,7 @@ def test_loss_refuses_pictures_it_cannot_compare():
     """Different shapes; a first real picture in [0, 255]. A reconstruction beyond [-1, 1] is fine."""
     loss = PsimLoss(feature_net("psim-lab"))
     with pytest.raises(ValueError, match="one shape"):
-        perception.check_pair(pictures(2), pictures(3), in_range=False)
+        check_pair(pictures(2), pictures(3), in_range=False)
     with pytest.raises(ValueError, match=r"\[-1, 1\]"):
         loss(pictures(2) * 127 + 128, pictures(2))
     loss(pictures(2), 1.5 * pictures(2))
@@ -159,7 +161,7 @@ def trunk_folder(tmp_path_factory):
         state = {k: torch.randn(s) * (0.02 if len(s) == 4 else 0.1) for k, s in shapes.items()}
     folder = tmp_path_factory.mktemp("torch")
     (folder / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(state, folder / "hub" / "checkpoints" / perception.LPIPS_TRUNK)
+    torch.save(state, folder / "hub" / "checkpoints" / LPIPS_TRUNK)
     return folder, state
 
 
@@ -188,7 +190,7 @@ def test_without_weights_the_labs_own_network_stands_in(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("tried to download"))
     assert perceptual_loss("auto").name == "PSIM-lab"
-    with pytest.raises(FileNotFoundError, match=f"{perception.LPIPS_TRUNK}.*ldmlab fetch vgg16"):
+    with pytest.raises(FileNotFoundError, match=f"{LPIPS_TRUNK}.*ldmlab fetch vgg16"):
         perceptual_loss("lpips")
 
 
@@ -196,6 +198,6 @@ def test_a_wrong_trunk_is_refused(tmp_path, monkeypatch):
     """A file of that name that is no VGG16 never becomes LPIPS."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save({"weight": torch.zeros(1)}, tmp_path / "hub" / "checkpoints" / perception.LPIPS_TRUNK)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "hub" / "checkpoints" / LPIPS_TRUNK)
     with pytest.raises(ValueError, match="does not hold torchvision's VGG16"):
         perceptual_loss("lpips")

@@ -27,7 +27,7 @@ from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.latents import Latents
 from ldmlab.first_stage.losses import FirstStageLoss, PatchDiscriminator
 from ldmlab.first_stage.training import FirstStageModule
-from ldmlab.perception import perceptual_loss
+from ldmlab.perception.losses import perceptual_loss
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import StudySpec, denoiser_config
 from ldmlab.study.runs.diffusion import train_diffusion

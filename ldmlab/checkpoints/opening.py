@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ldmlab.checkpoints.foreign import callable_by_pickles, globals_of, read_json, refused, unwrapped
-from ldmlab.perception import file_hash
+from ldmlab.perception.files import file_hash
 
 _POINTER = b"version https://git-lfs"  # first bytes of what git leaves in place of a large file
 _CONTAINERS = ("state_dict", "model_state_dict", "params_ema", "ema", "model", "module", "params", "net", "weights")

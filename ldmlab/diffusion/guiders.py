@@ -85,7 +85,7 @@ def perceptual_guider(
 ) -> Guider:
     """net(y, T(D(z0_hat))), a perceptual distance such as LPIPS in place of the squared error [LDM v2, App. C].
 
-    `net` comes from `ldmlab.perception.perceptual_loss`; `y` are pictures in [-1, 1], as for `gaussian_guider`. Such a
+    `net` comes from `perception.losses.perceptual_loss`; `y` are pictures in [-1, 1], as for `gaussian_guider`. Such a
     distance is a mean over positions and of order 1, so its guidance scale differs from that of a sum of squares.
     """
     return _guider(decode, y, T, net, chunk)

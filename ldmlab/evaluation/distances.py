@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldmlab.damage import DamagedFile, read_or_set_aside, reading
-from ldmlab.perception import FeatureNet
+from ldmlab.perception.lab_networks import FeatureNet
 from ldmlab.tensor_files import load_tensors, save_tensors
 
 # Feature networks for scores, with the names of their scores; networks of losses are not among them.

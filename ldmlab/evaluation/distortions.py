@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldmlab.data.images import quantize_8bit, to_float, to_uint8
 from ldmlab.evaluation.distances import FeatureMoments, frechet, moments_of
-from ldmlab.perception import FeatureNet
+from ldmlab.perception.lab_networks import FeatureNet
 
 # Strengths from mild to severe, in the units of `degrade`.
 LADDERS: dict[str, tuple[float, ...]] = {

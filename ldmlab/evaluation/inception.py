@@ -29,7 +29,9 @@ from ldmlab.evaluation.distances import (
 )
 from ldmlab.evaluation.neighbours import precision_recall_scores
 from ldmlab.evaluation.uncertainty import frechet_interval, kid_interval
-from ldmlab.perception import WEIGHTS, FeatureNet, check_pictures, file_hash, freeze
+from ldmlab.perception.files import WEIGHTS, file_hash, freeze
+from ldmlab.perception.lab_networks import FeatureNet
+from ldmlab.perception.pictures import check_pictures
 
 KEEP = 50_000  # vectors kept for the kernel distance, precision and recall: as many as the paper samples
 

@@ -25,7 +25,9 @@ from ldmlab.data.annotations.annotation import Box
 from ldmlab.data.scenes.captions import ATTRIBUTES, parse_caption
 from ldmlab.data.scenes.scene import CLASSES, LABELS
 from ldmlab.evaluation.distances import Interval, Score
-from ldmlab.perception import WEIGHTS, check_pictures, file_hash, fold_batchnorm, freeze
+from ldmlab.perception.files import WEIGHTS, file_hash, freeze
+from ldmlab.perception.lab_networks import fold_batchnorm
+from ldmlab.perception.pictures import check_pictures
 
 SIZE = 32  # side of the judge's input in pixels
 GROUPS = {  # attributes that are also scored together

@@ -28,7 +28,7 @@ class Metric:
     key: str  # in records: `metrics[key]`
     label: str  # in figures and tables
     unit: str  # "1" for a pure number
-    extractor: str  # one of `perception.ARCHITECTURES` that may score
+    extractor: str  # one of `perception.lab_networks.ARCHITECTURES` that may score
     measure: Callable[[FeatureMoments, FeatureMoments, Protocol], Score | float]
     interval: Callable[..., Interval] | None = None
     min_fake: Callable[[int], int] = lambda dim: 1  # samples that it needs, given the number of features

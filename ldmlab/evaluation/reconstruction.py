@@ -11,7 +11,8 @@ from torch import Tensor
 from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.evaluation.distances import FeatureMoments, Score, check_enough, frechet_score
 from ldmlab.evaluation.uncertainty import frechet_interval, mean_interval
-from ldmlab.perception import FeatureNet, LpipsLoss, PsimLoss
+from ldmlab.perception.lab_networks import FeatureNet
+from ldmlab.perception.losses import LpipsLoss, PsimLoss
 
 
 def psnr(x: Float[Tensor, "n 3 h w"], x_rec: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:

@@ -28,7 +28,8 @@ from ldmlab.evaluation.distances import (
 from ldmlab.evaluation.distortions import degradation_curves, degrade
 from ldmlab.evaluation.reconstruction import psnr
 from ldmlab.evaluation.uncertainty import frechet_interval
-from ldmlab.perception import FeatureNet, PsimLoss, feature_net
+from ldmlab.perception.lab_networks import FeatureNet, feature_net
+from ldmlab.perception.losses import PsimLoss
 from ldmlab.study.records.compare import Series, grouped, study_records
 from ldmlab.study.records.networks import networks_behind
 from ldmlab.study.records.record import Record, as_metrics

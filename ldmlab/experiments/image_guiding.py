@@ -22,7 +22,7 @@ from ldmlab.evaluation.distances import Score
 from ldmlab.evaluation.reconstruction import psnr
 from ldmlab.evaluation.uncertainty import mean_score
 from ldmlab.first_stage.reconstruct import reconstruct
-from ldmlab.perception import perceptual_loss
+from ldmlab.perception.losses import perceptual_loss
 from ldmlab.study.records.record import Record, add_points, as_metrics
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress

@@ -14,7 +14,7 @@ import torch
 
 from ldmlab.data.images import open_dataset, to_float
 from ldmlab.evaluation.distortions import LADDERS, UNITS, degradation_curves, is_increasing
-from ldmlab.perception import feature_net
+from ldmlab.perception.lab_networks import feature_net
 
 NETWORKS = ("fd-lab", "referee")
 MUST_RISE = ("fd-lab",)

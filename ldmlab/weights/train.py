@@ -30,7 +30,8 @@ from ldmlab.atomic import atomic_write
 from ldmlab.data.images import to_float
 from ldmlab.data.scenes.scene import CLASSES, LABELS, VERSION, render_scene
 from ldmlab.evaluation.distortions import degrade
-from ldmlab.perception import ARCHITECTURES, WEIGHTS, FeatureNet, file_hash, fold_batchnorm, freeze
+from ldmlab.perception.files import WEIGHTS, file_hash, freeze
+from ldmlab.perception.lab_networks import ARCHITECTURES, FeatureNet, fold_batchnorm
 
 SIZES = {32: (16_000, 96), 64: (4_000, 32)}  # number of training pictures, batch size
 NUM_VAL = 1_000

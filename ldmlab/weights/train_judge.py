@@ -24,7 +24,8 @@ from ldmlab.data.scenes.captions import ATTRIBUTES, parse_caption
 from ldmlab.data.scenes.scene import VERSION, render_scene
 from ldmlab.evaluation.distortions import degrade
 from ldmlab.evaluation.judge import SIZE, Judge, JudgeNet, caption_fulfilment, layout_scores
-from ldmlab.perception import WEIGHTS, file_hash, fold_batchnorm, freeze
+from ldmlab.perception.files import WEIGHTS, file_hash, freeze
+from ldmlab.perception.lab_networks import fold_batchnorm
 
 SEED, STEPS, BATCH, MAX_LR = 53, 1500, 128, 3e-3
 NUM_TRAIN, NUM_VAL = 40_000, 2_000

@@ -9,7 +9,7 @@ from ldmlab.checkpoints.downloads.download import default_folder
 from ldmlab.checkpoints.downloads.manifest import DIFFUSERS, find_released_file, released_files
 from ldmlab.evaluation.inception import InceptionNet, find_inception
 from ldmlab.evaluation.inception import manifest as inception_manifest
-from ldmlab.perception import lpips_trunk, perceptual_loss
+from ldmlab.perception.losses import lpips_trunk, perceptual_loss
 
 FIRST_STAGES = "kl-f4 kl-f8 kl-f16 kl-f32 vq-f4 vq-f4-noattn vq-f8 vq-f8-n256 vq-f16".split()
 MODELS = """celeba256 ffhq256 lsun_churches256 lsun_beds256 cin256 cin256-v2 text2img256 txt2img-1p4B-eval bsr_sr

@@ -11,7 +11,8 @@ from ldmlab.diffusion.samplers import ddim
 from ldmlab.first_stage.autoencoder import build_autoencoder
 from ldmlab.first_stage.latents import LatentStats
 from ldmlab.first_stage.networks import AutoencoderConfig
-from ldmlab.perception import freeze, perceptual_loss
+from ldmlab.perception.files import freeze
+from ldmlab.perception.losses import perceptual_loss
 
 STATS = LatentStats("first_batch", (0.0,), (2.0,), (0.1,), 8)  # z = 2 z_0
 Z0 = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))

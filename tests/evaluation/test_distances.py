@@ -18,7 +18,7 @@ from ldmlab.evaluation.distances import (
     moments_of,
     reference_moments,
 )
-from ldmlab.perception import feature_net
+from ldmlab.perception.lab_networks import feature_net
 
 
 def vectors(n: int, dim: int, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:

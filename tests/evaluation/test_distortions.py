@@ -6,7 +6,7 @@ import torch
 from ldmlab.data.images import to_float
 from ldmlab.data.scenes.scene import render_scene
 from ldmlab.evaluation.distortions import LADDERS, degradation_curves, degrade, is_increasing
-from ldmlab.perception import feature_net
+from ldmlab.perception.lab_networks import feature_net
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from ldmlab.data.images import to_float
 from ldmlab.data.scenes.captions import ATTRIBUTES, parse_caption
 from ldmlab.data.scenes.scene import CLASSES, LABELS, render_scene
 from ldmlab.evaluation.judge import Predictions, box_iou, caption_fulfilment, class_accuracy, layout_scores, load_judge
-from ldmlab.perception import WEIGHTS
+from ldmlab.perception.files import WEIGHTS
 
 CARD = json.loads((WEIGHTS / "judge.json").read_text())
 KNOWN = CARD["validation_accuracy"]["clean"]

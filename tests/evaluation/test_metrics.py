@@ -5,7 +5,7 @@ import torch
 
 from ldmlab.evaluation.distances import FeatureMoments
 from ldmlab.evaluation.metrics import METRICS, Metric
-from ldmlab.perception import ARCHITECTURES
+from ldmlab.perception.lab_networks import ARCHITECTURES
 
 
 def moments(extractor: str, seed: int, n: int = 60, dim: int = 8) -> FeatureMoments:

@@ -8,7 +8,8 @@ import torch
 from ldmlab.data.images import to_float
 from ldmlab.data.scenes.scene import render_scene
 from ldmlab.evaluation.reconstruction import psnr, reconstruction_scores, ssim
-from ldmlab.perception import feature_net, perceptual_loss
+from ldmlab.perception.lab_networks import feature_net
+from ldmlab.perception.losses import perceptual_loss
 
 
 class Scenes:

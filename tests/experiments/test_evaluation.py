@@ -10,7 +10,8 @@ from ldmlab.evaluation.distances import FeatureMoments
 from ldmlab.evaluation.distortions import degrade
 from ldmlab.experiments import evaluation as ev
 from ldmlab.figures import evaluation as figures
-from ldmlab.perception import PsimLoss, feature_net
+from ldmlab.perception.lab_networks import feature_net
+from ldmlab.perception.losses import PsimLoss
 from ldmlab.study.records.compare import Series
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.run import Run

@@ -22,7 +22,7 @@ from ldmlab.experiments.guidance import (
 )
 from ldmlab.figures.guidance import fig_classifier, fig_guidance_tradeoff, fig_success
 from ldmlab.figures.image_guiding import fig_image_guiding
-from ldmlab.perception import FeatureNet
+from ldmlab.perception.lab_networks import FeatureNet
 from ldmlab.study.config.budgets import BUDGETS
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs import scoring

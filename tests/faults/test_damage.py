@@ -18,7 +18,7 @@ from ldmlab.diffusion.conditioning.captions import find_vocabulary
 from ldmlab.evaluation.distances import reference_moments
 from ldmlab.first_stage.autoencoder import AutoencoderConfig, build_autoencoder
 from ldmlab.first_stage.latents import encode_dataset, weights_hash
-from ldmlab.perception import feature_net
+from ldmlab.perception.lab_networks import feature_net
 from ldmlab.study.records.record import Record
 from ldmlab.study.training import callbacks
 from ldmlab.study.training.state import check_meta, find_or_train, load_state

@@ -5,7 +5,8 @@ import torch
 
 from ldmlab.first_stage.autoencoder import AutoencoderConfig, build_autoencoder
 from ldmlab.first_stage.losses import ActNorm, FirstStageLoss, PatchDiscriminator, adaptive_weight, hinge_loss
-from ldmlab.perception import PsimLoss, feature_net
+from ldmlab.perception.lab_networks import feature_net
+from ldmlab.perception.losses import PsimLoss
 
 
 class Distance(torch.nn.Module):

@@ -22,7 +22,7 @@ from ldmlab.first_stage.networks import (
     Upsample,
 )
 from ldmlab.first_stage.regularizers import DiagonalGaussian, VectorQuantizer, codebook_usage
-from ldmlab.perception import LpipsLoss
+from ldmlab.perception.losses import LpipsLoss
 
 from .case import Case, StateDict
 

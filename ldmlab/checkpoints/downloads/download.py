@@ -23,7 +23,7 @@ from ldmlab.atomic import atomic_write, lock_file
 from ldmlab.checkpoints.downloads.manifest import ReleasedFile, find_released_file
 from ldmlab.checkpoints.downloads.transfer import FetchError, check_free_space, discard, file_size, megabytes, transfer
 from ldmlab.damage import read_json, read_or_set_aside
-from ldmlab.perception import file_hash
+from ldmlab.perception.files import file_hash
 from ldmlab.progress import Progress
 
 _TRIES = 5  # per address; a broken connection is resumed as long as each try adds bytes

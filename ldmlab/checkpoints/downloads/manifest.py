@@ -13,7 +13,8 @@ converted for diffusers (`DIFFUSERS`) is marked Apache-2.0 on its model cards.
 import json
 from dataclasses import dataclass
 
-from ldmlab.perception import LPIPS_TRUNK, WEIGHTS
+from ldmlab.perception.files import WEIGHTS
+from ldmlab.perception.losses import LPIPS_TRUNK
 
 OMMER = "https://ommer-lab.com/files/latent-diffusion"
 HEIBOX = "https://heibox.uni-heidelberg.de/f"

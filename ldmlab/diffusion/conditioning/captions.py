@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldmlab.atomic import atomic_write
 from ldmlab.damage import DamagedFile, read_json, read_or_set_aside, reading, seal
-from ldmlab.perception import file_hash
+from ldmlab.perception.files import file_hash
 
 if TYPE_CHECKING:
     from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # missing in transformers' stubs

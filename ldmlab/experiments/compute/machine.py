@@ -21,7 +21,7 @@ from ldmlab.diffusion.unet.unet import DenoiserConfig, UNet
 from ldmlab.evaluation.cost import peak_jobs, synchronize
 from ldmlab.experiments.compute.flops import PASSES, costs_of_spec, count_denoiser
 from ldmlab.first_stage.autoencoder import build_autoencoder
-from ldmlab.perception import perceptual_loss
+from ldmlab.perception.losses import perceptual_loss
 from ldmlab.study.config.budgets import auto_tier
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import StudySpec, denoiser_config

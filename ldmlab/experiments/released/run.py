@@ -22,7 +22,7 @@ from ldmlab.data.masks import KINDS as MASKS
 from ldmlab.data.masks import inpainting_masks
 from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
 from ldmlab.experiments.released.targets import sampling_target
-from ldmlab.perception import file_hash
+from ldmlab.perception.files import file_hash
 from ldmlab.study.config.budgets import auto_tier, budget_of
 from ldmlab.study.config.conditions import condition_kind
 from ldmlab.study.config.notebooks import NOTEBOOKS

@@ -36,7 +36,8 @@ from ldmlab.experiments.super_resolution import upscale
 from ldmlab.experiments.user_study.answers import Answer, read_answers
 from ldmlab.experiments.user_study.questions import Comparison
 from ldmlab.experiments.user_study.session import Session, results
-from ldmlab.perception import FeatureNet, file_hash
+from ldmlab.perception.files import file_hash
+from ldmlab.perception.lab_networks import FeatureNet
 from ldmlab.study.config.paths import results_dir, runs_dir
 from ldmlab.study.config.specs import content_key
 from ldmlab.study.records.record import Record

@@ -23,7 +23,7 @@ from ldmlab.first_stage.latents import (
     PixelLatents,
     weights_hash,
 )
-from ldmlab.perception import feature_net
+from ldmlab.perception.lab_networks import feature_net
 from ldmlab.study.config.conditions import condition_kind
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import StudySpec, content_key, denoiser_config

@@ -22,7 +22,7 @@ from ldmlab.first_stage.latents import (
     latent_stats,
     weights_hash,
 )
-from ldmlab.perception import perceptual_loss
+from ldmlab.perception.losses import perceptual_loss
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import StudySpec, content_key
 from ldmlab.study.runs.pictures import Pictures

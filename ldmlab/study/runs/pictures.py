@@ -13,7 +13,7 @@ from ldmlab.data.annotations.annotation import Annotation
 from ldmlab.data.images import MAX_BYTES, ImageSet, open_dataset
 from ldmlab.data.listing.report import DataReport
 from ldmlab.evaluation.metrics import METRICS
-from ldmlab.perception import feature_net
+from ldmlab.perception.lab_networks import feature_net
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import DataSpec, SpatialSpec, StudySpec
 from ldmlab.study.training.progress import progress_callback

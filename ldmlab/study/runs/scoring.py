@@ -22,7 +22,8 @@ from ldmlab.evaluation.metrics import METRICS
 from ldmlab.evaluation.neighbours import memorisation_score, nearest, nearness_ratio
 from ldmlab.evaluation.reconstruction import psnr, reconstruction_scores, ssim
 from ldmlab.evaluation.uncertainty import mean_score
-from ldmlab.perception import FeatureNet, LpipsLoss, PsimLoss, feature_net, perceptual_loss
+from ldmlab.perception.lab_networks import FeatureNet, feature_net
+from ldmlab.perception.losses import LpipsLoss, PsimLoss, perceptual_loss
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import SpatialSpec, StudySpec
 from ldmlab.study.records.networks import EXTRACTORS

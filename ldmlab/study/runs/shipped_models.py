@@ -12,7 +12,7 @@ from torch import nn
 from ldmlab.checkpoints.files import load_model, save_model
 from ldmlab.data.images import ImageSet
 from ldmlab.first_stage.latents import weights_hash
-from ldmlab.perception import WEIGHTS
+from ldmlab.perception.files import WEIGHTS
 from ldmlab.study.config.notebooks import FS
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import StudySpec, content_key

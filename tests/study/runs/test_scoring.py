@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldmlab import perception
 from ldmlab.evaluation import judge
 from ldmlab.evaluation.metrics import METRICS, Metric
 from ldmlab.experiments import guidance, inpainting, super_resolution, tradeoff
-from ldmlab.perception import WEIGHTS, file_hash
+from ldmlab.perception import lab_networks
+from ldmlab.perception.files import WEIGHTS, file_hash
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.run import Run
 
@@ -75,7 +75,7 @@ def test_a_record_is_measured_again_when_a_weight_of_a_scoring_network_changes(a
             shutil.copy(path, folder)
         another_weight(folder, name)
         with monkeypatch.context() as patch:
-            patch.setattr(perception, "WEIGHTS", folder)
+            patch.setattr(lab_networks, "WEIGHTS", folder)
             patch.setattr(judge, "WEIGHTS", folder)
             changed = asked(experiment, notebook, **params)
         assert changed.inputs[SHIPPED[name]] != record.inputs[SHIPPED[name]]
