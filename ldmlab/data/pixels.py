@@ -3,14 +3,13 @@
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import torch
 
-from ldmlab.data.cache import CachedArray, cached_array
+from ldmlab.data.cache import CachedRows, Made, cached_array
 from ldmlab.data.formats import PictureError
 from ldmlab.data.sources import Source
 from ldmlab.progress import Progress
@@ -39,7 +38,7 @@ class Pixels:
         self.numbers = numbers  # index in the source of each row
         self.skipped: list[str] = []
         self._warned = False  # of the first unreadable file of a set that is read at each use
-        self._decoded: np.ndarray | None = None  # (n, 3, s, s) uint8, in memory or mapped from the cache
+        self._decoded: np.ndarray | CachedRows | None = None  # (n, 3, s, s) uint8
         self._rendered = self._checked = source.name == "scenes"  # always readable
 
     @property
@@ -55,7 +54,7 @@ class Pixels:
     @property
     def is_on_disk(self) -> bool:
         """Whether they are decoded into a file that all runs share."""
-        return isinstance(self._decoded, np.memmap)
+        return isinstance(self._decoded, CachedRows)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The pictures of these rows: (n, 3, size, size) uint8."""
@@ -105,15 +104,17 @@ class Pixels:
         """Decode every picture into a file `stem`.npy, or map it if it exists; OSError if it is not writable."""
         row = (3, self.size, self.size)
         warned = bool(self.skipped)
-        self._decoded, metadata = cached_array(stem, fingerprint, row, partial(self._decode_for_cache, progress))
+        self._decoded, metadata = cached_array(stem, fingerprint, row, self._decode_for_cache, progress)
         warned = warned or bool(self.skipped)
         self.numbers, self.skipped, self._checked = np.array(metadata["chosen"], np.int64), metadata["skipped"], True
         if not warned:
             self._check_skipped(len(self.numbers) + len(self.skipped), warn=True)
 
-    def _decode_for_cache(self, progress: Progress | None) -> CachedArray:
+    def _decode_for_cache(self, progress: Progress | None) -> Made:
+        if self.is_on_disk:  # and found damaged
+            self._decoded = None
         self.decode_all(progress)
-        assert self._decoded is not None
+        assert isinstance(self._decoded, np.ndarray)
         labels = self.source.labels[self.numbers]  # not used here, but by earlier versions that share the cache
         return self._decoded, {"labels": labels.tolist(), "chosen": self.numbers.tolist(), "skipped": self.skipped}
 

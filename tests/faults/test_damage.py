@@ -1,6 +1,7 @@
 """Damaged files: the next run names what was damaged, sets it aside, and makes it anew."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from ldmlab.checkpoints.files import load_model, load_weights, save_model
 from ldmlab.damage import DamagedFile, read_or_set_aside
+from ldmlab.data import cache
 from ldmlab.data.images import open_dataset
 from ldmlab.diffusion.conditioning.captions import find_vocabulary
 from ldmlab.evaluation.distances import reference_moments
@@ -153,6 +155,19 @@ def test_what_is_damaged_is_made_anew(made, tmp_path, capsys, pattern):
             (kept,) = folder.rglob(f"{pattern}.damaged-1")
             assert damaged is True or kept.read_bytes() == damaged, name
             assert f"{path.name}" in capsys.readouterr().out
+
+
+def test_cached_pictures_are_checked_block_by_block(tmp_path, monkeypatch, capsys):
+    """Opening reads no pixels; the first read of a damaged block makes the file anew, in another process as well."""
+    monkeypatch.setattr(cache, "_BLOCK", 4 * 3 * 32 * 32)  # four pictures
+    expected = make_pictures(tmp_path)
+    (path,) = tmp_path.rglob("scenes-*.npy")
+    flip(path, 0.5)
+    images = pickle.loads(pickle.dumps(scenes().in_memory(cache_dir=tmp_path)))
+    assert torch.equal(images.images(range(4)), expected[:4]) and not capsys.readouterr().out
+    assert torch.equal(images.images([11, 6]), expected[[11, 6]]) and path.name in capsys.readouterr().out
+    assert torch.equal(make_pictures(tmp_path), expected) and not capsys.readouterr().out
+    assert len(pickle.dumps(scenes().in_memory(cache_dir=tmp_path))) < path.stat().st_size
 
 
 def test_the_file_of_another_run_in_its_place(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ldmlab.data.annotations.frames import Frame
-from ldmlab.data.cache import CachedArray, cached_array, cached_metadata
+from ldmlab.data.cache import CachedRows, Made, cached_array, cached_metadata
 from ldmlab.data.decode import center_crop_map
 from ldmlab.data.file_lists import Entry
 from ldmlab.data.formats import PictureError, named_errors, open_picture_file, upright
@@ -115,7 +115,7 @@ class Maps:
     def __init__(self, source: MapSource, size: int) -> None:
         self.source, self.size = source, size
         self._names: tuple[str, ...] | None = None
-        self._all: np.ndarray | None = None  # (n, s, s) uint8, in memory or mapped from the cache
+        self._all: np.ndarray | CachedRows | None = None  # (n, s, s) uint8
 
     def names(self, stem: Path | None, fingerprint: str, progress: Progress | None = None) -> tuple[str, ...]:
         """Names of the labels; from the cache if there is one under `stem`."""
@@ -139,13 +139,12 @@ class Maps:
 
     def load_all(
         self, numbers: np.ndarray, stem: Path | None, fingerprint: str, progress: Progress | None = None
-    ) -> np.ndarray:
+    ) -> np.ndarray | CachedRows:
         """Read all maps once, into memory or into a file `stem`.npy; OSError if it is not writable."""
         if self._all is None:
-            make = partial(self._make, numbers, progress)
-            cached = cached_array(stem, fingerprint, (self.size, self.size), make) if stem else make()
-            self._all = cached[0]
+            make, row = partial(self._make, numbers), (self.size, self.size)
+            self._all, _ = cached_array(stem, fingerprint, row, make, progress) if stem else make(progress)
         return self._all
 
-    def _make(self, numbers: np.ndarray, progress: Progress | None) -> CachedArray:
+    def _make(self, numbers: np.ndarray, progress: Progress | None) -> Made:
         return self.read(numbers.tolist(), progress), {"names": self._names}

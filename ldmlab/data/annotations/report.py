@@ -2,24 +2,7 @@
 
 from dataclasses import dataclass, field
 
-NAMES = 3  # that a line lists
-
-
-@dataclass
-class Tally:
-    """How often something was met, and the first names of where."""
-
-    count: int = 0
-    names: list[str] = field(default_factory=list)
-
-    def add(self, name: str) -> None:
-        """Count it once more, at this picture or file."""
-        self.count += 1
-        if name and name not in self.names and len(self.names) < NAMES:
-            self.names.append(name)
-
-    def __str__(self) -> str:
-        return f" ({', '.join(self.names)}{', ...' if self.count > len(self.names) else ''})" if self.names else ""
+from ldmlab.data.listing.report import SHOWN, Named
 
 
 @dataclass
@@ -35,8 +18,8 @@ class AnnotationReport:
     pictures: int = 0
     with_captions: int = 0
     with_boxes: int = 0
-    left_out: dict[str, Tally] = field(default_factory=dict)
-    notes: dict[str, Tally] = field(default_factory=dict)
+    left_out: dict[str, Named] = field(default_factory=dict)
+    notes: dict[str, Named] = field(default_factory=dict)
 
     def clear(self) -> None:
         """Forget what was counted."""
@@ -44,11 +27,11 @@ class AnnotationReport:
 
     def leave_out(self, reason: str, name: str) -> None:
         """Count an annotation of this picture, or in this file, that is not used."""
-        self.left_out.setdefault(reason, Tally()).add(name)
+        self.left_out.setdefault(reason, Named()).add([name])
 
     def note(self, what: str, name: str) -> None:
         """Count a picture or file of which `what` is said."""
-        self.notes.setdefault(what, Tally()).add(name)
+        self.notes.setdefault(what, Named()).add([name])
 
     def found(self) -> list[str]:
         """Lines on what was read and how; none where there was nothing to read."""
@@ -57,7 +40,7 @@ class AnnotationReport:
             source = f", from {_listed(self.files)}" if self.files else ""
             lines.append(f"{self.with_captions} of {self.pictures} pictures have a caption, {self.with_boxes} have "
                          f"boxes{source}")
-        lines += [f"{tally.count} {what}{tally}" for what, tally in sorted(self.notes.items())]
+        lines += [f"{met.count} {what}{met.listed}" for what, met in sorted(self.notes.items())]
         if self.unread:
             lines.append(f"{len(self.unread)} files that belong to no picture are not read: {_listed(self.unread)}; "
                          "COCO's files are annotations/instances*.json, stuff*.json and captions*.json")
@@ -65,7 +48,7 @@ class AnnotationReport:
 
     def missing(self) -> str:
         """What was left out, with counts and names, in one sentence; "" for nothing."""
-        return ", ".join(f"{tally.count} {why}{tally}" for why, tally in sorted(self.left_out.items()))
+        return ", ".join(f"{met.count} {why}{met.listed}" for why, met in sorted(self.left_out.items()))
 
     def lines(self) -> list[str]:
         """The whole report."""
@@ -78,4 +61,4 @@ def short_name(path: str) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:NAMES]) + (f" and {len(names) - NAMES} more" if len(names) > NAMES else "")
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -12,21 +12,26 @@ SHOWN = 3  # names given of each group
 
 @dataclass
 class Named:
-    """A number of files, and the names of the first few."""
+    """How often something was met, and the names of the first few files or pictures where it was."""
 
     count: int = 0
     names: list[str] = field(default_factory=list)
 
     def add(self, names: Iterable[str]) -> None:
-        """Count these."""
-        for name in names:
+        """Count these; a name that is counted twice is listed once, and an empty one is not listed."""
+        for name in map(printable, names):
             self.count += 1
-            if len(self.names) < SHOWN:
-                self.names.append(printable(name))
+            if name and name not in self.names and len(self.names) < SHOWN:
+                self.names.append(name)
+
+    @property
+    def listed(self) -> str:
+        """The names in brackets, after a space; "" for none."""
+        more = ", ..." if self.count > len(self.names) else ""
+        return f" ({', '.join(self.names)}{more})" if self.names else ""
 
     def __str__(self) -> str:
-        more = ", ..." if self.count > len(self.names) else ""
-        return f"{self.count:,} ({', '.join(self.names)}{more})" if self.names else f"{self.count:,}"
+        return f"{self.count:,}{self.listed}"
 
 
 @dataclass
