@@ -25,7 +25,8 @@ from ldmlab.tensor_files import load_tensors, save_tensors
 # Feature networks for scores, with the names of their scores; networks of losses are not among them.
 INCEPTION = "inception-v3-compat"  # torch-fidelity's name for the network of FID
 UNVERIFIED = "inception-unverified"  # the same layout with other weights
-SCORING = {"effnet": "{}-EffNet", "fd-lab": "{}-lab", "referee": "{}-referee", INCEPTION: "{}", UNVERIFIED: "{}-unverified"}
+SCORING = {"effnet": "{}-EffNet", "fd-lab": "{}-lab", "referee": "{}-referee", INCEPTION: "{}",
+           UNVERIFIED: "{}-unverified"}
 KEEP = 2048  # vectors of a set that are kept for the kernel distance
 
 

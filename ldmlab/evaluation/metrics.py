@@ -12,6 +12,7 @@ from ldmlab.evaluation.distances import FeatureMoments, Interval, Score, frechet
 from ldmlab.evaluation.neighbours import precision_recall_scores
 from ldmlab.evaluation.uncertainty import frechet_infinity, frechet_interval, kernel_interval, kernel_score
 
+SCORE_NETWORK = "effnet"
 FD_PICTURES = 2560  # twice the features of EfficientNet-Lite0; with fewer, FD-EffNet is mostly bias
 KID_SUBSET = 500  # vectors in a subset of the kernel distance, or all where there are fewer
 

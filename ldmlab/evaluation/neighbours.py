@@ -4,7 +4,7 @@ The paper shows neighbours in VGG's feature space [LDM v2, Fig. 32-34] without a
 those of the network given, and the measure is how often a sample is nearer to the training set than a held-out picture,
 the statistic of [Meehan et al. 2020, Sec. 3].
 
-Precision and recall [Kynkäänniemi et al. 2019, Eq. 1-2; LDM v2, Tab. 1] are named by their network, PR-EffNet or PR-lab.
+Precision and recall [Kynkäänniemi et al. 2019, Eq. 1-2; LDM v2, Tab. 1] are named by their network: PR-EffNet, PR-lab.
 Published values use the features of Inception, as in the script of Dhariwal and Nichol that the paper uses, or those of
 VGG16. Values on different features cannot be compared.
 """
@@ -50,7 +50,7 @@ def memorisation_score(
 
     Towards 1, samples are copies; below 0.5 they are farther from the data than real pictures, so poor samples can hide
     copies: compare with the Fréchet distance. The protocol gets the p-value of a value above 0.5 (Mann-Whitney) and
-    the share of `copies`: samples no farther than the 0.01 quantile of held-out pictures, 0.01 by chance. Raises ValueError
+    the share of `copies`: samples within the 0.01 quantile of held-out pictures, 0.01 by chance. Raises ValueError
     unless the moments keep all vectors (`keep` >= n).
     """
     from scipy.stats import mannwhitneyu  # slow to import

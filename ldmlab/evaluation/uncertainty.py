@@ -69,7 +69,7 @@ def _around(
 
 
 def mean_interval(values: Tensor, level: float = 0.95) -> Interval | None:
-    """Interval of the mean by its standard error and the quantile of t; None where values are not finite, or fewer than two."""
+    """Interval of the mean by its standard error and a quantile of t; None for fewer than two, or infinite, values."""
     if len(values) < 2 or not values.isfinite().all():
         return None
     std_error = (values.std() / math.sqrt(len(values))).item()
@@ -174,7 +174,7 @@ def _within(moments: FeatureMoments, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def kernel_interval(
     real: FeatureMoments, fake: FeatureMoments, *, over: Literal["fake", "both"] = "both", level: float = 0.95,
-    times: float = 1.0,
+    times: float | int = 1,
 ) -> Interval:
     """Interval of the kernel distance, times `times`, by `kernel_estimate` and quantiles of t.
 
@@ -187,7 +187,7 @@ def kernel_interval(
 
 
 def kernel_score(
-    real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any] | None = None, *, times: float = 1.0
+    real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any] | None = None, *, times: float | int = 1
 ) -> Score:
     """Kernel distance of all vectors kept, at most 2048 of each, times `times`, with its interval over both sets.
 
