@@ -21,9 +21,8 @@ def record_tradeoff(run: Run) -> Record:
     plan = run.spec.evaluation
     record.protocol.update(scorer.protocol | {"num_steps": plan.final_steps, "milestone_steps": plan.num_steps})
 
-    scores = scorer.reconstruction(first_stage)
-    scores |= scorer.score_model(diffusion.model, first_stage)
-    record.metrics = as_metrics(scores)
+    record.metrics = as_metrics(scorer.reconstruction(first_stage))
+    record.metrics |= as_metrics(scorer.score_model(diffusion.model, first_stage), record.protocol)
     denoiser = diffusion.model.denoiser
     side, c = run.spec.data.size // run.spec.f, diffusion.model.denoiser_config.in_channels
     curve, stage_curve = diffusion.curve, first_stage.curve

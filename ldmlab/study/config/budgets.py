@@ -66,7 +66,7 @@ BUDGETS: dict[str, Budget] = {
     "smoke": Budget(
         models="smoke", is_smoke=True, paper_scale=False, minutes=10, memory_mb=4000, threads=1,
         size=32, num_train=256, num_val=64, num_scored=64, num_resamples=20,
-        evaluation=dict(num_samples=32, num_steps=4, batch_size=32, num_reference=48, final_steps=4,
+        evaluation=dict(num_samples=24, num_steps=4, batch_size=24, num_reference=32, final_steps=4,
                         speed_steps=(2, 4), speed_batch=4, speed_repeats=1),
         classifier=Training(8, 16, lr=1e-3, warmup_steps=50), regression=Training(8, 16),
         num_restored=16, repeats=2, num_repeated=8, num_guided=8, num_beyond=6, num_beyond_reference=12, tiled_side=96,
