@@ -106,7 +106,8 @@ def test_the_interval_is_the_spread_of_another_draw():
         kernel_interval: [kernel_estimate(real, fake)[0] for fake in fakes],
     }
     for interval, values in distances.items():
-        found = interval(real, fakes[0], over="fake", **({"num_resamples": 100} if interval is frechet_interval else {}))
+        more = {"num_resamples": 100} if interval is frechet_interval else {}
+        found = interval(real, fakes[0], over="fake", **more)
         spread = 2 * 1.96 * torch.tensor(values).std().item()
         assert 0.6 < (found.high - found.low) / spread < 1.7, interval.__name__
         assert (found.level, "generated" in found.method) == (0.95, True)

@@ -16,7 +16,8 @@ from ldmlab.perception.files import WEIGHTS, file_hash
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.run import Run
 
-SHIPPED = {"effnet": "score_network", "fd-lab": "fd_extractor", "referee": "fd_referee", "psim-lab": "perceptual", "judge": "caption_judge"}
+SHIPPED = {"effnet": "score_network", "fd-lab": "fd_extractor", "referee": "fd_referee", "psim-lab": "perceptual",
+           "judge": "caption_judge"}
 
 
 class Asked(Exception):
