@@ -157,14 +157,14 @@ def _most(values: Sequence[Any], otherwise: Any) -> Any:
 
 
 def first_stages(records: Sequence[Record]) -> pd.DataFrame:
-    """Tab. 8 beside ours, means over seeds; R-FID and rFD-lab are different scales."""
+    """Tab. 8 beside ours, means over seeds; R-FID and rKD-EffNet are different scales."""
     ours, rows = {(s.f, s.reg): s for s in grouped(records)}, []
     for reg in ("kl", "vq"):
         for row in paper.first_stages(reg):
-            mean = {m: _mean(ours.get((row.f, reg)), m) for m in ("psnr", "ssim", "rfd_lab")}
+            mean = {m: _mean(ours.get((row.f, reg)), m) for m in ("psnr", "ssim", "rkd_effnet")}
             rows.append({"model": f"{reg.upper()}-f{row.f}", "PSNR, paper": row.psnr, "PSNR, ours": mean["psnr"],
                          "SSIM, paper": row.ssim, "SSIM, ours": mean["ssim"], "R-FID, paper": row.r_fid,
-                         "rFD-lab, ours": mean["rfd_lab"],
+                         "rKD-EffNet, ours": mean["rkd_effnet"],
                          "seeds": len(ours[row.f, reg].runs) if (row.f, reg) in ours else 0})
     return pd.DataFrame(rows).set_index("model").round(2)
 
@@ -179,7 +179,7 @@ def models(records: Sequence[Record]) -> pd.DataFrame:
         rows.append({"model": name, "parameters, paper": row["num_params"], "parameters, ours": _mean(s, "num_params"),
                      "batch, paper": row["batch_size"], "batch, ours": plan and plan.batch_size,
                      "steps, paper": row["num_steps"], "steps, ours": plan and plan.num_steps,
-                     "FD-lab, ours": _mean(s, "fd_lab"), "seeds": len(s.runs) if s else 0})
+                     "KD-EffNet, ours": _mean(s, "kd_effnet"), "seeds": len(s.runs) if s else 0})
     return pd.DataFrame(rows).set_index("model").convert_dtypes().round(2)
 
 

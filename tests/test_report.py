@@ -16,11 +16,11 @@ ALL = {"data": "scenes", "size": 0, "tier": "auto"}
 def point(f: int = 8, reg: str = "kl", seed: int = 0, tier: str = "laptop", fd: float = 60.0, **more) -> Record:
     """A record of 04_tradeoff as far as the report reads it."""
     params = {"f": f, "reg": "none" if f == 1 else reg, "data": "scenes", "size": 32, "tier": tier, "seed": seed}
-    score = {"value": fd, "n_fake": 512, "n_real": 10_000, "extractor": "fd-lab", "weights_hash": "0" * 64}
-    metrics = {"fd_lab": score, "rfd_lab": score | {"n_real": 512}, "psnr": {"value": 20.0 - f / 8, "unit": "dB"},
+    score = {"value": fd, "n_fake": 512, "n_real": 10_000, "extractor": "effnet", "weights_hash": "0" * 64}
+    metrics = {"kd_effnet": score, "rkd_effnet": score | {"n_real": 512}, "psnr": {"value": 20.0 - f / 8, "unit": "dB"},
                "num_params": {"value": 1e6}}
     return Record("04_tradeoff", f"LDM-{f}", params, metrics=metrics,
-                  curves={"fd_lab": [[100, 2 * fd], [200, fd]], "train_s": [[100, 10.0 / f], [200, 20.0 / f]],
+                  curves={"kd_effnet": [[100, 2 * fd], [200, fd]], "train_s": [[100, 10.0 / f], [200, 20.0 / f]],
                           "images_per_s": [[20, 10.0 * f]]},
                   protocol={"sampler": "ddim", "num_steps": 20, "eta": 0.0, "reference": "train"},
                   inputs={"data": "a"}, env={"device": "cpu", "threads": 1}, started="2026-01-01T00:00:00Z", **more)

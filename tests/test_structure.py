@@ -25,7 +25,7 @@ LATE_IMPORTS = {
     ("study/runs/diffusion.py", "ldmlab.diffusion.training"): "a LightningModule, only for training",
     ("study/runs/first_stage.py", "ldmlab.first_stage.losses"): "only for training",
     ("study/runs/first_stage.py", "ldmlab.first_stage.training"): "a LightningModule, only for training",
-    ("study/runs/run.py", "ldmlab.study.runs.scoring"): "scipy, only for scores",
+    ("study/runs/run.py", "ldmlab.study.runs.run_scoring"): "scipy, only for scores",
     ("study/__init__.py", "ldmlab.atomic"): "filelock; `import ldmlab.study` stays quick",
     ("study/__init__.py", "ldmlab.study.config.paths"): "only to run",
     ("study/__init__.py", "ldmlab.study.config.notebooks"): "`import ldmlab.study` stays as quick as `import ldmlab`",

@@ -1,8 +1,8 @@
 """Distances between two sets of pictures on feature vectors: Fréchet [FID, Eq. 6] and kernel [KID, Sec. 4].
 
-They are named FID and KID only on the features of Inception (see `inception`). On ldmlab's own networks they are
-`FD-lab`, `KID-lab` and so on, which compare with each other but not with published values. `uncertainty` has their
-intervals.
+They are named FID and KID only on the features of Inception (see `inception`). On EfficientNet-Lite0 they are FD-EffNet
+and KD-EffNet, on ldmlab's own networks FD-lab, KID-lab and so on: names that say their network, since values compare on
+one network only. `uncertainty` has their intervals.
 """
 
 import math
@@ -25,7 +25,8 @@ from ldmlab.tensor_files import load_tensors, save_tensors
 # Feature networks for scores, with the names of their scores; networks of losses are not among them.
 INCEPTION = "inception-v3-compat"  # torch-fidelity's name for the network of FID
 UNVERIFIED = "inception-unverified"  # the same layout with other weights
-SCORING = {"fd-lab": "{}-lab", "referee": "{}-referee", INCEPTION: "{}", UNVERIFIED: "{}-unverified"}
+SCORING = {"effnet": "{}-EffNet", "fd-lab": "{}-lab", "referee": "{}-referee", INCEPTION: "{}",
+           UNVERIFIED: "{}-unverified"}
 KEEP = 2048  # vectors of a set that are kept for the kernel distance
 
 
@@ -108,6 +109,7 @@ class FeatureMoments:
     def __init__(self, dim: int, *, keep: int = KEEP, seed: int = 0, extractor: str = "", weights_hash: str = ""):
         self.n, self.keep, self.extractor, self.weights_hash = 0, keep, extractor, weights_hash
         self.key = ""  # of the cache's entry
+        self.within: tuple[Tensor, Tensor] | None = None  # kernel sums of the sample, see `uncertainty`
         self.mean = torch.zeros(dim, dtype=torch.float64)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (v - mean)(v - mean)^T
         self.sample = torch.zeros(0, dim)
@@ -134,6 +136,7 @@ class FeatureMoments:
             raise ValueError("features have values that are not finite; check the pictures that they come from")
         if len(features) == 0:
             return self
+        self.within = None
         rows = features.detach().cpu()
         batch = rows.double()
         total, batch_mean = self.n + len(batch), batch.mean(0)
@@ -150,6 +153,15 @@ class FeatureMoments:
         chosen = np.sort(np.argsort(keys, kind="stable")[: self.keep])
         self._keys, self.sample = keys[chosen], torch.cat([self.sample, rows])[torch.from_numpy(chosen)]
 
+    @property
+    def effective_rank(self) -> float:
+        """(sum of eigenvalues)^2 / sum of their squares, of the covariance: d if all are equal, small where few count.
+
+        Features that are constant on these pictures do not change it; 0 where all are.
+        """
+        squares = self.cov.square().sum().item()
+        return self.cov.trace().item() ** 2 / squares if squares else 0.0
+
     def factor(self) -> Tensor | None:
         """X with X^T X = cov, with no more rows than columns; None where there are more vectors than features."""
         if 2 <= self.n == len(self.sample) <= self.dim:
@@ -157,8 +169,10 @@ class FeatureMoments:
         return None
 
     def save(self, path: Path) -> None:
-        """Write to a safetensors file, atomically."""
-        tensors = {"mean": self.mean, "scatter": self.scatter, "sample": self.sample}
+        """Write to a safetensors file, atomically; the scatter only where it does not follow from the sample."""
+        tensors = {"mean": self.mean, "sample": self.sample}
+        if self.n > len(self.sample):
+            tensors["scatter"] = self.scatter
         metadata = {"n": str(self.n), "extractor": self.extractor, "weights_hash": self.weights_hash,
                     "key": self.key}
         save_tensors(path, tensors, metadata)
@@ -171,7 +185,12 @@ class FeatureMoments:
         """
         tensors, about = load_tensors(path, ("n", "extractor", "weights_hash"), optional=("key",))
         with reading(path):
-            mean, scatter, sample = (tensors[key] for key in ("mean", "scatter", "sample"))
+            mean, sample, scatter = tensors["mean"], tensors["sample"], tensors.get("scatter")
+            if scatter is None:
+                if int(about["n"]) != len(sample):
+                    raise DamagedFile(path, "it holds a part of the features, and no scatter")
+                centred = sample.double() - mean
+                scatter = centred.T @ centred
             moments = cls(len(mean), extractor=about["extractor"], weights_hash=about["weights_hash"])
             moments.key = about.get("key", "")
             moments.n, moments.mean, moments.scatter, moments.sample = int(about["n"]), mean, scatter, sample
@@ -284,7 +303,10 @@ def score_name(kind: str, real: FeatureMoments, fake: FeatureMoments) -> str:
             f"the two sets have features of different networks: {real.extractor} {real.weights_hash[:8]} and "
             f"{fake.extractor} {fake.weights_hash[:8]}"
         )
-    kind = kind.replace("FD", "FID") if real.extractor == INCEPTION else kind
+    if real.extractor == INCEPTION:
+        kind = kind.replace("FD", "FID")
+    elif real.extractor == "effnet":
+        kind = kind.replace("KID", "KD")
     return SCORING[real.extractor].format(kind)
 
 

@@ -28,7 +28,7 @@ from ldmlab.evaluation.distances import (
     score_name,
 )
 from ldmlab.evaluation.neighbours import precision_recall_scores
-from ldmlab.evaluation.uncertainty import frechet_interval, kid_interval
+from ldmlab.evaluation.uncertainty import frechet_interval, kernel_interval
 from ldmlab.perception.files import WEIGHTS, file_hash, freeze
 from ldmlab.perception.lab_networks import FeatureNet
 from ldmlab.perception.pictures import check_pictures
@@ -58,8 +58,8 @@ def find_inception() -> Path:
     raise FileNotFoundError(
         f"Inception's weights are missing: {entry['file']} ({entry['size'] / 1e6:.1f} MB, sha256 {entry['sha256']}). "
         f"With a network, `python -m ldmlab fetch inception` gets them; or put {entry['url']} "
-        f"into {folder}, or give its path: InceptionNet(path). Without them, use FD-lab and KID-lab, on ldmlab's own "
-        "network"
+        f"into {folder}, or give its path: InceptionNet(path). Without them, use KD-EffNet, on "
+        "EfficientNet-Lite0"
     )
 
 
@@ -136,7 +136,7 @@ def inception_scores(
     fid, kid = frechet_score(real, fake, protocol, allow_few=allow_few), kid_score(real, fake, protocol)
     if num_resamples:
         fid = replace(fid, interval=frechet_interval(real, fake, num_resamples=num_resamples))
-        kid = replace(kid, interval=kid_interval(real, fake, num_resamples=num_resamples))
+        kid = replace(kid, interval=kernel_interval(real, fake, over="fake"))
     isc = isc_features_to_metric(torch.cat(logits), splits)
     about = {**protocol, "splits": splits, "std_over_splits": isc[KEY_METRIC_ISC_STD]}
     score = Score(isc[KEY_METRIC_ISC_MEAN], name, "1", 0, fake.n, net.name, net.weights_hash, about)

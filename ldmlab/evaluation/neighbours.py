@@ -4,7 +4,7 @@ The paper shows neighbours in VGG's feature space [LDM v2, Fig. 32-34] without a
 those of the network given, and the measure is how often a sample is nearer to the training set than a held-out picture,
 the statistic of [Meehan et al. 2020, Sec. 3].
 
-Precision and recall [Kynkäänniemi et al. 2019, Eq. 1-2; LDM v2, Tab. 1] on ldmlab's features are named PR-lab.
+Precision and recall [Kynkäänniemi et al. 2019, Eq. 1-2; LDM v2, Tab. 1] are named by their network: PR-EffNet, PR-lab.
 Published values use the features of Inception, as in the script of Dhariwal and Nichol that the paper uses, or those of
 VGG16. Values on different features cannot be compared.
 """
@@ -50,7 +50,7 @@ def memorisation_score(
 
     Towards 1, samples are copies; below 0.5 they are farther from the data than real pictures, so poor samples can hide
     copies: compare with the Fréchet distance. The protocol gets the p-value of a value above 0.5 (Mann-Whitney) and
-    the share of `copies`: samples nearer than the 0.01 quantile of held-out pictures, 0.01 by chance. Raises ValueError
+    the share of `copies`: samples within the 0.01 quantile of held-out pictures, 0.01 by chance. Raises ValueError
     unless the moments keep all vectors (`keep` >= n).
     """
     from scipy.stats import mannwhitneyu  # slow to import
@@ -71,7 +71,8 @@ def memorisation_score(
     q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)
     variance = (value * (1 - value) + (m - 1) * (q1 - value**2) + (n - 1) * (q2 - value**2)) / (n * m)
     reach = 1.959964 * max(0.0, variance) ** 0.5
-    copies = (ours < unseen.quantile(0.01)).float().mean().item()
+    # Not <: where held-out pictures are themselves copies, the quantile is 0, and so are the copies' distances.
+    copies = (ours <= unseen.quantile(0.01)).float().mean().item()
     return Score(
         value, name, "1", train.n, n, train.extractor, train.weights_hash,
         {**(protocol or {}), "n_held_out": m, "p_value": float(test.pvalue), "copies": copies},
@@ -80,7 +81,9 @@ def memorisation_score(
 
 
 def precision_recall(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], k: int = 3) -> tuple[float, float]:
-    """(precision, recall) by torch-fidelity, both in [0, 1]; ValueError unless both sets have more than k >= 1 vectors.
+    """(precision, recall) by torch-fidelity, both in [0, 1].
+
+    ValueError unless both sets have more than k >= 1 vectors, all of them finite.
 
     Precision is the share of generated vectors within the ball of a real one, recall that of real vectors within the
     ball of a generated one; a ball reaches to the k-th neighbour in its own set. Both depend on n and m.
@@ -89,6 +92,8 @@ def precision_recall(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], k: 
 
     if k < 1 or min(len(real), len(fake)) <= k:
         raise ValueError(f"balls to neighbour k = {k} need more than k >= 1 vectors, got {len(real)} and {len(fake)}")
+    if not (real.isfinite().all() and fake.isfinite().all()):
+        raise ValueError("features have values that are not finite; check the pictures that they come from")
     # The common mean is subtracted first: distances of vectors far from 0 would be lost to rounding in float32.
     mean = real.detach().cpu().double().mean(0)
     real, fake = ((v.detach().cpu().double() - mean).float() for v in (real, fake))

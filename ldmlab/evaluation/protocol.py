@@ -35,7 +35,7 @@ class Protocol:
     def of(cls, score: Score | Mapping[str, Any], protocol: Mapping[str, Any] | None = None) -> "Protocol":
         """The protocol of a `Score`, or of its entries as a record holds them beside the record's own `protocol`."""
         entries = score.as_dict() if isinstance(score, Score) else score
-        stated = {**entries.get("protocol", {}), **(protocol or {})}
+        stated = {**(protocol or {}), **entries.get("protocol", {})}
         # The split of the reference may differ from that of the data that samples were made for.
         stated["split"] = stated.get("reference", stated.get("split"))
         stated |= {name: entries.get(name) or None for name in ("extractor", "weights_hash", "n_real", "n_fake")}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.evaluation.distances import FeatureMoments, Score, check_enough, frechet_score
-from ldmlab.evaluation.uncertainty import frechet_interval, mean_interval
+from ldmlab.evaluation.uncertainty import frechet_interval, kernel_score, mean_interval
 from ldmlab.perception.lab_networks import FeatureNet
 from ldmlab.perception.losses import LpipsLoss, PsimLoss
 
@@ -50,11 +50,15 @@ def reconstruction_scores(
     protocol: Mapping[str, Any] | None = None,
     num_resamples: int = 0,
     allow_few: bool = False,
+    reference: FeatureMoments | None = None,
+    measures: Mapping[str, PsimLoss | LpipsLoss] | None = None,
 ) -> dict[str, Score]:
     """`psnr`, `ssim`, `perceptual` (means over pictures) and `rfd` of `reconstruct(x) -> x_rec` on an `ImageSet`.
 
-    The means have intervals; that of rFD is a bootstrap over pairs, without one if `num_resamples` is 0. Raises
-    ValueError for fewer than 2 pictures, and for no more pictures than `net` has features unless `allow_few`.
+    With a `reference`, `rkd` stands for `rfd`: the kernel distance, times 1000, of reconstructions to these other
+    pictures. `measures` are further distances of pairs, by name. Means and `rkd` have intervals; that of rFD is a
+    bootstrap over pairs, without one if `num_resamples` is 0. Raises ValueError for fewer than 2 pictures, and, for
+    rFD, for no more pictures than `net` has features unless `allow_few`.
 
     Batches are streamed; the scores do not depend on their size. Reconstructions are clamped and rounded to 8 bits, as
     if saved. rFD compares them with the same real pictures (validation against validation), under `net`, which must not
@@ -62,18 +66,21 @@ def reconstruction_scores(
     """
     if len(dataset) < 2:
         raise ValueError(f"scores need at least 2 pictures, got {len(dataset)}")
-    check_enough(net.dim, allow_few, validation=len(dataset))
-    net, perceptual = net.to(device), perceptual.to(device)
+    if reference is None:
+        check_enough(net.dim, allow_few, validation=len(dataset))
+    net, pairs = net.to(device), {"perceptual": perceptual, **(measures or {})}
+    pairs = {name: measure.to(device) for name, measure in pairs.items()}
     real, fake = (FeatureMoments(net.dim, keep=len(dataset), extractor=net.name, weights_hash=net.weights_hash)
                   for _ in range(2))
-    per_picture: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "perceptual": []}
+    per_picture: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], **{name: [] for name in pairs}}
     for start in range(0, len(dataset), batch_size):
         x = to_float(dataset.images(range(start, min(start + batch_size, len(dataset))))).to(device)
         x_rec = quantize_8bit(reconstruct(x).float())
-        for name, function in (("psnr", psnr), ("ssim", ssim), ("perceptual", perceptual)):
+        for name, function in (("psnr", psnr), ("ssim", ssim), *pairs.items()):
             per_picture[name].append(function(x, x_rec).double().cpu())
-        for m, pictures in zip((real, fake), (x, x_rec), strict=True):
-            m.update(net.embed(pictures))
+        fake.update(net.embed(x_rec))
+        if reference is None:
+            real.update(net.embed(x))
 
     n = len(dataset)
     protocol = {
@@ -83,13 +90,16 @@ def reconstruction_scores(
         "quantization": "clamped to [-1, 1], rounded to 8 bits",
         **(protocol or {}),
     }
-    names = {"psnr": ("PSNR", "dB"), "ssim": ("SSIM", "1"), "perceptual": (perceptual.name, "1")}
     scores = {}
     for key, batches in per_picture.items():
         values = torch.cat(batches)
-        name, unit = names[key]
-        extractor, digest = (perceptual.name, perceptual.weights_hash) if key == "perceptual" else ("", "")
-        scores[key] = Score(values.mean().item(), name, unit, n, n, extractor, digest, protocol, mean_interval(values))
+        name, unit = {"psnr": ("PSNR", "dB"), "ssim": ("SSIM", "1")}.get(key, ("", "1"))
+        extractor, digest = (pairs[key].name, pairs[key].weights_hash) if key in pairs else ("", "")
+        scores[key] = Score(values.mean().item(), name or extractor, unit, n, n, extractor, digest, protocol,
+                            mean_interval(values))
+    if reference is not None:
+        kd = kernel_score(reference, fake, {**protocol, "reference": "train"}, times=1000)
+        return scores | {"rkd": replace(kd, name=f"r{kd.name}")}
     fd = frechet_score(real, fake, protocol, allow_few=allow_few)
     interval = frechet_interval(real, fake, over="pairs", num_resamples=num_resamples) if num_resamples else None
     return scores | {"rfd": replace(fd, name=f"r{fd.name}", interval=interval)}

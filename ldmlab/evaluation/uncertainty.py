@@ -1,6 +1,6 @@
-"""Uncertainty of distances: bootstrap intervals, and extrapolation to infinitely many samples.
+"""Uncertainty of distances: intervals, and extrapolation to infinitely many samples.
 
-The bootstrap interval covers the spread over draws of samples. The Fréchet distance of n samples also has a bias of
+The interval covers the spread over draws of samples. The Fréchet distance of n samples also has a bias of
 about b/n, which FD∞ removes [Chong and Forsyth 2020, Sec. 3]; between scores at equal n it mostly cancels.
 """
 
@@ -69,11 +69,11 @@ def _around(
 
 
 def mean_interval(values: Tensor, level: float = 0.95) -> Interval | None:
-    """Interval of the mean by its standard error; None where values are not finite, or fewer than two."""
+    """Interval of the mean by its standard error and a quantile of t; None for fewer than two, or infinite, values."""
     if len(values) < 2 or not values.isfinite().all():
         return None
     std_error = (values.std() / math.sqrt(len(values))).item()
-    return _around(values.mean().item(), std_error, level, "standard error of the mean")
+    return _around(values.mean().item(), std_error, level, "standard error of the mean", dof=len(values) - 1)
 
 
 def mean_score(values: Float[Tensor, " n"], name: str, unit: str = "1", **about: Any) -> Score:
@@ -131,36 +131,72 @@ def frechet_estimate(
     return replace(score, interval=frechet_interval(real, fake, **options))
 
 
-def kid_interval(
-    real: FeatureMoments,
-    fake: FeatureMoments,
-    *,
-    over: Literal["fake", "both"] = "fake",
-    level: float = 0.95,
-    num_resamples: int = 200,
-    seed: int = 0,
-) -> Interval:
-    """Interval of the kernel distance over draws of as many pictures, centred at that of all vectors kept.
+def kernel_estimate(
+    real: FeatureMoments, fake: FeatureMoments, *, over: Literal["fake", "both"] = "both"
+) -> tuple[float, float]:
+    """(kernel distance, its standard error) of all vectors kept: the unbiased squared MMD, which may be negative.
 
-    Pairs of a vector with its own copies are left out of a resample, since they would increase its distance.
+    The distance is [Gretton et al. 2012, Eq. 3] with the kernel of KID. The error joins the terms of first and second
+    order of its variance, so that it holds for far and for equal sets alike; with `over` = "fake", for this very
+    reference. Raises ValueError for fewer than 5 pictures in a set, whose spread says nothing.
     """
-    _check(level, num_resamples)
-    rng, a, b = np.random.default_rng(seed), _rows(real), _rows(fake)
-    k_aa, k_bb, k_ab = cubic_kernel(a, a), cubic_kernel(b, b), cubic_kernel(a, b)
+    if min(len(real.sample), len(fake.sample)) < 5:
+        raise ValueError(f"a kernel distance with its error needs 5 pictures of each, got {len(real.sample)} real and "
+                         f"{len(fake.sample)} generated ones")
+    a, b = _rows(real), _rows(fake)
+    n, m = len(a), len(b)
+    (within_a, second_a), (within_b, second_b) = (_within(moments, rows) for moments, rows in ((real, a), (fake, b)))
+    cross = cubic_kernel(a, b)
+    one, two = within_a - cross.mean(1), within_b - cross.mean(0)
+    # Variance of first order from how much each picture moves the distance [Hoeffding 1948]. The spread of these parts
+    # holds the terms of second order twice.
+    first, second = 4 * two.var() / m, 2 * second_b / (m * (m - 1))
+    if over == "both":
+        first = first + 4 * one.var() / n
+        second = second + 2 * second_a / (n * (n - 1)) + 4 * _centred(cross).square().mean() / (n * m)
+    variance = torch.maximum(first - second, second)
+    return (one.mean() + two.mean()).item(), variance.sqrt().item()
 
-    def within(kernel: Tensor, counts: Tensor) -> Tensor:
-        squares = counts.square()
-        pairs = (counts @ kernel * counts).sum(1) - squares @ kernel.diagonal()
-        return pairs / (counts.sum(1).square() - squares.sum(1))
 
-    def distance(u: Tensor, v: Tensor) -> Tensor:
-        return within(k_aa, u) + within(k_bb, v) - 2 * (u @ k_ab * v).sum(1) / (u.sum(1) * v.sum(1))
+def _centred(kernel: Tensor) -> Tensor:
+    return kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
 
-    once = [torch.ones(1, len(rows), dtype=torch.float64) for rows in (a, b)]
-    u = _draw(len(real.sample), a, num_resamples, rng) if over == "both" else once[0]
-    values = distance(u, _draw(len(fake.sample), b, num_resamples, rng))
-    method = f"bootstrap of the {_RESAMPLED[over]}, {num_resamples} resamples"
-    return _around(distance(*once).item(), values.std().item(), level, method)
+
+def _within(moments: FeatureMoments, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean kernel of each row with the others, and the mean square of the centred kernel; kept with the moments."""
+    if moments.within is None or len(moments.within[0]) != len(rows):
+        kernel, n = cubic_kernel(rows, rows), len(rows)
+        means = (kernel.sum(1) - kernel.diagonal()) / (n - 1)
+        off = _centred(kernel).square()
+        moments.within = means, (off.sum() - off.trace()) / (n * (n - 1))
+    return moments.within
+
+
+def kernel_interval(
+    real: FeatureMoments, fake: FeatureMoments, *, over: Literal["fake", "both"] = "both", level: float = 0.95,
+    times: float | int = 1,
+) -> Interval:
+    """Interval of the kernel distance, times `times`, by `kernel_estimate` and quantiles of t.
+
+    A negative lower end is kept: cut at 0, an interval of equal sets would hold only distances above it.
+    """
+    _check(level, 2)
+    value, error = kernel_estimate(real, fake, over=over)
+    dof = min(len(real.sample), len(fake.sample)) - 1
+    return _around(times * value, times * error, level, f"variance of a U-statistic over {_RESAMPLED[over]}", dof=dof)
+
+
+def kernel_score(
+    real: FeatureMoments, fake: FeatureMoments, protocol: Mapping[str, Any] | None = None, *, times: float | int = 1
+) -> Score:
+    """Kernel distance of all vectors kept, at most 2048 of each, times `times`, with its interval over both sets.
+
+    Named KD-EffNet on EfficientNet-Lite0, and KID on Inception only.
+    """
+    name, interval = score_name("KID", real, fake), kernel_interval(real, fake, times=times)
+    n, m = (min(MOST_ROWS, len(moments.sample)) for moments in (real, fake))
+    return Score((interval.low + interval.high) / 2, name, "1", n, m, real.extractor, real.weights_hash,
+                 {**(protocol or {}), "times": times}, interval)
 
 
 def frechet_infinity(

@@ -108,18 +108,18 @@ def record_beyond(run: Run) -> Record:
             for name, task in tasks.items():
                 made[name] = sample(task, conditions(task, val, range(n)), bar.counter())
             for name, pictures in made.items():
-                fake = scorer.moments(quantize_8bit(pictures), batch_size=64)
+                fake = scorer.moments(quantize_8bit(pictures), "fd-lab", batch_size=64)
                 score = scorer.score(fake, ("fd_lab",), reference=real, allow_few=True)["fd_lab"]
                 add_points(record, {f"fd_lab_by_size_{name}": score}, side)
                 record.metrics |= as_metrics({f"fd_lab_{name}_{side}px": score})
-    if n <= scorer.nets["fd-lab"].dim and not scorer.is_smoke:
+    if n <= scorer.net("fd-lab").dim and not scorer.is_smoke:
         record.events.append(f"FD-lab of {n} pictures, fewer than features: compare these among themselves only")
     return record
 
 
 def _reference(run: Run, side: int) -> FeatureMoments:
     train = pictures_of(run, side, "train", run.spec.budget.num_beyond_reference)
-    return run.scorer.moments_of_set(train)
+    return run.scorer.moments_of_set(train, "fd-lab")
 
 
 def wide(task: Run, n: int = 3) -> dict[str, Tensor]:

@@ -96,7 +96,7 @@ def part_of(moments: FeatureMoments, rows: Float[Tensor, "n d"]) -> FeatureMomen
 
 def measure_number(run: Run, record: Record, samples: Float[Tensor, "n 3 h w"]) -> None:
     """FD-lab and KID-lab of real pictures and of samples against training pictures, for N, N/2, N/4 and N/8 of them."""
-    net, real = run.scorer.nets["fd-lab"], run.scorer.reference("fd-lab")
+    net, real = run.scorer.net("fd-lab"), run.scorer.reference("fd-lab")
     for key, x in (("real", pictures(run, "val", len(run.pictures.val))), ("samples", samples)):
         fake = features(run, x)
         for name, score in run.scorer.score(fake, ("fd_lab", "fd_lab_infinity"), seed=0).items():
@@ -164,7 +164,7 @@ def measure_resize(run: Run, record: Record) -> None:
     """Fréchet distance between pictures made small by one kernel and the same pictures made small by another."""
     few, size = run.scorer.is_smoke, run.spec.data.size
     made = resized(large_pictures(run, min(MOST, run.spec.evaluation.num_samples)), size)
-    nets = dict(run.scorer.nets)
+    nets = {name: run.scorer.net(name) for name in NETS}
     try:
         nets["inception"] = run.scorer.inception
         record.events.append("FID of resized pictures: fewer pictures than features: compare them among themselves")
@@ -192,7 +192,7 @@ def measure_extractors(run: Run, record: Record) -> None:
     x, reference = pictures(run, "val", MOST), pictures(run, "train", MOST)
     orders = []
     for name in NETS:
-        found = degradation_curves(x, reference, run.scorer.nets[name], LADDERS)
+        found = degradation_curves(x, reference, run.scorer.net(name), LADDERS)
         for kind, (floor, *values) in found.items():
             record.curves[f"{short(name)}_{kind}"] = [list(p) for p in zip(LADDERS[kind], values, strict=True)]
             record.metrics[f"{short(name)}_floor"] = {"value": floor, "unit": "1", "n_fake": len(x),

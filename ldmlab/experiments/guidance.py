@@ -20,6 +20,7 @@ from ldmlab.data.images import ImageSet, quantize_8bit, to_float
 from ldmlab.diffusion.conditioning.tokens import Conditioner
 from ldmlab.evaluation.distances import FeatureMoments, Score
 from ldmlab.evaluation.judge import Judge, load_judge
+from ldmlab.evaluation.neighbours import precision_recall_scores
 from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.config.conditions import KINDS
 from ldmlab.study.records.record import Record, add_points, as_metrics
@@ -213,8 +214,8 @@ def reachable_moments(run: Run) -> FeatureMoments:
     """
     train = run.pictures.train
     parts = (range(i, min(i + 256, NUM_REACHABLE, len(train))) for i in range(0, min(NUM_REACHABLE, len(train)), 256))
-    return run.scorer.moments(quantize_8bit(reconstruct(run.first_stage.model, to_float(train.images(part))))
-                              for part in parts)
+    return run.scorer.moments((quantize_8bit(reconstruct(run.first_stage.model, to_float(train.images(part))))
+                              for part in parts), "fd-lab")
 
 
 @dataclass
@@ -248,9 +249,9 @@ def _fid_reference(run: Run, kind: str) -> tuple[ImageSet | None, list[str]]:
 def _scores(run: Run, by: Metrics, samples: Tensor) -> dict[str, Score]:
     """Everything that is measured of one set of samples."""
     scorer = run.scorer
-    fake = scorer.moments(samples)
+    fake = scorer.moments(samples, "fd-lab")
     scores = scorer.score(fake, ("fd_lab",))
-    scores |= scorer.score(fake, ("precision", "recall"), reference=by.reachable)
+    scores |= precision_recall_scores(by.reachable, fake, scorer.protocol)
     if by.inception is not None:
         of = scorer.inception_scores(samples.split(64), by.inception)
         scores |= {"fid": of["fid"], "inception_score": of["inception_score"]}

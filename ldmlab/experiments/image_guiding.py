@@ -142,7 +142,7 @@ def _scores(run: Run, samples: Tensor, x: Tensor, y: Tensor) -> dict[str, Score]
     small = quantize_8bit(downsample(factor)(samples).clamp(-1, 1))
     scores = {"psnr": mean_score(psnr(x, samples), "PSNR", "dB"),
               "psnr_small": mean_score(psnr(quantize_8bit(y), small), "PSNR", "dB")}
-    return scores | scorer.score(scorer.moments(samples), ("fd_lab",), allow_few=True)
+    return scores | scorer.score(scorer.moments(samples, "fd-lab"), ("fd_lab",), allow_few=True)
 
 
 def best_scale(record: Record, kind: str) -> float:

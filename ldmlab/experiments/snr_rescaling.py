@@ -104,7 +104,7 @@ def record_rescaling(runs: Mapping[str, Run]) -> Record:
     y = sample_labels(run.pictures.train.num_classes, run.spec.num_scored)
     real = real_at(run)
     # Of fewer no Fréchet distance can be taken, and these two are for comparison only.
-    if len(real) > run.scorer.nets["fd-lab"].dim:
+    if len(real) > run.scorer.net("fd-lab").dim:
         _score_views(record, run, "real", {"2x": windows(real, size), "2x_whole": reduced(real, size)})
     power = {"real": spectrum(real)}
     for key, each in runs.items():
@@ -122,7 +122,7 @@ def record_rescaling(runs: Mapping[str, Run]) -> Record:
 def _score_views(record: Record, run: Run, key: str, views: Mapping[str, Tensor]) -> None:
     """FD-lab of each view against the training pictures, with its interval, into the record."""
     for view, x in views.items():
-        scores = run.scorer.score(run.scorer.moments(x), ("fd_lab",), num_resamples=RESAMPLES, seed=0)
+        scores = run.scorer.score(run.scorer.moments(x, "fd-lab"), ("fd_lab",), num_resamples=RESAMPLES, seed=0)
         record.metrics |= as_metrics({f"fd_lab_{view}_{key}": scores["fd_lab"]})
 
 

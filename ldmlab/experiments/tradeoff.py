@@ -14,13 +14,15 @@ def record_tradeoff(run: Run) -> Record:
     first_stage, diffusion, scorer = run.first_stage, run.diffusion, run.scorer
     record = run.new_record()
     record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs(perceptual=True)
+    if scorer.takes_inception:
+        record.inputs["inception"] = scorer.inception.weights_hash
     if (known := run.measured_before(record)) is not None:
         return known
-    record.protocol.update(scorer.protocol)
+    plan = run.spec.evaluation
+    record.protocol.update(scorer.protocol | {"num_steps": plan.final_steps, "milestone_steps": plan.num_steps})
 
-    scores = scorer.reconstruction(first_stage)
-    scores |= scorer.score(scorer.sample(diffusion.model, label=f"samples of {diffusion.name}"))
-    record.metrics = as_metrics(scores)
+    record.metrics = as_metrics(scorer.reconstruction(first_stage))
+    record.metrics |= as_metrics(scorer.score_model(diffusion.model, first_stage), record.protocol)
     denoiser = diffusion.model.denoiser
     side, c = run.spec.data.size // run.spec.f, diffusion.model.denoiser_config.in_channels
     curve, stage_curve = diffusion.curve, first_stage.curve

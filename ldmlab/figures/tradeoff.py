@@ -46,7 +46,7 @@ from ldmlab.study.records.record import Record
 
 @styled
 def fig_tradeoff(records: Sequence[Record]) -> Figure:
-    """FD-lab against steps, seconds, throughput and f, with the first stage's rFD-lab [LDM v2, Fig. 6, 7, 17; Tab. 8].
+    """KD-EffNet against steps, seconds, throughput and f, with rKD-EffNet [LDM v2, Fig. 6, 7, 17; Tab. 8].
 
     ValueError for no records, and for records that are not comparable. Records of tier smoke get a watermark.
 
@@ -70,10 +70,11 @@ def fig_tradeoff(records: Sequence[Record]) -> Figure:
     by_step.set(title="(a)  at equal steps  [cf. Fig. 6]", xlabel="training step")
     by_time.set(title="(b)  at equal training time  [cf. Fig. 17]", xlabel="training time of the diffusion model [s]")
     by_speed.set(title="(c)  quality and speed  [cf. Fig. 7]", xlabel="throughput, decoding included [images/s]")
-    by_f.set(title="(d)  the limit set by the first stage  [cf. Tab. 8]", ylabel="FD-lab  (lower is better)")
-    seen = [y for s in series for y in (*s.curve("fd_lab")[2], *s.curve("fd_lab")[3], *s.values("fd_lab"))]
+    by_f.set(title="(d)  the limit set by the first stage  [cf. Tab. 8]", ylabel="KD-EffNet  (lower is better)")
+    seen = [y for s in series for y in (*s.curve("kd_effnet")[2], *s.curve("kd_effnet")[3], *s.values("kd_effnet"))
+            if y > 0] or [1.0]
     for ax in (by_step, by_time, by_speed):
-        ax.set_ylabel("FD-lab of samples  (lower is better)")
+        ax.set_ylabel("KD-EffNet of samples  (lower is better)")
         set_log_limits(ax, seen)
     label_ends(by_step, step_ends)
     label_ends(by_time, time_ends)
@@ -85,13 +86,13 @@ def fig_tradeoff(records: Sequence[Record]) -> Figure:
 def quality_lines(
     ax: Axes, series: Sequence[Series], x_of: Callable[[Series, np.ndarray], np.ndarray]
 ) -> list[EndLabel]:
-    """Draw FD-lab over `x_of(series, steps)`, a line per series with the range of its seeds; returns the end labels.
+    """Draw KD-EffNet over `x_of(series, steps)`, a line per series with the range of its seeds; returns the end labels.
 
     The labels are for `style.label_ends`.
     """
     ends: list[EndLabel] = []
     for s in series:
-        steps, mean, low, high = s.curve("fd_lab")
+        steps, mean, low, high = s.curve("kd_effnet")
         if not len(steps):
             continue
         x = x_of(s, steps)
@@ -113,9 +114,9 @@ def _seconds_at(s: Series, steps: np.ndarray) -> np.ndarray:
 
 
 def _quality_by_speed(ax: Axes, series: list[Series]) -> None:
-    """Final FD-lab against images per second at the scored number of DDIM steps."""
+    """Final KD-EffNet against images per second at the scored number of DDIM steps."""
     for s in series:
-        fd, speed = s.values("fd_lab"), np.array([v for run in s.runs if (v := throughput(run)) is not None])
+        fd, speed = s.values("kd_effnet"), np.array([v for run in s.runs if (v := throughput(run)) is not None])
         if len(fd) and len(speed):
             x, y = speed.mean(), fd.mean()
             ax.errorbar(x, y, yerr=seed_range(fd), xerr=seed_range(speed), **line_style(s) | {"ls": "none"}, ms=8,
@@ -130,21 +131,21 @@ def _quality_by_speed(ax: Axes, series: list[Series]) -> None:
 
 
 def _quality_by_f(ax: Axes, series: list[Series]) -> None:
-    """Final FD-lab of samples, and the rFD-lab of reconstructions under it."""
+    """Final KD-EffNet of samples, and the rKD-EffNet of reconstructions under it."""
     seen = []
     for reg, shift, named in (("kl", 0.0, True), ("vq", 0.14, not any(s.reg == "kl" for s in series))):
         row = [s for s in series if s.reg == reg or (s.reg == "none" and reg == "kl")]
         looks: dict[str, tuple[str, dict[str, Any]]] = {
-            "rfd_lab": (GREY, {"marker": "_", "ms": 13, "mew": 2.4}), "fd_lab": (INK, {"ms": 8})}
+            "rkd_effnet": (GREY, {"marker": "_", "ms": 13, "mew": 2.4}), "kd_effnet": (INK, {"ms": 8})}
         for metric, (line, look) in looks.items():
             points = [(log2(s.f) + shift, v.mean(), v, s) for s in row if len(v := s.values(metric)) and v.mean() > 0]
             seen += [y for _, y, _, _ in points]
             ax.plot([x for x, *_ in points], [y for _, y, *_ in points], color=line, ls=LINES[reg], lw=1.2, zorder=2)
             for x, y, values, s in points:
                 ax.errorbar(x, y, yerr=seed_range(values), **{**line_style(s), "ls": "none", **look}, elinewidth=1)
-                other = s.values("fd_lab" if metric == "rfd_lab" else "rfd_lab")
+                other = s.values("kd_effnet" if metric == "rkd_effnet" else "rkd_effnet")
                 if named:
-                    below = len(other) and (y, metric == "fd_lab") < (other.mean(), metric == "rfd_lab")
+                    below = len(other) and (y, metric == "kd_effnet") < (other.mean(), metric == "rkd_effnet")
                     ax.annotate(rounded(y), (x, y), (0, -14 if below else 8), textcoords="offset points", ha="center",
                                 **{**NAME, "fontsize": 7.2, "fontweight": "normal"}, color=text_colour(s.f))
     log_axis(ax.yaxis)
@@ -184,10 +185,11 @@ def _tradeoff_print(fig: Figure, records: Sequence[Record], series: list[Series]
 def protocol_of(records: Sequence[Record]) -> str:
     """Score, sampler, data and tier of comparable records, in words for the small print."""
     record = records[0]
-    score, params = record.metrics["fd_lab"], record.params
-    return (f"FD-lab: Fréchet distance of features of {score['extractor']} ({score.get('weights_hash', '')[:8]}), n = "
+    score, params = record.metrics["kd_effnet"], record.params
+    return (f"KD-EffNet: kernel distance times 1000 on {score['extractor']} ({score.get('weights_hash', '')[:8]}), n = "
             f"{score['n_fake']} samples against {score['n_real']} training pictures; DDIM, "
-            f"{record.protocol.get('num_steps')} steps, eta {record.protocol.get('eta', 0):g}, EMA weights. Data "
+            f"{record.protocol.get('num_steps')} steps ({record.protocol.get('milestone_steps')} over training), "
+            f"eta {record.protocol.get('eta', 0):g}, EMA weights. Data "
             f"{data_name(record)} at {params['size']} px, tier {params['tier']}.")
 
 

@@ -15,7 +15,7 @@ from ldmlab.study.records.record import Record
 
 @styled
 def fig_training_cost(records: Sequence[Record]) -> Figure:
-    """FD-lab against pictures seen, equivalent steps of the paper, training time of both stages, and operations.
+    """KD-EffNet against pictures seen, equivalent steps of the paper, training time of both stages, and operations.
 
     ValueError for no records, and for records that are not comparable.
     """
@@ -36,8 +36,9 @@ def fig_training_cost(records: Sequence[Record]) -> Figure:
     ]
     for ax, title, label, shown, cost in panels:
         ends = quality_lines(ax, shown, cost)
-        ax.set(title=title, xlabel=label, ylabel="FD-lab of samples  (lower is better)")
-        set_log_limits(ax, [y for s in series for y in (*s.curve("fd_lab")[2], *s.curve("fd_lab")[3])])
+        ax.set(title=title, xlabel=label, ylabel="KD-EffNet of samples  (lower is better)")
+        set_log_limits(ax, [y for s in series for y in (*s.curve("kd_effnet")[2], *s.curve("kd_effnet")[3])
+                            if y > 0] or [1.0])
         label_ends(ax, ends)
     small_print(
         fig, protocol_of(records) + f" Timed on {here}.",

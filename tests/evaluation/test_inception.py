@@ -57,7 +57,7 @@ def test_without_the_file_the_error_says_how_to_get_it(hub):
     with pytest.raises(FileNotFoundError) as missing:
         InceptionNet()
     for part in ("weights-inception-2015-12-05-6726825d.pth", "95.6 MB", "sha256 6726825d", "https://github.com/toshas",
-                 str(hub), "python -m ldmlab fetch inception", "FD-lab"):
+                 str(hub), "python -m ldmlab fetch inception", "KD-EffNet"):
         assert part in str(missing.value)
     assert not hub.exists()
 

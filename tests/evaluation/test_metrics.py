@@ -41,3 +41,28 @@ def test_rows_say_how_many_pictures_they_need():
     assert not METRICS["fd_lab"].enough(few, many) and not METRICS["fd_lab"].enough(many, few)
     assert METRICS["fd_lab"].enough(enough, enough)
     assert METRICS["fd_lab_infinity"].enough(few, many) and not METRICS["fd_lab_infinity"].enough(many, enough)
+
+
+def test_rows_that_do_not_see_structure_are_taken_only_by_name():
+    """FD-lab and its like stay for the exhibit that shows what they miss; the published network is the standard."""
+    assert {row.extractor for row in METRICS.values() if row.standard or row.at_milestones} == {"effnet"}
+    assert not any("KID" in row.label for row in METRICS.values() if row.extractor == "effnet")
+
+
+def test_equal_sets_have_precision_and_recall_and_one_picture_has_no_recall():
+    """Real = fake gives 1 and 1; one picture 500 times is precise, and recalls next to nothing."""
+    real = moments("effnet", 0, 500)
+    assert [METRICS[name](real, real, {}).value for name in ("precision", "recall")] == [1, 1]
+    once = FeatureMoments(8, extractor="effnet", weights_hash="w").update(real.sample[:1].repeat(500, 1))
+    assert METRICS["precision"](real, once, {}).value == 1 and METRICS["recall"](real, once, {}).value < 0.01
+
+
+def test_fd_effnet_states_the_rank_of_both_sets():
+    """Collapsed samples have few directions, which more of them do not mend; constant features change nothing."""
+    rows = torch.randn(2600, 8, generator=torch.Generator().manual_seed(2))
+    real, flat = (FeatureMoments(8, extractor="effnet", weights_hash="w").update(x)
+                  for x in (rows, rows * torch.tensor([1.0] + 7 * [0.0]) + 3))
+    row = METRICS["fd_effnet"]
+    assert row.enough(real, flat) and not row.enough(real, moments("effnet", 1, 2559))
+    ranks = row(real, flat, {}).protocol
+    assert ranks["effective_rank_real"] > 7.5 and ranks["effective_rank_fake"] == 1

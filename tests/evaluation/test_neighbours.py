@@ -71,3 +71,10 @@ def test_a_part_of_the_training_set_is_refused(world):
     train, held_out, fresh = world
     with pytest.raises(ValueError, match="of 300 training pictures only 100"):
         memorisation_score(moments(train, keep=100), moments(held_out), moments(fresh))
+
+
+def test_copies_are_counted_where_held_out_pictures_are_copies_too(world):
+    """Duplicates among 1 % of the held-out pictures put the quantile at 0: a set of copies is one all the same."""
+    train, held_out, _ = world
+    held_out = torch.cat([train[:4], held_out[4:]])
+    assert memorisation_score(moments(train), moments(held_out), moments(train[:200])).protocol["copies"] == 1

@@ -71,3 +71,12 @@ def test_scores_are_called_by_the_lab():
         assert (score.n_real, score.n_fake, score.protocol) == (20, 30, {"num_steps": 20, "k": 3})
     with pytest.raises(ValueError, match="different networks"):
         precision_recall_scores(real, FeatureMoments(4, extractor="referee").update(torch.randn(30, 4)))
+
+
+def test_features_that_are_not_finite_are_refused():
+    """NaN compares with nothing, and would count as a picture in no ball."""
+    real, broken = torch.randn(2, 20, 4)
+    broken[3, 1] = math.nan
+    for pair in ((real, broken), (broken, real)):
+        with pytest.raises(ValueError, match="not finite"):
+            precision_recall(*pair)

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from ldmlab.evaluation.distances import FeatureMoments, frechet, frechet_distance, kid
-from ldmlab.evaluation.uncertainty import frechet_infinity, frechet_interval, kid_interval, mean_interval
+from ldmlab.evaluation.uncertainty import (
+    frechet_infinity,
+    frechet_interval,
+    kernel_estimate,
+    kernel_interval,
+    kernel_score,
+    mean_interval,
+)
 
 
 def moments(x: torch.Tensor, **keywords) -> FeatureMoments:
@@ -90,28 +97,68 @@ def test_infinity_needs_enough():
 
 
 def test_the_interval_is_the_spread_of_another_draw():
-    """FD and KID: the interval's width over the spread of fresh samples, the reference fixed, is near one."""
+    """FD and kernel distance: the interval's width over the spread of fresh samples, the reference fixed, is near 1."""
     g = torch.Generator().manual_seed(3)
     real = moments(torch.randn(400, 8, generator=g))
     fakes = [moments(torch.randn(200, 8, generator=g) * 1.3 + 0.2) for _ in range(60)]
     distances = {
         frechet_interval: [frechet(real, fake) for fake in fakes],
-        kid_interval: [kid(real.sample, fake.sample, num_subsets=1)[0] for fake in fakes],
+        kernel_interval: [kernel_estimate(real, fake)[0] for fake in fakes],
     }
     for interval, values in distances.items():
-        found = interval(real, fakes[0], num_resamples=100)
+        more = {"num_resamples": 100} if interval is frechet_interval else {}
+        found = interval(real, fakes[0], over="fake", **more)
         spread = 2 * 1.96 * torch.tensor(values).std().item()
         assert 0.6 < (found.high - found.low) / spread < 1.7, interval.__name__
         assert (found.level, "generated" in found.method) == (0.95, True)
 
 
-def test_kid_of_one_distribution_is_zero_within_its_interval():
-    """Unbiased: no draw of 30 strays, and pairs of a vector with its copy do not lift the resamples."""
+def test_halves_of_one_set_lie_at_zero_within_their_interval():
+    """Unbiased, and never cut at 0: both signs occur, the mean is 0 within two errors, intervals hold it."""
     g = torch.Generator().manual_seed(4)
-    for _ in range(30):
-        x, y = torch.randn(2, 100, 8, generator=g)
-        interval = kid_interval(moments(x), moments(y), over="both", num_resamples=50)
-        assert interval.low <= 0 <= interval.high
+    x = torch.randn(120, 8, generator=g)
+    orders = [torch.randperm(120, generator=g) for _ in range(20)]
+    scores = [kernel_score(moments(x[order[:60]]), moments(x[order[60:]]), times=1000) for order in orders]
+    values = torch.tensor([score.value for score in scores])
+    assert (values < 0).any() and (values > 0).any()
+    assert values.mean().abs() < 2 * values.std() / 20**0.5
+    assert sum(score.interval.low <= 0 <= score.interval.high for score in scores) >= 17
+    assert all(score.interval.low < score.value < score.interval.high for score in scores)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3, 2.0])
+def test_the_interval_of_a_kernel_distance_covers(shift):
+    """Fresh sets of 40 and 60, 200 times, at equal, near and far means: 89 to 100 % of the 95 % intervals."""
+    g = torch.Generator().manual_seed(5)
+    truth = sum(kernel_estimate(moments(torch.randn(1500, 4, generator=g)),
+                                moments(torch.randn(1500, 4, generator=g) + shift))[0] for _ in range(4)) / 4
+    truth, inside = truth if shift else 0.0, 0
+    for _ in range(200):
+        found = kernel_interval(moments(torch.randn(40, 4, generator=g)),
+                                moments(torch.randn(60, 4, generator=g) + shift))
+        inside += found.low <= truth <= found.high
+    assert 178 <= inside <= 200
+
+
+def test_a_kernel_distance_is_the_mean_over_all_pairs():
+    """Of sets of unequal size, against the sums written out; that of equal sizes is torch-fidelity's of one subset."""
+    x, y = torch.randn(7, 3), torch.randn(9, 3) + 1
+    kernel = lambda a, b: ((a @ b.T / 3 + 1) ** 3).double()  # noqa: E731
+    within = [sum(k[i, j] for i in range(len(k)) for j in range(len(k)) if i != j) / (len(k) * (len(k) - 1))
+              for k in (kernel(x, x), kernel(y, y))]
+    expected = (within[0] + within[1] - 2 * kernel(x, y).mean()).item()
+    real, fake = moments(x), moments(y)
+    assert kernel_estimate(real, fake)[0] == pytest.approx(expected, rel=1e-5)
+    assert kernel_estimate(real, moments(y[:7]))[0] == pytest.approx(kid(x, y[:7])[0], rel=1e-5)
+    fake.update(y)  # what was summed of the first vectors is not used for more
+    assert kernel_estimate(real, fake)[0] != pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_no_interval_of_a_handful(n):
+    """Two to four pictures have a distance, but no spread worth a name."""
+    with pytest.raises(ValueError, match=f"needs 5 pictures of each, got 20 real and {n} generated"):
+        kernel_interval(moments(torch.randn(20, 3)), moments(torch.randn(n, 3)))
 
 
 def test_pairs_vary_less_than_two_sets():
@@ -141,7 +188,9 @@ def test_what_an_interval_cannot_be_drawn_from_is_refused():
 
 
 def test_interval_of_a_mean():
-    """1.96 standard errors a side; none for one value or for infinite ones."""
-    interval = mean_interval(torch.tensor([1.0, 3.0]))
-    assert (interval.low, interval.high) == pytest.approx((2 - 1.959964, 2 + 1.959964), abs=1e-6)
+    """Quantiles of t: 12.7 standard errors a side for two values, 1.96 for many; none for one, or for infinite ones."""
+    interval = mean_interval(torch.tensor([1.0, 2.0]))
+    assert (interval.low, interval.high) == pytest.approx((1.5 - 6.353102, 1.5 + 6.353102), abs=1e-5)
+    many = mean_interval(torch.tensor([0.0, 1.0]).repeat(50_000))
+    assert (many.high - many.low) / 2 == pytest.approx(1.96 * 0.5 / 10**2.5, rel=1e-3)
     assert mean_interval(torch.tensor([1.0])) is None and mean_interval(torch.tensor([1.0, math.inf])) is None

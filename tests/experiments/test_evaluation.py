@@ -15,7 +15,8 @@ from ldmlab.perception.losses import PsimLoss
 from ldmlab.study.records.compare import Series
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.run import Run
-from ldmlab.study.runs.scoring import RunScorer, Scorer
+from ldmlab.study.runs.run_scoring import RunScorer
+from ldmlab.study.runs.scoring import Scorer
 
 PARAMS = {"f": 8, "reg": "kl", "data": "blobs", "size": 32, "tier": "smoke", "seed": 0}
 

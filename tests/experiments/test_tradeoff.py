@@ -7,7 +7,9 @@ import torch
 
 from ldmlab.experiments.tradeoff import _thin, record_tradeoff
 
-SCORES = {"fd_lab", "kid_lab", "fd_referee", "psnr", "ssim", "perceptual", "rfd_lab", "rfd_referee"}
+DISTANCES = {"kd_effnet", "kd_effnet_eta1", "kd_effnet_to_reconstructions", "kd_effnet_to_reconstructions_eta1",
+             "rkd_effnet"}
+SCORES = DISTANCES | {"psnr", "ssim", "perceptual"}
 
 
 def test_a_run_is_recorded_once_with_all_that_the_figures_read(tiny_run):
@@ -18,7 +20,12 @@ def test_a_run_is_recorded_once_with_all_that_the_figures_read(tiny_run):
     assert all(isfinite(record.value(name)) for name in SCORES)
     channels = run.diffusion.model.denoiser.config.in_channels
     assert record.metrics["latent_dims"]["value"] == 4 * 4 * channels  # 32 px, f = 8
-    assert set(record.curves) >= {"fd_lab", "loss", "train_s", "val_psnr", "images_per_s"}
+    assert all(record.metrics[name]["interval"]["low"] < record.value(name) for name in DISTANCES)
+    for name in ("kd_effnet", "kd_effnet_to_reconstructions"):
+        etas = [record.metrics[name + end]["protocol"].get("eta", record.protocol["eta"]) for end in ("", "_eta1")]
+        assert etas == [0, 1] and record.value(name) != record.value(f"{name}_eta1")
+    assert record.metrics["kd_effnet_to_reconstructions"]["protocol"]["reference"] == "reconstructed train"
+    assert set(record.curves) >= {"kd_effnet", "loss", "train_s", "val_psnr", "images_per_s"}
     assert all(rate > 0 for _, rate in record.curves["images_per_s"])
     assert record.inputs["denoiser"] == run.diffusion.hash and record.protocol["sampler"] == "ddim"
     run.finish(record)
@@ -32,17 +39,18 @@ def test_pixels_have_no_first_stage_to_score(tiny_run):
     assert record.value("first_stage_train_s") == 0
     assert record.metrics["num_params_first_stage"]["value"] == 0
     assert record.metrics["first_stage_flat"]["value"] is None
-    assert record.metrics["latent_dims"]["value"] == 3 * 32 * 32 and isfinite(record.value("fd_lab"))
+    assert record.metrics["latent_dims"]["value"] == 3 * 32 * 32 and isfinite(record.value("kd_effnet"))
+    assert not any("reconstructions" in name for name in record.metrics)
 
 
 def test_scores_tell_the_pictures_from_noise(tiny_run):
-    """A run's scorer puts its own training pictures far nearer to the reference than noise, by both networks."""
+    """A run's scorer puts its own training pictures far nearer to the reference than noise."""
     run = tiny_run("04_tradeoff")
     pictures = torch.stack([run.pictures.train[i]["image"] for i in range(24)])
     pictures = pictures.float() / 127.5 - 1 if pictures.dtype == torch.uint8 else pictures
     near = run.scorer.score(pictures, intervals=False)
     far = run.scorer.score(torch.randn_like(pictures).clamp(-1, 1), intervals=False)
-    assert set(near) == {"fd_lab", "kid_lab", "fd_referee"} == set(far)
+    assert set(near) == {"kd_effnet"} == set(far)
     assert all(near[name].value < 0.2 * far[name].value for name in near)
 
 
@@ -50,8 +58,9 @@ def test_reconstructions_are_scored_on_validation_pictures(tiny_run):
     """Each measure with the number of pictures it rests on."""
     run = tiny_run("04_tradeoff")
     scores = run.scorer.reconstruction(run.first_stage)
-    assert set(scores) == {"psnr", "ssim", "perceptual", "rfd_lab", "rfd_referee"}
-    assert scores["rfd_lab"].n_fake == len(run.pictures.val)
+    assert set(scores) == {"psnr", "ssim", "perceptual", "rkd_effnet"}
+    assert scores["rkd_effnet"].n_fake == len(run.pictures.val) and scores["rkd_effnet"].name == "rKD-EffNet"
+    assert scores["rkd_effnet"].n_real == len(run.scorer.reference_set)
 
 
 @pytest.mark.parametrize("n", [1, 2, 80, 81, 1000])

@@ -22,17 +22,17 @@ PSNR = {1: None, 2: 33.0, 4: 27.0, 8: 23.0, 16: 20.0, 32: 17.5}
 def a_record(f: int = 8, seed: int = 0, reg: str = "kl", *, flat: bool = True, tier: str = "laptop", n: int = 512,
              data: str = "scenes", device: str = "a processor", notebook: str = "04_tradeoff") -> Record:
     """A run as `record_tradeoff` writes it, with invented numbers."""
-    scored = {"unit": "1", "n_real": 10_000, "n_fake": n, "extractor": "fd-lab", "weights_hash": "ab12cd34"}
+    scored = {"unit": "1", "n_real": 10_000, "n_fake": n, "extractor": "effnet", "weights_hash": "ab12cd34"}
     fd = [[step, FINAL[f] * (1 + 60 / step) * (1 + seed / 20)] for step in (100.0, 200.0, 400.0, 800.0)]
     metrics = {
-        "fd_lab": scored | {"value": fd[-1][1]},
-        "rfd_lab": scored | {"value": FLOOR[f], "n_fake": 1024, "n_real": 1024},
+        "kd_effnet": scored | {"value": fd[-1][1]},
+        "rkd_effnet": scored | {"value": FLOOR[f], "n_fake": 1024, "n_real": 1024},
         "psnr": {"value": PSNR[f], "unit": "dB"}, "num_params": {"value": 1_200_000 + 900 * f, "unit": "1"},
         "first_stage_train_s": {"value": 0.0 if f == 1 else 80.0 + f, "unit": "s"},
         "first_stage_flat": {"value": None if f == 1 else flat},
         "flops": {"value": 1e8 / f, "unit": "FLOP per picture and denoiser call"},
     }
-    curves = {"fd_lab": fd, "train_s": [[step, step / f] for step in (100.0, 800.0)],
+    curves = {"kd_effnet": fd, "train_s": [[step, step / f] for step in (100.0, 800.0)],
               "images_per_s": [[steps, 400 * f / steps] for steps in (10.0, 20.0, 50.0)]}
     params = {"f": f, "reg": "none" if f == 1 else reg, "data": data, "size": 32, "tier": tier, "seed": seed}
     return Record(
@@ -58,14 +58,14 @@ def test_the_study_can_be_drawn_from_any_number_of_f(fs):
 def test_the_small_print_says_what_the_points_rest_on():
     """n, tier, data, size, extractor, seeds, device, git: a figure that travels without its record stays readable."""
     said = words(fig_tradeoff([a_record(8, seed) for seed in (0, 1)]))
-    for part in ("n = 512", "10000", "tier laptop", "scenes at 32 px", "fd-lab (ab12cd34)", "2 seeds", "a processor",
+    for part in ("n = 512", "10000", "tier laptop", "scenes at 32 px", "effnet (ab12cd34)", "2 seeds", "a processor",
                  "abc1234", "20 steps"):
         assert part in said
 
 
 def test_seeds_become_a_mean_with_its_range():
     """Several seeds are one line, not several."""
-    steps, mean, low, high = Series(8, "kl", [a_record(8, seed) for seed in (0, 1, 2)]).curve("fd_lab")
+    steps, mean, low, high = Series(8, "kl", [a_record(8, seed) for seed in (0, 1, 2)]).curve("kd_effnet")
     assert list(steps) == [100, 200, 400, 800]
     assert (low < mean).all() and (mean < high).all()
 

@@ -71,7 +71,7 @@ def measure_reconstruction(
 
         scores = scorer.score_reconstructions(rebuilt, run.val, batch_size=BATCH)
     found = {"r_psnr": scores["psnr"], "r_ssim": scores["ssim"], "r_psim": scores["perceptual"]}
-    if _enough(run, record, scorer.nets["fd-lab"].dim, "rFD-lab", pictures=n):
+    if _enough(run, record, scorer.net("fd-lab").dim, "rFD-lab", pictures=n):
         found["rfd_lab"] = scores["rfd"]
     if inception and _enough(run, record, inception.dim, "Inception's rFID", pictures=n):
         starts = (range(i, min(i + BATCH, n)) for i in range(0, n, BATCH))
@@ -92,8 +92,9 @@ def measure_samples(run: ReleasedRun, record: Record, scorer: Scorer, inception:
         "guidance_scale": run.params["guidance_scale"], "seed": run.seed, "quantization": "8 bits",
         "reference": run.reference.split, "reference_whole": run.reference.protocol["num"] is None,
         "reference_n": whole}
-    real, fake = scorer.moments_of_set(run.reference, batch_size=32), scorer.moments(run.sampled())
-    enough = _enough(run, record, scorer.nets["fd-lab"].dim, "FD-lab", samples=n, reference=whole)
+    real, fake = (scorer.moments_of_set(run.reference, "fd-lab", batch_size=32),
+                  scorer.moments(run.sampled(), "fd-lab"))
+    enough = _enough(run, record, scorer.net("fd-lab").dim, "FD-lab", samples=n, reference=whole)
     found = scorer.score(fake, ("fd_lab", "kid_lab") if enough else ("kid_lab",), reference=real)
     if inception and _enough(run, record, inception.dim, "Inception's FID", samples=n, reference=whole):
         taken = scorer.inception_scores(run.sampled(), scorer.inception_moments(run.reference),

@@ -142,7 +142,7 @@ def answers_path(run: Run) -> Path:
 
 def record_user_study(run: Run, comparison: Comparison) -> Record:
     """Preferences of simulated raters, and of people so far; loaded if the same answers were evaluated before."""
-    path, net = answers_path(run), run.scorer.nets["fd-lab"]
+    path, net = answers_path(run), run.scorer.net("fd-lab")
     record = run.new_record()
     shown = hashlib.sha256("".join(itertools.chain(*comparison.hashes.values())).encode()).hexdigest()
     record.inputs |= {"denoiser": run.diffusion.hash, "pictures": shown,

@@ -66,8 +66,8 @@ BUDGETS: dict[str, Budget] = {
     "smoke": Budget(
         models="smoke", is_smoke=True, paper_scale=False, minutes=10, memory_mb=4000, threads=1,
         size=32, num_train=256, num_val=64, num_scored=64, num_resamples=20,
-        evaluation=dict(num_samples=160, num_steps=4, batch_size=80, num_reference=256, speed_steps=(2, 4),
-                        speed_batch=4, speed_repeats=1),
+        evaluation=dict(num_samples=24, num_steps=4, batch_size=24, num_reference=32, final_steps=4,
+                        speed_steps=(2, 4), speed_batch=4, speed_repeats=1),
         classifier=Training(8, 16, lr=1e-3, warmup_steps=50), regression=Training(8, 16),
         num_restored=16, repeats=2, num_repeated=8, num_guided=8, num_beyond=6, num_beyond_reference=12, tiled_side=96,
         timed_rounds=2, timed_batch=2, machine_s=1.0,
@@ -77,7 +77,7 @@ BUDGETS: dict[str, Budget] = {
     "laptop": Budget(
         models="laptop", is_smoke=False, paper_scale=False, minutes=60, memory_mb=4000, threads=1,
         size=32, num_train=20_000, num_val=1024, num_scored=0, num_resamples=200,
-        evaluation=dict(num_samples=512, num_steps=20, batch_size=128, num_reference=10_000),
+        evaluation=dict(num_samples=512, num_steps=20, batch_size=128, num_reference=2048),
         classifier=Training(1200, 64, lr=1e-3, warmup_steps=50), regression=Training(600, 32),
         num_restored=512, repeats=4, num_repeated=128, num_guided=256, num_beyond=256, num_beyond_reference=2048,
         tiled_side=512,
@@ -100,7 +100,8 @@ BUDGETS: dict[str, Budget] = {
         models="paper", is_smoke=False, paper_scale=True, minutes=10_080, memory_mb=64_000, threads=8,
         size=256, num_train=0, num_val=5000, num_scored=0, num_resamples=200,
         # [LDM v2, App. E.3]: the curves of Fig. 6, 7 and 17 are drawn from 5k samples against the training set.
-        evaluation=dict(num_samples=5000, num_steps=100, batch_size=64, num_reference=0, speed_batch=64),
+        evaluation=dict(num_samples=5000, num_steps=100, batch_size=64, num_reference=0, final_steps=100,
+                        speed_batch=64),
         classifier=Training(300_000, 256, lr=3e-4), regression=Training(860_000, 64),
         num_restored=5000, repeats=6, num_repeated=1000, num_guided=1000, num_beyond=1000, num_beyond_reference=10_000,
         tiled_side=1024,

@@ -53,7 +53,6 @@ class Notebook:
     wanted: tuple[tuple[int, str], ...] = ()  # f and regularizer of the records that the report asks for
     seeds: int = 1  # how many seeds of each
     evidence: bool = False  # quantities of `claims` are read from its records
-    samples: bool = True  # samples are scored, which takes more training pictures than the network has features
     machine: str = "2 CPU cores"  # at tier laptop
     run_class: str = "ldmlab.study.runs.run.Run"
     solution: str = ""  # path in the project; empty for notebooks/solutions/<name>.md
@@ -89,7 +88,7 @@ _ROWS = (
     Notebook(
         "01_autoencoders", "what a first stage keeps", "Sec. 3.1, Tab. 8, App. G",
         minutes="3, or 1 once trained", expect="PSNR 20.4 dB, rFD-lab 45",
-        parameters=_RUN, samples=False, experiment="first_stages", metrics={"rfd_lab": ()}),
+        parameters=_RUN, experiment="first_stages", metrics={"rkd_effnet": ()}),
     Notebook(
         "02_latents", "the space in between, and its scale", "Sec. 3.1, App. G",
         minutes="3, or 1 once trained", expect="standard deviation of z 2.19",
@@ -98,18 +97,18 @@ _ROWS = (
         "03_diffusion", "noise to latents to pictures", "Sec. 3.2, App. B",
         minutes="7, or 2 once trained", expect="FD-lab 54",
         parameters=(*_RUN, "num_steps", "eta", "guidance_scale"), experiment="first_stages",
-        metrics={"fd_lab_by_guidance": _GUIDED},
-        figures=(StudyFigure("guidance", "Tab. 10", "fd_lab_by_guidance", "paper_tables.fig_guidance", per_f=True),),
+        metrics={"kd_effnet_by_guidance": _GUIDED},
+        figures=(StudyFigure("guidance", "Tab. 10", "kd_effnet_by_guidance", "paper_tables.fig_guidance", per_f=True),),
         wanted=((8, "kl"),), evidence=True),
     Notebook(
         "04_tradeoff", "the study over f", "Sec. 4.1, Fig. 6, 7, 17",
         minutes="7; all six f 26", expect="FD-lab 54; best f = 4, at 39",
         parameters=(*_RUN, "compile"), display_only=("compile",), experiment="tradeoff",
-        metrics={"fd_lab": _SAMPLES, "rfd_lab": ()},
-        figures=(StudyFigure("tradeoff", "Fig. 6, 7, 17; Tab. 8", "fd_lab", "tradeoff.fig_tradeoff"),
-                 StudyFigure("clocks", "Fig. 6, 17 by other measures of cost", "fd_lab",
+        metrics={"kd_effnet": _SAMPLES, "rkd_effnet": ()},
+        figures=(StudyFigure("tradeoff", "Fig. 6, 7, 17; Tab. 8", "kd_effnet", "tradeoff.fig_tradeoff"),
+                 StudyFigure("clocks", "Fig. 6, 17 by other measures of cost", "kd_effnet",
                              "training_cost.fig_training_cost"),
-                 StudyFigure("reconstruction", "Tab. 8", "rfd_lab", "paper_tables.fig_reconstruction")),
+                 StudyFigure("reconstruction", "Tab. 8", "rkd_effnet", "paper_tables.fig_reconstruction")),
         wanted=_KL + _VQ, seeds=2, evidence=True),
     Notebook(
         "05_rate_distortion", "true bits, JPEG and WebP beside", "Sec. 3.1, 4.1, Fig. 2, Tab. 8",
@@ -198,7 +197,7 @@ _ROWS = (
     Notebook(
         "18_compute", "what it costs, counted, and measured on your machine", "Sec. 4.1, App. F, Tab. 18",
         minutes="2", expect="202 GFLOP a denoiser call of LDM-4 on CelebA-HQ; Tab. 18 implies 33 TFLOP/s",
-        parameters=_RUN, samples=False, experiment="compute.forecasts"),
+        parameters=_RUN, experiment="compute.forecasts"),
     Notebook(
         "19_released_models", "a released file, or yours, measured again", "App. E.3, Tab. 1-10",
         minutes="not measured; 1 at `smoke`", expect="nothing measured again yet: no file was at hand",

@@ -125,9 +125,10 @@ class EvaluationSpec:
     """How samples are scored and timed."""
 
     num_samples: int  # at milestones, and at the end
-    num_steps: int  # DDIM, eta = 0
+    num_steps: int  # DDIM, eta = 0; at milestones
     batch_size: int
     num_reference: int  # training pictures the samples are compared with
+    final_steps: int = 50  # DDIM, eta = 0 and eta = 1; at the end of training
     speed_steps: tuple[int, ...] = (10, 20, 50, 100, 200)
     speed_batch: int = 16
     speed_repeats: int = 3

@@ -20,6 +20,8 @@ from ldmlab.study.records.record import Record, load_records
 if TYPE_CHECKING:
     import pandas as pd
 
+MAIN_SCORE = "kd_effnet"  # what records are compared by where nothing else is named
+
 
 @dataclass
 class Series:
@@ -58,7 +60,7 @@ def grouped(records: Sequence[Record]) -> list[Series]:
     return [Series(*key, [r for r in records if (r.params["f"], r.params["reg"]) == key]) for key in keys]
 
 
-def comparison_key(record: Record, metric: str = "fd_lab") -> dict[str, str]:
+def comparison_key(record: Record, metric: str = MAIN_SCORE) -> dict[str, str]:
     """What two records must have in common for their values of a metric to be comparable, as {name: text}."""
     named = SAMPLED_BY.get(metric, ())
     protocol = Protocol.of(record.metrics.get(metric, {}), record.protocol)
@@ -74,7 +76,7 @@ def comparison_key(record: Record, metric: str = "fd_lab") -> dict[str, str]:
     return {name: str(value) for name, value in key.items()} | {"networks": networks_behind(record, metric)}
 
 
-def load_comparable(record: Record, metric: str = "fd_lab", notebooks: Sequence[str] = ()) -> list[Record]:
+def load_comparable(record: Record, metric: str = MAIN_SCORE, notebooks: Sequence[str] = ()) -> list[Record]:
     """This record and all comparable ones on disk, of its notebook and of further `notebooks`.
 
     A run recorded by several notebooks is included once.
@@ -90,14 +92,16 @@ def load_comparable(record: Record, metric: str = "fd_lab", notebooks: Sequence[
 def study_records(data: str, tier: str | None = None, size: int = 0) -> tuple[list[Record], list[Record]]:
     """The largest group of comparable records of 04_tradeoff, and the other records.
 
-    Records are of one data set and of `tier` (None: all but smoke) and `size` in pixels (0: any).
+    Records are of one data set and of `tier` (None: all but smoke) and `size` in pixels (0: any). Those of earlier
+    versions, without today's main score, are among the others.
     """
     names = labels_of(data)
     records = [r for r in load_records("04_tradeoff")
                if data_name(r) in names and size in (0, r.params["size"])
                and (r.params["tier"] == tier if tier else not is_smoke(r.params["tier"]))]
-    keys = [tuple(comparison_key(record).values()) for record in records]
-    largest = Counter(keys).most_common(1)[0][0] if keys else None
+    keys = [tuple(comparison_key(record).values()) if MAIN_SCORE in record.metrics else None for record in records]
+    counted = Counter(key for key in keys if key is not None).most_common(1)
+    largest = counted[0][0] if counted else ()
     return ([r for r, key in zip(records, keys, strict=True) if key == largest],
             [r for r, key in zip(records, keys, strict=True) if key != largest])
 
@@ -115,10 +119,11 @@ def table(records: Sequence[Record]) -> "pd.DataFrame":
 
     rows = [{
         "model": record.name, "reg": record.params["reg"], "seed": record.params["seed"],
-        "latent": value(record, "latent_dims"), "steps": record.curves["fd_lab"][-1][0],
+        "latent": value(record, "latent_dims"), "steps": record.curves["loss"][-1][0],
         "train [s]": value(record, "train_s"),
-        "PSNR [dB]": value(record, "psnr"), "rFD-lab": value(record, "rfd_lab"), "FD-lab": value(record, "fd_lab"),
-        "FD-referee": value(record, "fd_referee"), "images/s": throughput(record),
+        "PSNR [dB]": value(record, "psnr"), "rKD-EffNet": value(record, "rkd_effnet"),
+        "KD-EffNet": value(record, "kd_effnet"), "KD-EffNet, eta 1": value(record, "kd_effnet_eta1"),
+        "to reconstructions": value(record, "kd_effnet_to_reconstructions"), "images/s": throughput(record),
         "first stage flat": value(record, "first_stage_flat"),
     } for record in sorted(records, key=lambda r: (r.params["f"], r.params["reg"], r.params["seed"]))]
     return pd.DataFrame(rows).set_index("model").round(2)
@@ -129,7 +134,7 @@ def data_name(record: Record) -> str:
     return str(record.params["data"])
 
 
-def check_comparable(records: Sequence[Record], metric: str = "fd_lab") -> None:
+def check_comparable(records: Sequence[Record], metric: str = MAIN_SCORE) -> None:
     """Raise a ValueError if there are no records, or if two of them are not comparable, saying how they differ."""
     if not records:
         raise ValueError("a figure needs at least one record; results/ has none with these parameters")

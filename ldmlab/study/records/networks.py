@@ -5,7 +5,7 @@ hashes beside their scores say most of what is missing. A network that nothing i
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ldmlab.evaluation.distances import INCEPTION, UNVERIFIED
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 UNKNOWN = "networks unknown"
 # What a score calls its network -> the name of that network in a record's inputs.
 EXTRACTORS = {
-    "fd-lab": "fd_extractor", "referee": "fd_referee", "judge": "caption_judge", "PSIM-lab": "perceptual",
-    "psim-lab": "perceptual", "LPIPS": "perceptual", INCEPTION: "inception", UNVERIFIED: "inception"}
+    "effnet": "score_network", "fd-lab": "fd_extractor", "referee": "fd_referee", "judge": "caption_judge",
+    "PSIM-lab": "perceptual", "psim-lab": "perceptual", "LPIPS": "perceptual", INCEPTION: "inception",
+    UNVERIFIED: "inception"}
 SCORING = tuple(dict.fromkeys(EXTRACTORS.values()))
 # Networks that made pictures, each followed by a suffix where a record has several.
 MODELS = ("first_stage", "denoiser", "classifier", "regression")
@@ -27,6 +28,7 @@ _FORMER = {"judge": "fd_extractor", "judge_of_success": "caption_judge", "fd-lab
 _FORMER_OF = {"11_semantic_synthesis": {"judge": "caption_judge"}}
 # Metrics and curves by the beginning of their names, for those that do not say what they were taken with.
 _BY_NAME = {
+    "score_network": r"r?kd_effnet|fd_effnet|precision|recall",
     "fd_extractor": r"r?fd_lab|kid_lab|precision|recall|memorisation_|nearness_|planted_fd_lab|game_fd_lab|"
                     r"rescaling_gain|.*_rfd_lab$",
     "fd_referee": r"r?fd_referee|pd_referee|rank_correlation",
@@ -41,11 +43,15 @@ _SHOWN_WITH = {
     "psnr_unguided": ("fd_extractor",), "fd_lab_by_guidance": ("caption_judge", "inception")}
 
 
-def network_of(name: str, entry: Mapping[str, Any] | None = None) -> str | None:
-    """Which network a metric or curve was taken with, as inputs name it; None where it needs none."""
+def network_of(name: str, entry: Mapping[str, Any] | None = None, known: Collection[str] = ()) -> str | None:
+    """Which network a metric or curve was taken with, as inputs name it; None where it needs none.
+
+    Some names have stood for scores by several networks: then it is the one among the `known`, else the oldest.
+    """
     if entry and entry.get("extractor"):
         return EXTRACTORS.get(entry["extractor"], entry["extractor"])
-    return next((network for network, pattern in _BY_NAME.items() if re.match(pattern, name)), None)
+    found = [network for network, pattern in _BY_NAME.items() if re.match(pattern, name)]
+    return next((network for network in found if network in known), found[-1] if found else None)
 
 
 def split_inputs(inputs: Mapping[str, str], notebook: str = "") -> tuple[dict[str, str], dict[str, str]]:
@@ -70,7 +76,7 @@ def networks_of(record: "Record") -> dict[str, str]:
     networks, _ = split_inputs(record.inputs, record.notebook)
     hashes = {name: {value} for name, value in networks.items()}
     for name, entry in [*record.metrics.items(), *((name, {}) for name in record.curves)]:
-        if network := network_of(name, entry):
+        if network := network_of(name, entry, networks):
             stated = entry.get("weights_hash")
             hashes.setdefault(network, set()).update({stated} if stated else ())
     return {name: next(iter(found)) if len(found) == 1 else UNKNOWN for name, found in hashes.items()}
@@ -78,7 +84,7 @@ def networks_of(record: "Record") -> dict[str, str]:
 
 def networks_behind(record: "Record", metric: str) -> str:
     """The scoring networks that must be equal for a figure of `metric`, in words: "fd_extractor 0b8ffc43"; "": none."""
-    networks, own = networks_of(record), network_of(metric, record.metrics.get(metric))
+    networks, own = networks_of(record), network_of(metric, record.metrics.get(metric), networks_of(record))
     shown = [name for name in _SHOWN_WITH.get(metric, ()) if name in networks]
     found = {name: networks.get(name, UNKNOWN) for name in dict.fromkeys([own, *shown]) if name}
     return UNKNOWN if UNKNOWN in found.values() else ", ".join(f"{name} {value[:8]}" for name, value in found.items())

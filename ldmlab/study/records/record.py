@@ -196,10 +196,18 @@ def _dumps(value: Any) -> str:
     return dump(value, 0) + "\n"
 
 
-def as_metrics(scores: Mapping[str, Score]) -> dict[str, dict]:
-    """Scores as the metrics of a record, without their protocol, which the record has."""
-    return {name: {key: value for key, value in score.as_dict().items() if key != "protocol" and value != ""}
-            for name, score in scores.items()}
+def as_metrics(scores: Mapping[str, Score], protocol: Mapping[str, Any] | None = None) -> dict[str, dict]:
+    """Scores as the metrics of a record, without their protocol, which the record has.
+
+    Where the record's `protocol` is given, what a score's differs in is kept beside it.
+    """
+    found: dict[str, dict] = {}
+    for name, score in scores.items():
+        found[name] = {key: value for key, value in score.as_dict().items() if key != "protocol" and value != ""}
+        if protocol is not None:
+            own = {key: value for key, value in score.protocol.items() if protocol.get(key, ...) != value}
+            found[name] |= {"protocol": own} if own else {}
+    return found
 
 
 def add_points(record: Record, scores: Mapping[str, Score], x: float | int) -> None:

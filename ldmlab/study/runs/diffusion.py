@@ -10,20 +10,21 @@ from typing import Any
 import torch
 
 from ldmlab.checkpoints.files import load_model, load_weights, save_model
-from ldmlab.damage import DamagedFile
+from ldmlab.damage import DamagedFile, read_json
 from ldmlab.data.images import ImageSet
 from ldmlab.diffusion.conditioning.spatial import SpatialConditioner, WithPictures
 from ldmlab.diffusion.conditioning.tokens import Conditioned
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.diffusion.unet.unet import UNet, count_params
+from ldmlab.evaluation.metrics import METRICS
 from ldmlab.first_stage.latents import (
     Latents,
     MirroredImages,
     PixelLatents,
     weights_hash,
 )
-from ldmlab.perception.lab_networks import feature_net
+from ldmlab.perception.files import WEIGHTS
 from ldmlab.study.config.conditions import condition_kind
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import StudySpec, content_key, denoiser_config
@@ -53,13 +54,11 @@ class TrainedDiffusion:
 
 
 def diffusion_folder(spec: StudySpec, images: ImageSet, first_stage: TrainedFirstStage) -> Path:
-    """Where the diffusion model of a spec, on this first stage, is kept."""
+    """Where the diffusion model of a spec, on this first stage, is kept; how it is scored is no part of its name."""
     config = denoiser_config(spec.diffusion, images.num_classes)
-    fd_extractor = feature_net("fd-lab").weights_hash  # its scores are part of the curve
 
     def folder(fingerprint: str) -> Path:
-        key = content_key(spec.diffusion, asdict(config), spec.evaluation, fd_extractor, first_stage.hash, fingerprint,
-                          spec.seed)
+        key = content_key(spec.diffusion, asdict(config), first_stage.hash, fingerprint, spec.seed)
         return runs_dir() / f"diffusion-{spec.name}-{key}"
 
     return images.find(folder)
@@ -124,8 +123,21 @@ def load_diffusion(
     load_weights(path, model.trained, tensors, meta)
     model.trained.eval().requires_grad_(False).to(device)
     model.schedule = model.schedule.to(device)
-    return TrainedDiffusion(model, Curve(meta["curve"], meta["events"]), spec.name, meta["hash"],
+    values = meta["curve"]
+    if (taken := meta.get("milestones")) is not None and taken != _milestones(spec):
+        scores = [name for name in values if name in METRICS]
+        print(f"{path.parent.name}: {', '.join(scores)} over training left out: taken under {taken}", flush=True)
+        values = {name: points for name, points in values.items() if name not in scores}
+    return TrainedDiffusion(model, Curve(values, meta["events"]), spec.name, meta["hash"],
                             count_params(model.trained), path, first_stage)
+
+
+def _milestones(spec: StudySpec) -> dict[str, Any]:
+    """What scores over training have to be compared under, as a model's file states it."""
+    plan = spec.evaluation
+    networks = {row.extractor for row in METRICS.values() if row.at_milestones}
+    hashes = {name: read_json(WEIGHTS / f"{name}.json")["sha256"] for name in sorted(networks)}
+    return {"num_samples": plan.num_samples, "num_steps": plan.num_steps, "num_reference": plan.num_reference, **hashes}
 
 
 def _new_diffusion(
@@ -183,7 +195,8 @@ def _fit_diffusion(
         "hash": identity, "first_stage": first_stage.hash,
         "first_stage_file": first_stage.path and first_stage.path.parent.name,
         "latent_stats": first_stage.stats.to_json(), "curve": curve.values, "events": curve.events,
-        "num_classes": pictures.train.num_classes, "beta": plan.beta, "T": plan.T, "seed": spec.seed,
+        "milestones": _milestones(spec), "num_classes": pictures.train.num_classes, "beta": plan.beta, "T": plan.T,
+        "seed": spec.seed,
     }
     save_model(path, tensors, meta)
 

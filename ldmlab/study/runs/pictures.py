@@ -12,13 +12,11 @@ from torch import Tensor
 from ldmlab.data.annotations.annotation import Annotation
 from ldmlab.data.images import MAX_BYTES, ImageSet, open_dataset
 from ldmlab.data.listing.report import DataReport
-from ldmlab.evaluation.metrics import METRICS
-from ldmlab.perception.lab_networks import feature_net
 from ldmlab.study.config.paths import runs_dir
-from ldmlab.study.config.specs import DataSpec, SpatialSpec, StudySpec
+from ldmlab.study.config.specs import DataSpec, StudySpec
 from ldmlab.study.training.progress import progress_callback
 
-MIN_TRAIN = 2  # the scale of latents is a standard deviation over pictures
+MIN_TRAIN = 5  # the error of a kernel distance is a spread over pictures, as is the scale of latents
 MIN_VAL = 8  # notebooks show as many, and scores of a few pictures say nothing
 
 
@@ -49,26 +47,26 @@ class Pictures:
         return report
 
 
-def open_pictures(spec: StudySpec, scored: bool = True) -> Pictures:
+def open_pictures(spec: StudySpec) -> Pictures:
     """The pictures of a spec, with a report on files; a data set that has fewer gives all of them.
 
-    Raises ValueError where they are fewer than the run needs; it needs most if samples are `scored`.
+    Raises ValueError where they are fewer than the run needs.
     """
     data = spec.data
     train, val = (open_listed(data, split, num) for split, num in (("train", data.num_train),
                                                                   ("validation", data.num_val)))
-    check_numbers(spec, train.num_listed, val.num_listed, train.report, scored)  # before anything is decoded
+    check_numbers(spec, train.num_listed, val.num_listed, train.report)  # before anything is decoded
     pictures = Pictures(decoded(train), decoded(val))
-    check_numbers(spec, len(pictures.train), len(pictures.val), train.report, scored)
+    check_numbers(spec, len(pictures.train), len(pictures.val), train.report)
     if pictures.train.report.kind != "scenes":
         pictures.train.look()
         show_report(pictures.report)
     return pictures
 
 
-def check_numbers(spec: StudySpec, num_train: int, num_val: int, report: DataReport, scored: bool = True) -> None:
+def check_numbers(spec: StudySpec, num_train: int, num_val: int, report: DataReport) -> None:
     """ValueError where a run of `spec` would fail later, for want of training or validation pictures."""
-    tier, what = spec.tier, f"data = {spec.data.name!r}"
+    what = f"data = {spec.data.name!r}"
     if num_val < MIN_VAL:
         drawn = "drawn" in report.splits
         cure = ("a tenth of the training pictures is drawn for validation: add pictures, to about 100 or more, or put "
@@ -76,15 +74,6 @@ def check_numbers(spec: StudySpec, num_train: int, num_val: int, report: DataRep
         raise ValueError(f"{what} has {num_val} validation pictures, and {MIN_VAL} or more are needed; {cure}")
     if num_train < MIN_TRAIN:
         raise ValueError(f"{what} has {num_train} training pictures, and {MIN_TRAIN} or more are needed; add pictures")
-    if not scored or spec.budget.is_smoke or isinstance(spec.diffusion.condition, SpatialSpec):
-        return
-    needed = max(metric.min_real(feature_net(metric.extractor).dim) for metric in METRICS.values()
-                 if metric.standard and metric.refuse_few)
-    num = min(num_train, spec.evaluation.num_reference or num_train)
-    if num < needed:
-        raise ValueError(
-            f"{what} has {num} training pictures, and {needed} or more are needed at tier {tier}, where samples are "
-            f"scored by distances of {needed - 1} features; add pictures, or try the run out with tier = 'smoke'")
 
 
 def show_report(report: DataReport) -> None:

@@ -31,7 +31,7 @@ from ldmlab.study.training.threads import share_processors
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ldmlab.study.runs.scoring import RunScorer
+    from ldmlab.study.runs.run_scoring import RunScorer
 
 
 def _check_picture(path: str, spec: StudySpec, condition: str, factor: int) -> None:
@@ -94,7 +94,7 @@ class Run:
     @cached_property
     def pictures(self) -> pictures.Pictures:
         """Training and validation pictures; ValueError where they are too few, or lack what the condition reads."""
-        opened = pictures.open_pictures(self.spec, NOTEBOOKS[self.notebook].samples)
+        opened = pictures.open_pictures(self.spec)
         if (label := opened.train.label) != opened.train.name:
             self.params["data"] = label
         conditioners.check_annotations(self.spec.diffusion, opened)  # now, and not after a first stage has been trained
@@ -121,7 +121,7 @@ class Run:
     @cached_property
     def scorer(self) -> "RunScorer":
         """Scores samples and reconstructions against this run's pictures."""
-        from ldmlab.study.runs.scoring import RunScorer
+        from ldmlab.study.runs.run_scoring import RunScorer
 
         return RunScorer(self.spec, self.pictures, self.device)
 

@@ -3,7 +3,7 @@
 The metrics of samples are the rows of `evaluation.metrics.METRICS`; a further row is in every record that names none.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -13,30 +13,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ldmlab.data.images import ImageSet, quantize_8bit
-from ldmlab.diffusion.model import LatentDiffusion
-from ldmlab.evaluation.cost import count_flops, throughput
 from ldmlab.evaluation.distances import KEEP, FeatureMoments, Score, check_enough, moments_of, reference_moments
 from ldmlab.evaluation.inception import KEEP as INCEPTION_KEEP
 from ldmlab.evaluation.inception import InceptionNet, inception_scores
-from ldmlab.evaluation.metrics import METRICS
+from ldmlab.evaluation.metrics import METRICS, SCORE_NETWORK
 from ldmlab.evaluation.neighbours import memorisation_score, nearest, nearness_ratio
 from ldmlab.evaluation.reconstruction import psnr, reconstruction_scores, ssim
 from ldmlab.evaluation.uncertainty import mean_score
 from ldmlab.perception.lab_networks import FeatureNet, feature_net
 from ldmlab.perception.losses import LpipsLoss, PsimLoss, perceptual_loss
 from ldmlab.study.config.paths import runs_dir
-from ldmlab.study.config.specs import SpatialSpec, StudySpec
 from ldmlab.study.records.networks import EXTRACTORS
-from ldmlab.study.runs.conditioners import sample_conditions
-from ldmlab.study.runs.first_stage import TrainedFirstStage
-from ldmlab.study.runs.pictures import Pictures, open_set
-from ldmlab.study.training.progress import progress
 
 
 class Scorer:
     """The networks that score, and how: seed, number of resamples, and what is done where pictures are too few.
 
-    `fd-lab` scores; `referee`, independent of it, says whether the order of the f's depends on the extractor.
+    EfficientNet-Lite0 scores; each network is loaded when a metric first asks for it.
     """
 
     def __init__(self, device: torch.device | str, *, seed: int = 0, is_smoke: bool = False, num_resamples: int = 200,
@@ -45,8 +38,7 @@ class Scorer:
         too few, where otherwise a ValueError refuses it. `perceptual` as `perceptual_loss` takes it."""
         self.device, self.seed, self.is_smoke = torch.device(device), seed, is_smoke
         self.allow_missing_fd = allow_missing_fd
-        self.nets = {name: feature_net(name).to(device)
-                     for name in dict.fromkeys(metric.extractor for metric in METRICS.values())}
+        self._nets: dict[str, FeatureNet] = {}
         self.num_resamples = num_resamples
         self._perceptual = perceptual
 
@@ -67,8 +59,13 @@ class Scorer:
         """Inception on this device; FileNotFoundError where its weights are not at hand."""
         return InceptionNet().to(self.device)
 
-    def _net(self, extractor: str) -> FeatureNet:
-        return self.inception if extractor == "inception" else self.nets[extractor]
+    def net(self, extractor: str) -> FeatureNet:
+        """The network of this name on this device: "inception", or one that `feature_net` knows."""
+        if extractor == "inception":
+            return self.inception
+        if extractor not in self._nets:
+            self._nets[extractor] = feature_net(extractor).to(self.device)
+        return self._nets[extractor]
 
     def inputs(self, *metrics: str, perceptual: bool = False) -> dict[str, str]:
         """Hashes of the networks behind the named metrics, as a record's inputs; of all that `score` takes by itself.
@@ -77,25 +74,25 @@ class Scorer:
         """
         metrics = metrics or tuple(row.key for row in METRICS.values() if row.standard)
         extractors = ["referee" if name == "pd_referee" else METRICS[name].extractor for name in metrics]
-        found = {EXTRACTORS[name]: self.nets[name].weights_hash for name in extractors}
+        found = {EXTRACTORS[name]: self.net(name).weights_hash for name in extractors}
         return found | ({"perceptual": self.perceptual.weights_hash} if perceptual else {})
 
     # --- Samples against a reference set ------------------------------------------------------------------------------
 
     def moments(
-        self, pictures: Tensor | Iterable[Float[Tensor, "_ 3 h w"]], extractor: str = "fd-lab", *,
+        self, pictures: Tensor | Iterable[Float[Tensor, "_ 3 h w"]], extractor: str = SCORE_NETWORK, *,
         batch_size: int = 256, keep: int = KEEP,
     ) -> FeatureMoments:
         """Features of pictures in [-1, 1], taken as they are; `keep` = 0 keeps all vectors of a tensor of pictures."""
         if isinstance(pictures, Tensor):
             keep, pictures = keep or len(pictures), pictures.split(batch_size)
-        return moments_of(pictures, self._net(extractor), keep=keep)
+        return moments_of(pictures, self.net(extractor), keep=keep)
 
     def moments_of_set(
-        self, images: ImageSet, extractor: str = "fd-lab", *, keep: int = KEEP, batch_size: int = 128
+        self, images: ImageSet, extractor: str = SCORE_NETWORK, *, keep: int = KEEP, batch_size: int = 128
     ) -> FeatureMoments:
         """Features of a whole set of pictures, kept on disk; `keep` = 0 keeps all vectors. "inception" is one, too."""
-        return reference_moments(images, self._net(extractor), runs_dir() / "moments", keep=keep or len(images),
+        return reference_moments(images, self.net(extractor), runs_dir() / "moments", keep=keep or len(images),
                                  batch_size=batch_size)
 
     def reference(self, name: str) -> FeatureMoments:
@@ -110,20 +107,22 @@ class Scorer:
     def score(
         self, samples: Tensor | FeatureMoments, metrics: Sequence[str] = (), *, reference: FeatureMoments | None = None,
         intervals: bool = True, num_resamples: int = 0, seed: int | None = None, allow_few: bool | None = None,
+        protocol: Mapping[str, Any] | None = None, features: dict[str, FeatureMoments] | None = None,
     ) -> dict[str, Score]:
         """The named metrics of samples in [-1, 1], rounded to 8 bits as they would be saved; by default the standard.
 
         `samples` that are `moments` already, and a `reference` other than the scorer's own, are those of the one
         extractor that the named metrics share. With `intervals`, over the samples at this reference. A distance of
         fewer pictures than it needs is taken if `allow_few` (default: at smoke), left out if `allow_missing_fd`, and
-        a ValueError otherwise.
+        a ValueError otherwise. `protocol` adds to the scorer's own; `features` is filled with what samples were
+        embedded as, by extractor.
         """
         rows = [METRICS[name] for name in metrics] or [row for row in METRICS.values() if row.standard]
         if isinstance(samples, Tensor):
             samples = quantize_8bit(samples)
         allow_few = self.is_smoke if allow_few is None else allow_few
         options = {"num_resamples": num_resamples or self.num_resamples, "seed": self.seed if seed is None else seed}
-        features: dict[str, FeatureMoments] = {}
+        features = {} if features is None else features
         scores = {}
         for row in rows:
             if row.extractor not in features:
@@ -134,7 +133,7 @@ class Scorer:
                 if row.refuse_few and not self.allow_missing_fd:
                     check_enough(real.dim, real=real.n, generated=fake.n)
                 continue
-            score = row(real, fake, self.protocol)
+            score = row(real, fake, {**self.protocol, **(protocol or {})})
             if intervals and row.interval is not None:
                 score = replace(score, interval=row.interval(real, fake, **options))
             scores[row.key] = score
@@ -165,7 +164,7 @@ class Scorer:
 
     def nearest(self, x: Float[Tensor, "n 3 h w"], train: FeatureMoments, k: int = 1) -> Int[Tensor, "n k"]:
         """Numbers of the k training pictures that are nearest to each picture, in FD-lab's features."""
-        return nearest(self.moments(x, batch_size=128, keep=0).sample, train.sample, k)[1]
+        return nearest(self.moments(x, "fd-lab", batch_size=128, keep=0).sample, train.sample, k)[1]
 
     # --- Pictures against the true ones -------------------------------------------------------------------------------
 
@@ -193,97 +192,5 @@ class Scorer:
     ) -> dict[str, Score]:
         """`psnr`, `ssim`, `perceptual` and `rfd` of `reconstruct(x) -> x_rec` on a set, however small it is."""
         return reconstruction_scores(
-            reconstruct, images, self.nets[extractor], self.perceptual, batch_size=batch_size, device=self.device,
+            reconstruct, images, self.net(extractor), self.perceptual, batch_size=batch_size, device=self.device,
             num_resamples=self.num_resamples if num_resamples is None else num_resamples, allow_few=True)
-
-
-class RunScorer(Scorer):
-    """The scorer of one run's models: samples against its training pictures, reconstructions of its validation set."""
-
-    def __init__(self, spec: StudySpec, pictures: Pictures, device: torch.device):
-        is_smoke = spec.budget.is_smoke
-        # Models with a condition aligned to the picture have other scores: too few for FD is no reason not to train.
-        spatial = isinstance(spec.diffusion.condition, SpatialSpec)
-        super().__init__(device, seed=spec.seed, is_smoke=is_smoke, num_resamples=spec.budget.num_resamples,
-                         allow_missing_fd=spatial and not is_smoke,
-                         perceptual=spec.first_stage.perceptual)
-        self.spec, self.pictures, self.plan = spec, pictures, spec.evaluation
-        self._reference: dict[str, FeatureMoments] = {}
-
-    def reference(self, name: str) -> FeatureMoments:
-        """Features of the training pictures that samples are compared with."""
-        if name not in self._reference:
-            train, n = self.pictures.train, self.plan.num_reference
-            if 0 < n < len(train):
-                train = open_set(self.spec.data, "train", n)
-            self._reference[name] = self.moments_of_set(train, name)
-        return self._reference[name]
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """What a score of samples has to be compared under."""
-        return {
-            **self.pictures.train.protocol, "reference": "train", "sampler": "ddim", "num_steps": self.plan.num_steps,
-            "eta": 0.0, "guidance_scale": 1.0, "ema": True, "seed": self.spec.seed, "dtype": "float32",
-            "quantization": "8 bits", "labels": "equal shares" if self.pictures.train.num_classes else "none",
-        }
-
-    @cached_property
-    def training_vectors(self) -> FeatureMoments:
-        """Every training picture under FD-lab, in order; kept on disk."""
-        return self.moments_of_set(self.pictures.train, keep=0)
-
-    def sample(self, model: LatentDiffusion, num: int | None = None, label: str = "samples") -> Tensor:
-        """`num` samples under the run's protocol, labels in equal shares."""
-        num = num or self.plan.num_samples
-        y = sample_conditions(model.conditioner, self.pictures, num)
-        with progress(num, label, unit="pictures") as bar:
-            return model.sample(y, num_steps=self.plan.num_steps, seed=self.spec.seed, batch_size=self.plan.batch_size,
-                                progress=lambda done: bar.update(done - bar.n))
-
-    def score_milestone(self, model: LatentDiffusion, step: int) -> dict[str, float]:
-        """The metrics that are taken at milestones, at one step of training."""
-        names = [row.key for row in METRICS.values() if row.at_milestones]
-        scores = self.score(self.sample(model, label=f"samples at step {step}"), names, intervals=False)
-        return {name: score.value for name, score in scores.items()}
-
-    def reconstruction(self, first_stage: TrainedFirstStage) -> dict[str, Score]:
-        """psnr, ssim, perceptual distance and rFD-lab of the validation pictures; also rFD by the referee.
-
-        Outside the smoke tier an rFD of no more pictures than features is left out.
-        """
-        model = first_stage.model
-        scores: dict[str, Score] = {}
-
-        def reconstruct(x: Tensor) -> Tensor:
-            return model.decode(model.most_probable_latent(x)).clamp(-1, 1)
-
-        for name in ("fd-lab", "referee"):
-            found, dim = self.score_reconstructions(reconstruct, self.pictures.val, name), self.nets[name].dim
-            scores |= {key: found[key] for key in ("psnr", "ssim", "perceptual")}
-            if self.is_smoke or len(self.pictures.val) > dim:
-                scores[f"rfd_{name.removeprefix('fd-')}"] = found["rfd"]
-            else:
-                few = f"{len(self.pictures.val)} validation pictures for {dim} features"
-                print(f"{found['rfd'].name} left out: {few}", flush=True)
-        return scores
-
-    def speed(self, model: LatentDiffusion) -> list[list[float | int]]:
-        """[DDIM steps, images per second, decode included] for each number of steps: median after a warm-up."""
-        n = self.plan.speed_batch
-        y = sample_conditions(model.conditioner, self.pictures, n)
-        model.sample(y, num_steps=min(self.plan.speed_steps), batch_size=n)
-
-        def rate(steps: int) -> float:
-            make = lambda: model.sample(y, num_steps=steps, batch_size=n)  # noqa: E731
-            return round(throughput(make, n, warmup=0, repeats=self.plan.speed_repeats), 3)
-
-        return [[steps, rate(steps)] for steps in self.plan.speed_steps]
-
-    def flops(self, model: LatentDiffusion) -> int:
-        """Floating-point operations of one denoiser call for one picture, 2 per multiply-accumulate."""
-        c, side = model.denoiser_config.out_channels, model.size // model.first_stage.f
-        z = torch.zeros(1, c, side, side, device=model.device)
-        t = torch.zeros(1, dtype=torch.long, device=model.device)
-        eps_model = model.eps_model(model.null_condition(1).to(model.device))
-        return count_flops(eps_model, z, t)
