@@ -1,4 +1,5 @@
-"""Quality of reconstructions: PSNR, SSIM, perceptual distance, rFD [LDM v2, Tab. 8]."""
+"""Quality of reconstructions: PSNR, SSIM, LPIPS of AlexNet, the training's perceptual distance, rFD [LDM v2, Tab. 8].
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from ldmlab.evaluation.distances import FeatureMoments, Score, check_enough, fre
 from ldmlab.evaluation.uncertainty import frechet_interval, kernel_score, mean_interval
 from ldmlab.perception.lab_networks import FeatureNet
 from ldmlab.perception.losses import LpipsLoss, PsimLoss
+from ldmlab.perception.pictures import check_range_of_set
 
 
 def psnr(x: Float[Tensor, "n 3 h w"], x_rec: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
@@ -45,20 +47,24 @@ def reconstruction_scores(
     net: FeatureNet,
     perceptual: PsimLoss | LpipsLoss,
     *,
+    lpips: LpipsLoss | None = None,
+    trained_on: bool = False,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     protocol: Mapping[str, Any] | None = None,
     num_resamples: int = 0,
     allow_few: bool = False,
     reference: FeatureMoments | None = None,
-    measures: Mapping[str, PsimLoss | LpipsLoss] | None = None,
 ) -> dict[str, Score]:
     """`psnr`, `ssim`, `perceptual` (means over pictures) and `rfd` of `reconstruct(x) -> x_rec` on an `ImageSet`.
 
-    With a `reference`, `rkd` stands for `rfd`: the kernel distance, times 1000, of reconstructions to these other
-    pictures. `measures` are further distances of pairs, by name. Means and `rkd` have intervals; that of rFD is a
-    bootstrap over pairs, without one if `num_resamples` is 0. Raises ValueError for fewer than 2 pictures, and, for
-    rFD, for no more pictures than `net` has features unless `allow_few`.
+    With `lpips`, LPIPS of AlexNet, also `lpips_alex`. Where `reconstruct` was `trained_on` the network of `perceptual`,
+    that score's name says so; it is no evidence. With a `reference`, `rkd` stands for `rfd`: the kernel distance, times
+    1000, of reconstructions to these other pictures.
+
+    Means and `rkd` have intervals; that of rFD is a bootstrap over pairs, without one if `num_resamples` is 0. Raises
+    ValueError for fewer than 2 pictures, for rFD of no more pictures than `net` has features unless `allow_few`, and
+    for reconstructions that lie in [0, 1] beside pictures that do not.
 
     Batches are streamed; the scores do not depend on their size. Reconstructions are clamped and rounded to 8 bits, as
     if saved. rFD compares them with the same real pictures (validation against validation), under `net`, which must not
@@ -68,20 +74,27 @@ def reconstruction_scores(
         raise ValueError(f"scores need at least 2 pictures, got {len(dataset)}")
     if reference is None:
         check_enough(net.dim, allow_few, validation=len(dataset))
-    net, pairs = net.to(device), {"perceptual": perceptual, **(measures or {})}
-    pairs = {name: measure.to(device) for name, measure in pairs.items()}
+    net, perceptual = net.to(device), perceptual.to(device)
+    functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim, "perceptual": perceptual}
+    if lpips is not None:
+        functions["lpips_alex"] = lpips.to(device)
     real, fake = (FeatureMoments(net.dim, keep=len(dataset), extractor=net.name, weights_hash=net.weights_hash)
                   for _ in range(2))
-    per_picture: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], **{name: [] for name in pairs}}
+    per_picture: dict[str, list[Tensor]] = {name: [] for name in functions}
+    extremes = []
     for start in range(0, len(dataset), batch_size):
         x = to_float(dataset.images(range(start, min(start + batch_size, len(dataset))))).to(device)
         x_rec = quantize_8bit(reconstruct(x).float())
-        for name, function in (("psnr", psnr), ("ssim", ssim), *pairs.items()):
+        extremes.append([torch.stack(pictures.aminmax()).cpu() for pictures in (x, x_rec)])
+        for name, function in functions.items():
             per_picture[name].append(function(x, x_rec).double().cpu())
         fake.update(net.embed(x_rec))
         if reference is None:
             real.update(net.embed(x))
 
+    low_and_high, of_rec = (torch.stack(pair) for pair in zip(*extremes, strict=True))
+    if low_and_high.min() < 0:
+        check_range_of_set(low_and_high, of_rec)
     n = len(dataset)
     protocol = {
         **dataset.protocol,
@@ -90,13 +103,15 @@ def reconstruction_scores(
         "quantization": "clamped to [-1, 1], rounded to 8 bits",
         **(protocol or {}),
     }
+    names = {"psnr": ("PSNR", "dB"), "ssim": ("SSIM", "1"),
+             "perceptual": (f"{perceptual.name}{' (trained on)' if trained_on else ''}", "1")}
     scores = {}
     for key, batches in per_picture.items():
         values = torch.cat(batches)
-        name, unit = {"psnr": ("PSNR", "dB"), "ssim": ("SSIM", "1")}.get(key, ("", "1"))
-        extractor, digest = (pairs[key].name, pairs[key].weights_hash) if key in pairs else ("", "")
-        scores[key] = Score(values.mean().item(), name or extractor, unit, n, n, extractor, digest, protocol,
-                            mean_interval(values))
+        by = {"perceptual": perceptual, "lpips_alex": lpips}.get(key)
+        extractor, digest = (by.name, by.weights_hash) if by else ("", "")
+        name, unit = names.get(key, (extractor, "1"))
+        scores[key] = Score(values.mean().item(), name, unit, n, n, extractor, digest, protocol, mean_interval(values))
     if reference is not None:
         kd = kernel_score(reference, fake, {**protocol, "reference": "train"}, times=1000)
         return scores | {"rkd": replace(kd, name=f"r{kd.name}")}

@@ -23,6 +23,7 @@ def record_tradeoff(run: Run) -> Record:
 
     record.metrics = as_metrics(scorer.reconstruction(first_stage))
     record.metrics |= as_metrics(scorer.score_model(diffusion.model, first_stage), record.protocol)
+    record.events += scorer.missing
     denoiser = diffusion.model.denoiser
     side, c = run.spec.data.size // run.spec.f, diffusion.model.denoiser_config.in_channels
     curve, stage_curve = diffusion.curve, first_stage.curve

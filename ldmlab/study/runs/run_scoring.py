@@ -14,7 +14,6 @@ from ldmlab.evaluation.cost import count_flops, throughput
 from ldmlab.evaluation.distances import FeatureMoments, Score
 from ldmlab.evaluation.metrics import METRICS, SCORE_NETWORK
 from ldmlab.evaluation.reconstruction import reconstruction_scores
-from ldmlab.perception.losses import LpipsLoss, PsimLoss
 from ldmlab.study.config.specs import SpatialSpec, StudySpec
 from ldmlab.study.runs.conditioners import sample_conditions
 from ldmlab.study.runs.first_stage import TrainedFirstStage
@@ -36,6 +35,7 @@ class RunScorer(Scorer):
                          allow_missing_fd=spatial and not is_smoke,
                          perceptual=spec.first_stage.perceptual)
         self.spec, self.pictures, self.plan = spec, pictures, spec.evaluation
+        self.trained_on = spec.f > 1
         self._reference: dict[str, FeatureMoments] = {}
         self._reconstructed: dict[str, FeatureMoments] = {}  # by the first stage's hash
 
@@ -125,19 +125,14 @@ class RunScorer(Scorer):
                 quantize_8bit(rebuild(to_float(images.images(part)))) for part in parts)
         return self._reconstructed[first_stage.hash]
 
-    @property
-    def measures(self) -> dict[str, PsimLoss | LpipsLoss]:
-        """Distances of reconstructions to their pictures by networks that trained nothing here, by their name."""
-        return {}
-
     def reconstruction(self, first_stage: TrainedFirstStage) -> dict[str, Score]:
-        """psnr, ssim, perceptual distance, `measures` and rKD-EffNet of the validation pictures.
+        """psnr, ssim, perceptual distance, LPIPS of AlexNet and rKD-EffNet of the validation pictures.
 
         rKD-EffNet is their distance to true training pictures; that of the validation pictures themselves is near 0.
         """
         scores = reconstruction_scores(
             reconstruction_of(first_stage, self.device), self.pictures.val, self.net(SCORE_NETWORK), self.perceptual,
-            device=self.device, reference=self.reference(SCORE_NETWORK), measures=self.measures)
+            device=self.device, reference=self.reference(SCORE_NETWORK), lpips=self.lpips, trained_on=self.trained_on)
         return {("rkd_effnet" if name == "rkd" else name): score for name, score in scores.items()}
 
     def speed(self, model: LatentDiffusion) -> list[list[float | int]]:

@@ -1,6 +1,6 @@
-"""Models that were trained before are found again: the keys of all specs are those of the file beside this test.
+"""Models trained by earlier versions are found again: the keys of all specs are those of the file beside this test.
 
-Those of diffusion models changed once, when how samples are scored was taken out of them.
+Version 0.4 changed them: first stages name their perceptual loss, and how samples are scored is in no key.
 """
 
 import json
