@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -62,6 +62,14 @@ def fraction(*parts: object) -> float:
     """Hash the parts to a number in [0, 1); splits and subsets are drawn by it."""
     text = "\0".join(map(str, parts)).encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big") / 2**56
+
+
+def drawn(names: Sequence[str], num: int, seed: int) -> list[int]:
+    """Indices of `num` of the names, or of all where they are fewer, in the order of a hash of `seed` and each name.
+
+    A smaller draw begins a larger one.
+    """
+    return sorted(range(len(names)), key=lambda i: fraction("subset", seed, names[i]))[:num]
 
 
 def file_entry(path: str | Path, name: str) -> Entry:

@@ -17,7 +17,7 @@ from ldmlab.data.annotations.annotation import Annotation, AnnotationTable, cach
 from ldmlab.data.annotations.label_maps import Maps
 from ldmlab.data.dataset_names import SPLITS, check_data_name
 from ldmlab.data.decode import DECODERS, PROTOCOL
-from ldmlab.data.file_lists import fraction
+from ldmlab.data.file_lists import drawn
 from ldmlab.data.listing.identity import Identified
 from ldmlab.data.listing.names import MAX_NAME, fit_name
 from ldmlab.data.listing.report import DataReport
@@ -26,6 +26,7 @@ from ldmlab.data.sources import Source, describe_headers, files_source, scenes_s
 from ldmlab.progress import Progress
 
 MAX_BYTES = 8 << 30  # of decoded pictures in memory
+SUBSET = "hash of names"  # how `ImageSet.subset` draws; records state it, and those of other subsets are not loaded
 
 
 def to_float(images: UInt8[Tensor, "*b c h w"]) -> Float32[Tensor, "*b c h w"]:
@@ -74,11 +75,11 @@ class ImageSet(Identified, Dataset):
     """
 
     def __init__(self, source: Source, chosen: np.ndarray, *, split: str, size: int, protocol: dict) -> None:
+        self._source = source
         self.name, self.split, self.size = source.name, split, size
         self.classes, self.num_classes = source.classes, source.num_classes
-        self.protocol = {"data": source.name, **protocol}
+        self.protocol = {"data": source.name, **protocol} | ({} if self._is_shuffled else {"subset": SUBSET})
         self._preparation, self._num_listed = protocol, len(chosen)
-        self._source = source
         self._pixels = Pixels(source, chosen, size, f"{source.name} ({split})")
         self._cache_dir: Path | None = None  # set by `in_memory`
         self._annotations: AnnotationTable | None = None
@@ -135,6 +136,23 @@ class ImageSet(Identified, Dataset):
     def images(self, indices: Iterable[int]) -> UInt8[Tensor, "n 3 s s"]:
         """The pictures with these indices, in this order; IndexError for an index out of range."""
         return torch.from_numpy(self._pixels.read(self._rows(indices)))
+
+    def subset(self, num: int) -> list[int]:
+        """Indices of `num` pictures, or of all where they are fewer, drawn by a hash of their names and the set's seed.
+
+        What is measured on some of the pictures is measured on these, since the first ones of a data set are often of
+        one class. They are the same on every machine, whatever the order of the files, and those that `open_dataset`
+        draws for `num`; a smaller subset begins a larger one. `scenes` gives its first: each scene, its class included,
+        is drawn independently of its number.
+        """
+        num = min(num, len(self))
+        if self._is_shuffled:
+            return list(range(num))
+        return drawn([self._source.names[i] for i in self._pixels.numbers], num, self._preparation["seed"])
+
+    @property
+    def _is_shuffled(self) -> bool:
+        return self._source.report.kind == "scenes"
 
     def _rows(self, indices: Iterable[int]) -> np.ndarray:
         """Indices in 0..len - 1; negative ones count from the end."""
@@ -318,7 +336,6 @@ def open_dataset(
         protocol = PROTOCOL | DECODERS[decoder]
     chosen = np.arange(len(source.names))
     if num is not None and num < len(chosen):
-        order = sorted(range(len(chosen)), key=lambda i: fraction("subset", seed, source.names[i]))
-        chosen = np.array(sorted(order[:num]), np.int64)
+        chosen = np.array(sorted(drawn(source.names, num, seed)), np.int64)
     protocol = {"split": split, "size": size, "num": num, "seed": seed, **protocol}
     return ImageSet(source, chosen, split=split, size=size, protocol=protocol)

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
+from ldmlab.diffusion.noise import Noise, noise_like
 from ldmlab.diffusion.samplers import EpsModel
 from ldmlab.diffusion.schedules import Schedule
 
@@ -115,7 +116,7 @@ def pixel_decoder(
 @torch.no_grad()
 def variational_bound(
     eps_model: EpsModel, z0: Float[Tensor, "b *dims"], schedule: Schedule, *,
-    generator: torch.Generator, num_times: int | None = None, decoder: Decoder = gaussian_decoder,
+    generator: Noise, num_times: int | None = None, decoder: Decoder = gaussian_decoder,
 ) -> Bound:
     """The bound on -log p(z0), term by term, in `num_times` calls of the model (default: all T) [LDM v2, Eq. 9].
 
@@ -140,7 +141,7 @@ def variational_bound(
 def rate_distortion(
     eps_model: EpsModel, z0: Float[Tensor, "b *dims"], x: Float[Tensor, "n c h w"],
     decode: Callable[[Tensor], Tensor], schedule: Schedule, *,
-    generator: torch.Generator, num_times: int | None = None,
+    generator: Noise, num_times: int | None = None,
 ) -> RateDistortion:
     """Progressive coding of pictures `x` in [-1, 1], whose latents are z0, with pictures `decode(z0_hat)` at each time.
 
@@ -163,11 +164,11 @@ def rate_distortion(
 
 
 def _denoise(
-    eps_model: EpsModel, z0: Tensor, schedule: Schedule, times: list[int], generator: torch.Generator
+    eps_model: EpsModel, z0: Tensor, schedule: Schedule, times: list[int], generator: Noise
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(t, z0_hat, || eps - eps_hat ||^2 per item), at a fresh z_t each time."""
     for t in times:
-        eps = torch.randn(z0.shape, generator=generator, device=generator.device).to(z0)
+        eps = noise_like(z0, generator)
         at = torch.full((len(z0),), t, device=z0.device)
         z_t = schedule.q_sample(z0, at, eps)
         eps_hat = eps_model(z_t, at).to(z0.dtype)  # bfloat16 under autocast

@@ -1,7 +1,7 @@
 """A trained latent diffusion model: first stage, denoiser, schedule and condition, and how to sample from them."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
 from ldmlab.diffusion.conditioning.tokens import Conditioner, conditioned
 from ldmlab.diffusion.guidance import classifier_free
+from ldmlab.diffusion.noise import SampleNoise
 from ldmlab.diffusion.samplers import SAMPLERS, EpsModel
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.unet.acceleration import accelerate
@@ -122,8 +123,8 @@ class LatentDiffusion:
 
     def sample(
         self, y: Shaped[Tensor, "n ..."], *, num_steps: int, sampler: str = "ddim", eta: float | int = 0.0,
-        guidance_scale: float | int = 1.0, seed: int = 0, batch_size: int = 128, guided: Guided | None = None,
-        progress: Callable[[int], None] | None = None,
+        guidance_scale: float | int = 1.0, seed: int = 0, indices: Sequence[int] | None = None,
+        batch_size: int = 128, guided: Guided | None = None, progress: Callable[[int], None] | None = None,
     ) -> Float[Tensor, "n 3 H W"]:
         """One picture in [-1, 1] per condition of `y`, by a sampler of `SAMPLERS`, on the CPU.
 
@@ -131,11 +132,12 @@ class LatentDiffusion:
         aligned with them; if it is larger than in training, sampling is convolutional [LDM v2, Sec. 4.3.2]. `eta` in
         [0, 1] is DDIM's. `guidance_scale` is that of classifier-free guidance, 1 without.
 
-        All starting noise is drawn from `seed` before the first batch: it is the same for all samplers, and with those
-        that draw no more noise, pictures do not depend on `batch_size` but for rounding. `guided(eps_model, rows)` may
-        return a further guided eps_model for the pictures of the slice `rows`, with gradients if needed. `progress` is
-        called with the number of pictures done. ValueError for an unknown sampler, and for `eta` with another sampler
-        than DDIM; FloatingPointError for latents or pictures that are not finite.
+        Sample i draws its noise from (`seed`, i) alone (`SampleNoise`), so it depends neither on `batch_size`, but for
+        rounding, nor on the other samples, and its starting noise is the same for all samplers. Samples have the
+        numbers `indices`, one per condition, by default 0, 1, 2, ... `guided(eps_model, rows)` may return a further
+        guided eps_model for the pictures of the slice `rows`, with gradients if needed. `progress` is called with the
+        number of pictures done. ValueError for an unknown sampler, for `eta` with another sampler than DDIM, and for
+        another number of `indices` than of conditions; FloatingPointError for latents or pictures that are not finite.
 
         >>> from ldmlab.diffusion.schedules import scaled_linear
         >>> from ldmlab.diffusion.unet.unet import UNet
@@ -156,10 +158,10 @@ class LatentDiffusion:
             choices = ", ".join(name for name, other in SAMPLERS.items() if other.takes_eta)
             raise ValueError(f"eta is the noise of the steps of {choices}; got eta = {eta} with sampler {sampler!r}")
         draw = partial(row.draw, eta=eta) if row.takes_eta else row.draw
-        generator = torch.Generator().manual_seed(seed)
-        z_T = torch.randn(len(y), *self.latent_shape(y), generator=generator)
-        later = torch.Generator(self.device).manual_seed(seed + 1)
-        pictures = []
+        indices = range(len(y)) if indices is None else indices
+        if len(indices) != len(y):
+            raise ValueError(f"samples have one number per condition; got {len(indices)} indices, {len(y)} conditions")
+        shape, pictures = self.latent_shape(y), []
         # Tensors of inference mode can never be differentiated, so it is off where `guided` may take gradients.
         with torch.no_grad(), torch.inference_mode(guided is None):
             for start in range(0, len(y), batch_size):
@@ -167,8 +169,9 @@ class LatentDiffusion:
                 eps_model = self.eps_model(y[rows].to(self.device), guidance_scale)
                 if guided is not None:
                     eps_model = guided(eps_model, rows)
-                with self.around_batch(len(z_T[rows])) if guided is None else nullcontext():
-                    z0 = draw(eps_model, z_T[rows].to(self.device), self.schedule, num_steps, generator=later)
+                noise = SampleNoise(seed, indices[rows])
+                with self.around_batch(len(y[rows])) if guided is None else nullcontext():
+                    z0 = draw(eps_model, noise.draw(shape, self.device), self.schedule, num_steps, generator=noise)
                     if not z0.isfinite().all():
                         raise self._not_finite("latents", f"{sampler}, {num_steps} steps, {guidance_scale = :g}", start)
                     pictures.append(self.decode(z0).float().cpu())

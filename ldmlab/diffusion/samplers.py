@@ -2,7 +2,7 @@
 
 Notation: alpha_bar here is alpha in [DDIM] and alpha^2 in [LDM v2, App. B]; t counts 0..T-1.
 Noise comes from `generator`, a torch.Generator or a function that returns noise like its argument, as
-`torch.randn_like` does (recorded noise is replayed that way).
+`torch.randn_like` does: `SampleNoise`, or recorded noise that is replayed.
 """
 
 import math
@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldmlab.diffusion.noise import Noise, noise_like
 from ldmlab.diffusion.prediction import noised, z0_from_eps
 from ldmlab.diffusion.schedules import Schedule
 
 EpsModel = Callable[[Tensor, Tensor], Tensor]
-Noise = torch.Generator | Callable[[Tensor], Tensor] | None
 OnStep = Callable[[int, int | float, Tensor, Tensor], None]
 Sampler = Callable[..., Tensor]  # (eps_model, z_T, schedule, num_steps, *, generator, on_step) -> z_0
 
@@ -88,7 +88,7 @@ def ddim_step(
     sigma = float(ddim_sigma(ab_t, ab_s, eta))
     z0_hat = z0_from_eps(z_t, eps_hat, ab_t)  # "predicted x_0"
     z_s = math.sqrt(ab_s) * z0_hat + math.sqrt(1 - ab_s - sigma**2) * eps_hat  # and "direction pointing to x_t"
-    return z_s + sigma * _noise(z_t, generator) if eta > 0 else z_s
+    return z_s + sigma * noise_like(z_t, generator) if eta > 0 else z_s
 
 
 @torch.no_grad()
@@ -117,7 +117,7 @@ def ddim(
     timesteps, z = ddim_timesteps(num_steps, schedule.T, rule), z_T
     for i, (t, (ab_t, ab_s)) in enumerate(zip(timesteps, ddim_alpha_bars(schedule, timesteps), strict=True)):
         if known is not None and mask is not None:
-            z = mask * noised(known, _noise(z, generator), ab_t) + (1 - mask) * z
+            z = mask * noised(known, noise_like(z, generator), ab_t) + (1 - mask) * z
         z_t, eps_hat = z, _eps_hat(eps_model, z, t)
         z = ddim_step(z_t, eps_hat, ab_t, ab_s, eta, generator)
         if on_step is not None:
@@ -144,7 +144,7 @@ def ddpm(
             z0_hat = z0_hat.clamp(-1, 1)
         z = schedule.posterior_mean(z0_hat, z, at)
         if t > 0:
-            z = z + sigma[t] * _noise(z, generator)
+            z = z + sigma[t] * noise_like(z, generator)
         if on_step is not None:
             on_step(i, t, z, z0_hat)
     return z
@@ -239,12 +239,3 @@ def _eps_hat(eps_model: EpsModel, z: Tensor, t: int | float) -> Tensor:
     """eps_hat in the dtype of `z`: under autocast the model returns bfloat16, in which a step would lose precision."""
     dtype = torch.long if isinstance(t, int) else torch.promote_types(z.dtype, torch.float32)
     return eps_model(z, torch.full((len(z),), t, dtype=dtype, device=z.device)).to(z.dtype)
-
-
-def _noise(z: Tensor, generator: Noise) -> Tensor:
-    """Standard normal noise like `z`, drawn on the generator's own device, so that a CPU seed means one sample."""
-    if generator is None:
-        raise ValueError("this sampler draws noise, got generator=None; pass a torch.Generator")
-    if not isinstance(generator, torch.Generator):
-        return generator(z)
-    return torch.randn(z.shape, generator=generator, device=generator.device, dtype=torch.float32).to(z)

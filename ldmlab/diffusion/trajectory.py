@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.diffusion.noise import SampleNoise
 from ldmlab.diffusion.samplers import ddim
 
 
@@ -49,9 +50,11 @@ def denoising_path(
         path.z0_hat.append(z0_hat)
 
     side = model.size // model.first_stage.f
-    shape = (len(y), model.denoiser_config.out_channels, side, side)
-    z_T = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
+    noise = SampleNoise(seed, range(len(y)))
+    z_T = noise.draw((model.denoiser_config.out_channels, side, side), model.device)
+    if step_seed is not None:
+        noise = SampleNoise(step_seed, range(len(y)))
+        noise(z_T)  # where its samples would start
     eps_model = model.eps_model(y.to(model.device), guidance_scale)
-    generator = torch.Generator(model.device).manual_seed(seed + 1 if step_seed is None else step_seed)
-    ddim(eps_model, z_T, model.schedule, num_steps, eta=eta, generator=generator, on_step=keep)
+    ddim(eps_model, z_T, model.schedule, num_steps, eta=eta, generator=noise, on_step=keep)
     return path

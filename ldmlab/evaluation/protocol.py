@@ -6,7 +6,8 @@ from typing import Any
 
 from ldmlab.evaluation.distances import Score
 
-SAMPLING = ("sampler", "num_steps", "eta", "guidance_scale", "ema")  # settings of sampling, which rFD does not have
+# Settings of sampling, which rFD does not have.
+SAMPLING = ("sampler", "num_steps", "eta", "guidance_scale", "ema", "noise")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Protocol:
     eta: float | int | None = None
     guidance_scale: float | int | None = None
     ema: bool | None = None
+    noise: str | None = None  # how it is drawn
     dtype: str | None = None
+    subset: str | None = None  # how some of the pictures are drawn where not all are used
     seed: int | None = field(default=None, compare=False)
 
     @classmethod

@@ -75,9 +75,9 @@ def record_evaluation(run: Run) -> Record:
 
 
 def pictures(run: Run, split: str, num: int) -> Float[Tensor, "n 3 h w"]:
-    """The first `num` training or validation pictures, in [-1, 1]."""
+    """`num` training or validation pictures, as `ImageSet.subset` draws them, in [-1, 1]."""
     images = getattr(run.pictures, split)
-    return to_float(images.images(range(min(num, len(images)))))
+    return to_float(images.images(images.subset(num)))
 
 
 def features(run: Run, x: Float[Tensor, "n 3 h w"], extractor: str = "fd-lab") -> FeatureMoments:
@@ -248,7 +248,7 @@ def mock_generators(run: Run, samples: Float[Tensor, "n 3 h w"], num: int) -> di
     rng, half = np.random.default_rng(run.spec.seed), num // 2
     copies = to_float(run.pictures.train.images(rng.choice(len(run.pictures.train), num, replace=False)))
     shuffled = samples[torch.from_numpy(rng.permutation(len(samples))[:num])]
-    unseen = to_float(run.pictures.val.images(range(num, 2 * num)))
+    unseen = pictures(run, "val", 2 * num)[num:]
     return {"model": shuffled, "copier": copies, "half": torch.cat([shuffled[:half], copies[half:]]), "unseen": unseen}
 
 

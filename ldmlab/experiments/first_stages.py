@@ -15,9 +15,8 @@ from ldmlab.study.runs.run import Run
 
 
 def sampled_latents(run: Run, num: int, seed: int = 0) -> Float[Tensor, "n c h w"]:
-    """z of the first `num` training pictures, drawn from their cached posteriors, not yet scaled."""
-    num = min(num, len(run.pictures.train))
-    moments = run.latents.__getitems__(list(range(num)))["moments"]
+    """z of `num` training pictures, as `ImageSet.subset` draws them, from their cached posteriors, not yet scaled."""
+    moments = run.latents.__getitems__(run.pictures.train.subset(num))["moments"]
     return run.first_stage.model.sample_latent(moments, torch.Generator().manual_seed(seed))
 
 

@@ -25,7 +25,7 @@ from ldmlab.first_stage.reconstruct import reconstruct
 from ldmlab.study.config.conditions import KINDS
 from ldmlab.study.records.record import Record, add_points, as_metrics
 from ldmlab.study.runs.classifier import TrainedClassifier, train_classifier
-from ldmlab.study.runs.conditioners import first_annotations, sample_labels
+from ldmlab.study.runs.conditioners import sample_labels, validation_annotations
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress
 
@@ -96,7 +96,7 @@ def prompts_of(run: Run, n: int) -> Prompts:
         return Prompts(kind, annotations, labels)
     if not isinstance(conditioner, Conditioner):
         raise ValueError(f"prompts are conditions that enter by tokens; that of {run.notebook} is of kind {kind}")
-    annotations = first_annotations(run.pictures, n)
+    annotations = validation_annotations(run.pictures, n)
     return Prompts(kind, annotations, conditioner.read(annotations))
 
 
@@ -213,9 +213,9 @@ def reachable_moments(run: Run) -> FeatureMoments:
     those would be near 0 whatever the denoiser does, and recall with it.
     """
     train = run.pictures.train
-    parts = (range(i, min(i + 256, NUM_REACHABLE, len(train))) for i in range(0, min(NUM_REACHABLE, len(train)), 256))
-    return run.scorer.moments((quantize_8bit(reconstruct(run.first_stage.model, to_float(train.images(part))))
-                              for part in parts), "fd-lab")
+    chosen = train.subset(NUM_REACHABLE)
+    parts = (to_float(train.images(chosen[i:i + 256])) for i in range(0, len(chosen), 256))
+    return run.scorer.moments((quantize_8bit(reconstruct(run.first_stage.model, x)) for x in parts), "fd-lab")
 
 
 @dataclass

@@ -47,8 +47,8 @@ GUIDERS = {
 
 
 def targets(run: Run, n: int) -> Float[Tensor, "n 3 H W"]:
-    """The first `n` validation pictures, or all there are."""
-    return to_float(run.pictures.val.images(range(min(n, len(run.pictures.val)))))
+    """`n` validation pictures, or all there are, as `ImageSet.subset` draws them."""
+    return to_float(run.pictures.val.images(run.pictures.val.subset(n)))
 
 
 def enlarge(y: Float[Tensor, "n 3 h w"], factor: int) -> Float[Tensor, "n 3 H W"]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldmlab.data.images import to_float
 from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.diffusion.noise import SampleNoise
 from ldmlab.diffusion.schedules import Schedule, scaled_linear
 from ldmlab.first_stage.reconstruct import latents_of
 from ldmlab.study.runs.run import Run
@@ -53,7 +54,7 @@ def one_step(
     model: LatentDiffusion, z0: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], t: int, seed: int = 0
 ) -> Float[Tensor, "n 3 H W"]:
     """z_0 noised to `t`, and the model's prediction of it, decoded: its x0_hat."""
-    noise, pictures = torch.randn(z0.shape, generator=torch.Generator().manual_seed(seed)), []
+    noise, pictures = SampleNoise(seed, range(len(z0)))(z0), []
     for z, eps, labels in zip(*(part.to(model.device).split(_BATCH) for part in (z0, noise, y)), strict=True):
         steps = torch.full((len(z),), t, device=model.device)
         z_t = model.schedule.q_sample(z, steps, eps)
@@ -105,8 +106,11 @@ def settled(run: Run, num_points: int = _NUM_POINTS) -> Settled:
 
 
 def validation_latents(run: Run, num: int) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]:
-    """The diffusion model's z_0 of the first `num` validation pictures, and their labels (0 where there are none)."""
-    chosen = range(min(num, len(run.pictures.val)))
+    """The diffusion model's z_0 of `num` validation pictures, as `ImageSet.subset` draws them, and their labels.
+
+    Labels are 0 where there are none.
+    """
+    chosen = run.pictures.val.subset(num)
     z = torch.cat([latents_of(run.first_stage.model, to_float(run.pictures.val.images(chosen[i:i + _BATCH])))
                    for i in range(0, len(chosen), _BATCH)])
     return run.first_stage.stats.scale(z), run.pictures.val.labels(chosen).clamp(min=0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldmlab.data.images import to_float
 from ldmlab.diffusion.likelihood import pixel_decoder, rate_distortion, variational_bound
+from ldmlab.diffusion.noise import SampleNoise
 from ldmlab.diffusion.samplers import ddim_alpha_bars, ddim_step, ddim_timesteps
 from ldmlab.evaluation.rate import (
     CODECS,
@@ -47,9 +48,9 @@ Coder = Callable[[Tensor], Coded]
 
 def training_moments(run: Run) -> Iterator[Tensor]:
     """Cached moments of the training pictures that code tables are learned from, in batches."""
-    num = min(MOST_TABLES, len(run.pictures.train))
-    for start in range(0, num, 1024):
-        yield run.latents.__getitems__(list(range(start, min(start + 1024, num))))["moments"]
+    chosen = run.pictures.train.subset(MOST_TABLES)
+    for start in range(0, len(chosen), 1024):
+        yield run.latents.__getitems__(chosen[start:start + 1024])["moments"]
 
 
 def latent_coder(run: Run, step: float | int = 0) -> LatentCoder:
@@ -162,15 +163,18 @@ def _progressive(run: Run, record: Record) -> None:
 
     Its class labels are sent first, log2 of their number each.
     """
-    model, plan = run.diffusion.model, run.spec.evaluation
-    num, num_times = min(MOST_PROGRESSIVE, len(run.pictures.val)), 2 * plan.num_steps
-    labels, x = run.pictures.val.labels(range(num)), to_float(run.pictures.val.images(range(num)))
+    model, plan, val = run.diffusion.model, run.spec.evaluation, run.pictures.val
+    chosen = val.subset(MOST_PROGRESSIVE)
+    num, num_times = len(chosen), 2 * plan.num_steps
     label_bits = log2(max(1, run.pictures.train.num_classes))
-    generator, found, nats = torch.Generator().manual_seed(run.spec.seed), [], []
+    found, nats = [], []
     with progress(num, "progressive coding", unit="pictures") as bar, torch.inference_mode():
-        for part, y in zip(x.split(plan.batch_size), labels.split(plan.batch_size), strict=True):
+        for start in range(0, num, plan.batch_size):
+            rows = chosen[start:start + plan.batch_size]
+            part, y = to_float(val.images(rows)), val.labels(rows)
+            noise = SampleNoise(run.spec.seed, range(start, start + len(rows)))
             z0 = model.stats.scale(latents_of(model.first_stage, part)).to(model.device)
-            options: dict[str, Any] = {"generator": generator, "num_times": num_times}
+            options: dict[str, Any] = {"generator": noise, "num_times": num_times}
             eps_model = model.eps_model(y.to(model.device))
             found.append(rate_distortion(eps_model, z0, part.to(model.device), model.decode, model.schedule, **options))
             if model.first_stage.reg == "none":
@@ -184,7 +188,7 @@ def _progressive(run: Run, record: Record) -> None:
                                                     zip(found[0].times, row, strict=True)]
     record.protocol |= {"progressive_num": num, "progressive_times": num_times}
     if nats:
-        bits = (torch.cat(nats) / log(2) + label_bits) / x[0].numel()
+        bits = (torch.cat(nats) / log(2) + label_bits) / part[0].numel()
         record.metrics["bits_per_dim"] = {"value": bits.mean().item(), "se": (bits.std() / num**0.5).item(), "n": num,
                                           "unit": "bit a colour value of a pixel, at most"}
 
@@ -237,13 +241,13 @@ def completions(run: Run, x: Float[Tensor, "n 3 H W"], y: Int[Tensor, " n"], t: 
     z_t keeps what is above the noise; the sampler invents the rest, another with each seed.
     """
     model, schedule = run.diffusion.model, run.diffusion.model.schedule
-    eps_model, generator = model.eps_model(y.to(model.device)), torch.Generator(model.device).manual_seed(seed)
+    eps_model, noise = model.eps_model(y.to(model.device)), SampleNoise(seed, range(len(x)))
     z0 = model.stats.scale(latents_of(model.first_stage, x)).to(model.device)
     at = lambda s: torch.full((len(x),), s, device=model.device)  # noqa: E731
-    z = schedule.q_sample(z0, at(t), torch.randn(z0.shape, generator=generator, device=model.device))
+    z = schedule.q_sample(z0, at(t), noise(z0))
     visited = [t, *(s for s in ddim_timesteps(run.spec.evaluation.num_steps, schedule.T) if s < t)]
     for s, (ab_t, ab_s) in zip(visited, ddim_alpha_bars(schedule, visited), strict=True):
-        z = ddim_step(z, eps_model(z, at(s)), ab_t, ab_s, 1.0, generator)
+        z = ddim_step(z, eps_model(z, at(s)), ab_t, ab_s, 1.0, noise)
     return model.decode(z).cpu()
 
 

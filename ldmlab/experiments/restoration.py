@@ -21,8 +21,9 @@ SCORES = ("fd_lab", "kid_lab", "pd_referee")  # those of MEASURES that a network
 
 
 def true_pictures(run: Run) -> Float[Tensor, "n 3 H W"]:
-    """The validation pictures that methods restore, in [-1, 1]."""
-    return to_float(run.pictures.val.images(range(min(run.spec.budget.num_restored, len(run.pictures.val)))))
+    """The validation pictures that methods restore, in [-1, 1], in the order of `spatial_conditions`."""
+    val = run.pictures.val
+    return to_float(val.images(val.subset(run.spec.budget.num_restored)))
 
 
 def restored_scores(run: Run, x: Float[Tensor, "n 3 H W"], x_hat: Float[Tensor, "n 3 H W"]) -> dict[str, Score]:

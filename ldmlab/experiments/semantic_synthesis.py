@@ -32,7 +32,7 @@ MEASURES = {"pixels": "pixels of the right label", "miou": "mean IoU over labels
 
 
 def label_maps(run: Run, n: int) -> Int[Tensor, "n H W"]:
-    """The label maps of the first `n` validation pictures, in turn."""
+    """The label maps of the first `n` of `restoration.true_pictures`."""
     return spatial_conditions(as_spatial(run.conditioner), run.pictures, n)
 
 

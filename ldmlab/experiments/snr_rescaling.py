@@ -198,7 +198,7 @@ def comparable(record: Record) -> list[Record]:
     """This record, and those of its notebook with the same f whose scores may stand beside it: its seeds."""
 
     def key(r: Record) -> tuple:
-        return (r.params["f"], *(r.protocol.get(name) for name in ("sampler", "num_steps", "large_size")),
+        return (r.params["f"], *(r.protocol.get(name) for name in ("sampler", "num_steps", "noise", "large_size")),
                 comparison_key(r, "fd_lab_2x_kl_rescaled"))
 
     others = [r for r in load_records(record.notebook) if r.file_name != record.file_name and key(r) == key(record)]

@@ -31,7 +31,7 @@ PAPER = {  # rows of Tab. 5 that stand for our methods
 
 
 def small_pictures(run: Run, n: int) -> Float[Tensor, "n 3 h w"]:
-    """The first `n` validation pictures, degraded, in [-1, 1]."""
+    """The first `n` of `restoration.true_pictures`, degraded, in [-1, 1]."""
     return spatial_conditions(as_spatial(run.conditioner), run.pictures, n)
 
 

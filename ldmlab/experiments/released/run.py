@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from ldmlab.data.images import ImageSet, quantize_8bit, to_float, to_uint8
 from ldmlab.data.masks import KINDS as MASKS
 from ldmlab.data.masks import inpainting_masks
 from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
+from ldmlab.diffusion.noise import NOISE
 from ldmlab.experiments.released.targets import sampling_target
 from ldmlab.perception.files import file_hash
 from ldmlab.study.config.budgets import auto_tier, budget_of
@@ -192,7 +193,7 @@ class ReleasedRun:
         if tau.kind == "class":
             c = self.row.condition
             return torch.tensor([i * _CLASS_STRIDE % (c.num_items - c.has_null_condition) for i in rows])
-        kind, numbers = condition_kind(tau.kind), [i % len(self.val) for i in rows]
+        kind, numbers = condition_kind(tau.kind), self.numbers(rows)
         if tau.injected_as == "tokens":
             known = [self._known[i] for i in numbers]
             if not any(getattr(annotation, kind.reads) for annotation in known):
@@ -203,15 +204,21 @@ class ReleasedRun:
         if tau.kind == "mask":  # tau.condition would draw the masks of a whole training
             holes = [inpainting_masks(1, (self.size,) * 2, tuple(MASKS)[i % len(MASKS)], self.seed + i) for i in rows]
             return torch.cat([to_float(self.val.images(numbers)), torch.cat(holes)], 1)
-        batch = {"image": self.val.images(numbers)} | ({"map": self.val.maps(numbers)} if kind.maps else {})
-        return tau.condition(batch, torch.Generator().manual_seed(self.seed + rows.start))
+        one = lambda n: {"image": self.val.images([n])} | ({"map": self.val.maps([n])} if kind.maps else {})  # noqa: E731
+        return torch.cat([tau.condition(one(n), torch.Generator().manual_seed(self.seed + i))
+                          for i, n in zip(rows, numbers, strict=True)])
+
+    def numbers(self, rows: range) -> list[int]:
+        """The validation pictures whose conditions samples with these indices have: `ImageSet.subset`, in turn."""
+        order = self.val.subset(len(self.val))
+        return [order[i % len(order)] for i in rows]
 
     def sample(
-        self, y: Tensor, *, seed: int | None = None, guidance_scale: float | None = None
+        self, y: Tensor, *, indices: Sequence[int] | None = None, guidance_scale: float | None = None
     ) -> Float[Tensor, "n 3 H W"]:
-        """Samples in [-1, 1] for conditions `y` with this run's steps, eta and guidance, quantized to 8 bits."""
+        """Samples in [-1, 1] for conditions `y` with this run's seed, steps, eta and guidance, quantized to 8 bits."""
         x = self.model.sample(
-            y, num_steps=self.num_steps, eta=self.eta, seed=self.seed if seed is None else seed, batch_size=CHUNK,
+            y, num_steps=self.num_steps, eta=self.eta, seed=self.seed, indices=indices, batch_size=CHUNK,
             guidance_scale=self.params["guidance_scale"] if guidance_scale is None else guidance_scale)
         return quantize_8bit(x)
 
@@ -223,7 +230,7 @@ class ReleasedRun:
     def sampled(self) -> Iterator[Float[Tensor, "n 3 H W"]]:
         """The run's samples in chunks of CHUNK, loaded from disk if an earlier or interrupted run made them."""
         protocol = [self.file_hash, self.size, self.seed, self.num_steps, self.eta, self.params["guidance_scale"],
-                    self.val.fingerprint, self.num_samples]
+                    self.val.fingerprint, self.num_samples, NOISE]
         folder = runs_dir() / "released" / f"samples-{hashlib.sha256(json.dumps(protocol).encode()).hexdigest()[:16]}"
         with progress(self.num_samples, f"{self.row.name}, samples", unit="pictures") as bar:
             for start in range(0, self.num_samples, CHUNK):
@@ -231,7 +238,7 @@ class ReleasedRun:
                 path = folder / f"{start:06d}.safetensors"
                 x = read_or_set_aside(path, partial(_load_samples, num=len(rows)))
                 if x is None:
-                    x = to_uint8(self.sample(self.conditions(rows), seed=self.seed + start))
+                    x = to_uint8(self.sample(self.conditions(rows), indices=rows))
                     save_tensors(path, {"x": x}, {"key": f"{folder.name}/{start}"})
                 bar.update(len(rows))
                 yield to_float(x)
@@ -248,7 +255,8 @@ class ReleasedRun:
         record = Record(self.notebook, self.row.name, measured, started=self.started, env=environment(self.device))
         record.inputs |= {"file": self.file_hash, "data": self.val.fingerprint}
         record.set_data(self.val.report.as_dict(), self.val.former_fingerprint)
-        record.protocol |= {**self.val.protocol, "weights": "random" if self.random else "file"}
+        record.protocol |= {**self.val.protocol, "weights": "random" if self.random else "file",
+                            "noise": NOISE}
         return record
 
     def keep(self, name: str, fig: "Figure") -> "Figure":
@@ -283,7 +291,7 @@ def sample_rows(run: ReleasedRun, n: int = 6) -> dict[str, Float[Tensor, "n 3 H 
     else:
         y = run.conditions(range(n))
     if tau is not None and tau.injected_as == "channels":
-        return {"true": to_float(run.val.images(range(n))), "samples": run.sample(y)}
+        return {"true": to_float(run.val.images(run.numbers(range(n)))), "samples": run.sample(y)}
     if run.row.condition is None or not run.row.condition.has_null_condition:
         return {"samples": run.sample(y)}
     return {f"guidance scale {scale:g}": run.sample(y, guidance_scale=scale) for scale in (1.0, 1.5, 3.0)}

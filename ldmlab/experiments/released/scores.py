@@ -112,7 +112,7 @@ def paired(run: ReleasedRun, samples: Iterable[Float[Tensor, "_ 3 H W"]]) -> dic
     values: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
     done = 0
     for x_hat in samples:
-        x = to_float(run.val.images([i % len(run.val) for i in range(done, done + len(x_hat))]))
+        x = to_float(run.val.images(run.numbers(range(done, done + len(x_hat)))))
         values["psnr"].append(psnr(x, x_hat))
         values["ssim"].append(ssim(x, x_hat))
         done += len(x_hat)

@@ -22,6 +22,7 @@ from ldmlab.checkpoints.files import load_model, save_model
 from ldmlab.damage import read_or_set_aside, reading
 from ldmlab.data.images import quantize_8bit, to_float, to_uint8
 from ldmlab.diffusion.guiders import downsample
+from ldmlab.diffusion.noise import NOISE
 from ldmlab.evaluation.preference import (
     SimulatedRater,
     Vote,
@@ -110,7 +111,7 @@ def super_resolution(run: Run) -> Comparison:
     trained = Run("12_super_resolution", {**run.params, "data": run.spec.data.name, "factor": FACTOR,
                                           "degradation": "bicubic"}, str(run.device), quiet=True)
     key = content_key(run.diffusion.hash, run.pictures.val.fingerprint, num, FACTOR, SCALE, run.spec.evaluation,
-                      trained.diffusion.hash)
+                      trained.diffusion.hash, NOISE, run.pictures.val.protocol.get("subset"))
     path = runs_dir() / f"user-study-{run.spec.name}-{key}" / "pictures.safetensors"
 
     def load(path: Path) -> dict[str, Tensor]:

@@ -74,9 +74,9 @@ class Notebook:
 _RUN = ("f", "reg", "data", "size", "tier", "seed", "perceptual")
 # How samples were made: as evaluation.protocol.SAMPLING, which needs torch; and less of it where a record holds samples
 # of several guidance scales, or of a task.
-_SAMPLES = ("sampler", "num_steps", "eta", "guidance_scale", "ema")
-_GUIDED = ("sampler", "num_steps", "eta", "guidance_n")
-_RESTORED = ("sampler", "num_steps", "eta", "n")
+_SAMPLES = ("sampler", "num_steps", "eta", "guidance_scale", "ema", "noise")
+_GUIDED = ("sampler", "num_steps", "eta", "guidance_n", "noise")
+_RESTORED = ("sampler", "num_steps", "eta", "n", "noise")
 # f and regularizer of the sweeps of the study.
 _KL, _VQ = tuple((f, "none" if f == 1 else "kl") for f in FS), ((4, "vq"), (8, "vq"), (16, "vq"))
 

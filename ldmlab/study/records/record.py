@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 IN_NAME = ("f", "reg", "data", "size", "tier", "seed")
+DRAWN = ("noise", "subset")  # of the protocol: how noise and subsets of the pictures are drawn
 MAX_NAME = 200  # bytes; file systems allow 255, of which a file that is being written takes some more
 
 
@@ -82,7 +83,7 @@ class Record:
         return replace(self, params=self.params | {"data": name}).file_name
 
     def stored(self, folder: Path | None = None) -> "Record | None":
-        """The record saved under this name, if it was measured with the same parameters, inputs and networks.
+        """The record saved under this name, if it was measured with the same parameters, inputs, networks and `DRAWN`.
 
         A record that lacks one of the networks, or one of whose networks is unknown, is measured again; a damaged file
         is set aside.
@@ -96,6 +97,7 @@ class Record:
         other = self.of_our_data(other)
         (ours, inputs), (_, others) = (split_inputs(r.inputs, r.notebook) for r in (self, other))
         same = (other.schema, other.params, others) == (self.schema, self.params, inputs)
+        same = same and all(other.protocol.get(name) == self.protocol.get(name) for name in DRAWN)
         return other if same and other.metrics and networks_of(other) == ours else None
 
     def save(self, folder: Path | None = None) -> Path:

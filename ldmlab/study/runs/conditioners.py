@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldmlab.data.annotations.annotation import Annotation
+from ldmlab.data.images import ImageSet
 from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
 from ldmlab.diffusion.conditioning.tokens import Conditioner
 from ldmlab.study.config.conditions import ConditionKind, Sources, condition_kind
@@ -66,24 +67,29 @@ def sample_conditions(conditioner: Conditioner | SpatialConditioner | None, pict
         return sample_labels(pictures.train.num_classes, n)
     if isinstance(conditioner, SpatialConditioner):
         return spatial_conditions(conditioner, pictures, n)
-    return conditioner.read(first_annotations(pictures, n))
+    return conditioner.read(validation_annotations(pictures, n))
 
 
 def spatial_conditions(conditioner: SpatialConditioner, pictures: Pictures, n: int, seed: int = 0) -> Tensor:
-    """Aligned conditions y of the first `n` validation pictures, from the first again where there are fewer.
+    """Aligned conditions y of `n` validation pictures, those of `ImageSet.subset`, from its first again if fewer.
 
     Random degradations and masks are drawn from `seed`.
     """
     val = pictures.val
-    numbers = [i % len(val) for i in range(n)]
+    numbers = _in_turn(val, n)
     maps = condition_kind(conditioner.kind).maps
     batch = {"image": val.images(numbers)} | ({"map": val.maps(numbers)} if maps else {})
     return conditioner.condition(batch, torch.Generator().manual_seed(seed))
 
 
-def first_annotations(pictures: Pictures, n: int) -> list[Annotation]:
-    """Annotations of the first `n` validation pictures, from the first again where there are fewer."""
-    return list(itertools.islice(itertools.cycle(pictures.annotations("val")), n))
+def validation_annotations(pictures: Pictures, n: int) -> list[Annotation]:
+    """Annotations of `n` validation pictures, those of `ImageSet.subset`, from its first again if fewer."""
+    known = pictures.annotations("val")
+    return [known[i] for i in _in_turn(pictures.val, n)]
+
+
+def _in_turn(images: ImageSet, n: int) -> list[int]:
+    return list(itertools.islice(itertools.cycle(images.subset(n)), n))
 
 
 def sample_labels(num_classes: int, n: int) -> Tensor:

@@ -32,6 +32,7 @@ from ldmlab.study.training.loop import fit
 from ldmlab.study.training.progress import progress_callback
 from ldmlab.study.training.state import check_meta, find_or_train
 
+NUM_VALIDATED = 256  # validation pictures that PSNR is taken of during training
 FLAT_DB = 0.3  # a first stage is called flat if the second half of its training gained less validation PSNR
 
 
@@ -116,7 +117,7 @@ def _fit_first_stage(spec: StudySpec, pictures: Pictures, device: torch.device, 
         model, loss, lr=plan.lr, disc_lr=plan.disc_lr, num_steps=plan.num_steps, warmup_steps=plan.warmup_steps,
         decay_from=plan.decay_from, final_lr=plan.final_lr, clip_norm=plan.clip_norm, revive_every=plan.revive_every,
         exact=plan.exact)
-    val = pictures.val.images(range(min(256, len(pictures.val))))
+    val = pictures.val.images(pictures.val.subset(NUM_VALIDATED))
 
     def validate(module: FirstStageModule, step: int, curve: Curve) -> None:
         measured = module.validate(val)
@@ -157,11 +158,12 @@ def is_flat(curve: Curve) -> bool:
 def measure_latents(
     model: FirstStage, pictures: Pictures, mode: str, device: torch.device, num: int = 256
 ) -> LatentStats:
-    """Statistics of sampled training latents; `num` = 0 takes the whole set, as modes "dataset" and "channel" do."""
-    num = len(pictures.train) if mode in ("dataset", "channel") else min(num, len(pictures.train))
+    """Statistics of sampled latents of `num` training pictures; of all, in modes "dataset" and "channel"."""
+    train = pictures.train
+    chosen = train.subset(len(train) if mode in ("dataset", "channel") else num)
     generator = torch.Generator().manual_seed(0)
-    parts = [model.sample_latent(model.moments(to_float(pictures.train.images(range(i, min(i + 128, num)))).to(device)),
-                                 generator).cpu() for i in range(0, num, 128)]
+    parts = [model.sample_latent(model.moments(to_float(train.images(chosen[i:i + 128])).to(device)), generator).cpu()
+             for i in range(0, len(chosen), 128)]
     return latent_stats(torch.cat(parts), mode)
 
 

@@ -89,7 +89,7 @@ def show_report(report: DataReport) -> None:
 
 
 def open_set(data: DataSpec, split: str, num: int = 0, *, size: int = 0) -> ImageSet:
-    """The first `num` pictures of a split in the study's order, or all at 0; at `size` pixels, if not their own."""
+    """`num` pictures of a split, as `ImageSet.subset` draws them, or all at 0; at `size` pixels, if not their own."""
     return open_dataset(data.name, size=size or data.size, split=split, num=num or None, seed=0,
                         cache_dir=runs_dir() / "data")
 

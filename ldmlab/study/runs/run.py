@@ -12,6 +12,7 @@ from torch import Tensor
 from ldmlab.data.user_pictures import open_user_pictures
 from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
 from ldmlab.diffusion.conditioning.tokens import Conditioner
+from ldmlab.diffusion.noise import NOISE
 from ldmlab.first_stage.latents import Latents, PixelLatents
 from ldmlab.perception.losses import loss_hash
 from ldmlab.study.config.budgets import auto_tier
@@ -146,7 +147,7 @@ class Run:
         record.inputs["data"] = train.fingerprint
         record.set_data(about, train.former_fingerprint)
         record.inputs["first_stage"] = self.first_stage.hash
-        record.protocol.update(self.pictures.train.protocol)
+        record.protocol |= {**self.pictures.train.protocol, "noise": NOISE}
         record.events += self.first_stage.curve.events
         return record
 

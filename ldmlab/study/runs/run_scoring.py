@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldmlab.data.images import ImageSet, quantize_8bit, to_float
 from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.diffusion.noise import NOISE
 from ldmlab.evaluation.cost import count_flops, throughput
 from ldmlab.evaluation.distances import FeatureMoments, Score
 from ldmlab.evaluation.metrics import METRICS, SCORE_NETWORK
@@ -56,7 +57,7 @@ class RunScorer(Scorer):
         """What a score of samples has to be compared under."""
         return {
             **self.pictures.train.protocol, "reference": "train", "sampler": "ddim", "num_steps": self.plan.num_steps,
-            "eta": 0.0, "guidance_scale": 1.0, "ema": True, "seed": self.spec.seed, "dtype": "float32",
+            "eta": 0.0, "guidance_scale": 1.0, "ema": True, "noise": NOISE, "seed": self.spec.seed, "dtype": "float32",
             "quantization": "8 bits", "labels": "equal shares" if self.pictures.train.num_classes else "none",
         }
 
