@@ -62,8 +62,8 @@ def test_an_executed_notebook_that_is_committed_is_a_reference():
 
 
 def test_tracked_files_are_small():
-    """Nobody clones checkpoints; the tour's denoiser, in half precision, is the one file that needs more than 2 MB."""
-    needed = {"tour-diffusion.safetensors": 2.5}
+    """Nobody clones checkpoints; the tour's denoiser and the score network, in half precision, need more than 2 MB."""
+    needed = {"tour-diffusion.safetensors": 2.5, "effnet.safetensors": 6.5}
     assert [path for path in tracked() if path.stat().st_size > needed.get(path.name, 2) * 2**20] == []
 
 

@@ -1,71 +1,21 @@
 """Small networks of ldmlab, of different architecture, seed and training task; `python -m ldmlab.weights.train`.
 
-`psim-lab` is for losses, `fd-lab` for scores, and `referee` checks the ranking by `fd-lab`.
+`psim-lab` is for losses. `fd-lab` and `referee` were the networks of scores before EfficientNet-Lite0, which
+`feature_net` loads as well: they do not see structure, and are kept to show that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldmlab.damage import read_json
+from ldmlab.perception.base import FeatureNet
+from ldmlab.perception.efficientnet import EffNet
 from ldmlab.perception.files import WEIGHTS, Module, file_hash, freeze
-from ldmlab.perception.pictures import check_pictures
-
-
-class FeatureNet(nn.Module):
-    """Base class of feature networks: a chain of `stages`, each with a feature map, and an embedding pooled from them.
-
-    The shipped networks are frozen, with their BatchNorms folded into the convolutions; `weights_hash` is the sha256 of
-    the weights file.
-    """
-
-    name = "feature-net"
-    mean_of: tuple[int, ...] = ()  # stages whose spatial mean is part of the embedding
-    std_of: tuple[int, ...] = ()  # stages whose spatial standard deviation is part of the embedding
-
-    embed_mean: Tensor
-    embed_std: Tensor
-    weights_hash: str
-
-    def __init__(self, widths: tuple[int, ...], stages: Sequence[nn.Module]):
-        super().__init__()
-        self.widths, self.stages = widths, nn.ModuleList(stages)
-        self.dim = sum(widths[i] for i in (*self.mean_of, *self.std_of))
-        # They standardise each entry of an embedding over the training pictures, so that no stage dominates.
-        self.register_buffer("embed_mean", torch.zeros(self.dim))
-        self.register_buffer("embed_std", torch.ones(self.dim))
-        self.weights_hash = ""
-
-    def stage_maps(self, x: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
-        """Feature maps of all stages, without checking the input."""
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def maps(self, x: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
-        """Feature maps of all stages, fine to coarse, of pictures in [-1, 1]."""
-        check_pictures(x)
-        return self.stage_maps(x)
-
-    def pool(self, maps: list[Tensor]) -> Float[Tensor, "n d"]:
-        """The embedding before standardisation: spatial means of `mean_of` stages, deviations of `std_of` stages."""
-        means = [maps[i].mean((2, 3)) for i in self.mean_of]
-        # The small constant keeps the gradient finite where a map is flat.
-        stds = [(maps[i].var((2, 3), correction=0) + 1e-6).sqrt() for i in self.std_of]
-        return torch.cat(means + stds, 1)
-
-    def embed(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """Standardised embeddings, in float32, of pictures in [-1, 1] of any size from 16 px."""
-        check_pictures(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return (self.pool(self.stage_maps(x.float())) - self.embed_mean) / self.embed_std
 
 
 def _conv(c_in: int, c_out: int, act: type[nn.Module], k: int = 3, stride: int = 1) -> nn.Sequential:
@@ -128,7 +78,7 @@ class RefereeNet(FeatureNet):
         super().__init__(widths, stages)
 
 
-ARCHITECTURES: dict[str, Callable[[], FeatureNet]] = {net.name: net for net in (PsimNet, FdNet, RefereeNet)}
+ARCHITECTURES: dict[str, Callable[[], FeatureNet]] = {net.name: net for net in (EffNet, PsimNet, FdNet, RefereeNet)}
 
 
 def fold_batchnorm(module: Module) -> Module:
@@ -144,7 +94,8 @@ def fold_batchnorm(module: Module) -> Module:
 
 
 def feature_net(name: str, folder: Path | str | None = None) -> FeatureNet:
-    """Load a shipped feature network, frozen: "psim-lab" for losses, "fd-lab" for scores, "referee" for checks.
+    """Load a shipped feature network, frozen: "effnet" for scores, "psim-lab" for losses, and the former networks
+    of scores, "fd-lab" and "referee".
 
     `folder` holds `<name>.safetensors` and `<name>.json` (default: the shipped ones). Raises ValueError for an unknown
     name, and for a file whose sha256 differs from that in its JSON.
