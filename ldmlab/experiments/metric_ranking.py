@@ -30,6 +30,7 @@ NUM, NUM_TRAIN = 256, 1024  # pictures of a level, and of the reference
 AT_SMOKE = (16, 32)
 SMOKE_FAMILIES = ("blur", "blurred, then no structure", "fewer distinct pictures", "copies")
 VALUE = {KEPT: 1, UNDECIDED: 0, BROKEN: -1}
+STRUCTURE = "structure "  # "structure <pictures>, <metric>"
 PREFIX = "order "  # of a record's metrics: "order <metric>, <family>"
 
 
@@ -108,6 +109,49 @@ def ranking_entries(
                 "claims": FAMILIES[family].loses in metric.sees, "trains": metric.trains,
                 **({"network": network, "network_hash": hashes[network]} if network in hashes else {})}
     return entries
+
+
+# --- The same pictures by several networks ----------------------------------------------------------------------------
+
+
+def structure_rows(run: Run, samples: Tensor) -> Levels:
+    """Pictures with structure and without, by name; not in a known order, unlike those of a family."""
+    true = material_of(run).true
+    made = {name: FAMILIES[name].make(Material(true, true, seed=run.spec.seed)) for name in (
+        "blur", "shuffled patches", "random phases")}
+    scale, own = true.shape[-1] / 32, f"reconstructions, {run.first_stage.name}"
+    rec = run.scorer.reconstruct(run.first_stage, true)
+    noise = {f"the same + noise of {std:g}": degrade(rec, "noise", std, run.spec.seed) for std in (0.05, 0.1)}
+    return {"true pictures": true, "blurred": made["blur"][f"{scale:g} px"], own: rec, **noise,
+            f"samples of {run.spec.name}": samples, "patches of 8 px shuffled": made["shuffled patches"]["8 px"],
+            "phases of the spectrum randomised": made["random phases"]["100%"]}
+
+
+def measure_structure(run: Run, record: Record, samples: Tensor) -> None:
+    """KD-EffNet, FD-lab and FD-referee of `structure_rows` against training pictures, with their intervals."""
+    keys = ("kd_effnet", "fd_lab", "fd_referee")
+    reference = {}
+    for row, x in structure_rows(run, samples).items():
+        for key in keys:
+            extractor = METRICS[key].extractor
+            if extractor not in reference:
+                reference[extractor] = run.scorer.reference(extractor)
+            scores = run.scorer.score(x, (key,), reference=reference[extractor], allow_few=True)
+            record.metrics |= as_metrics({f"{STRUCTURE}{row}, {key}": scores[key]})
+
+
+def structure_table(record: Record) -> "pd.DataFrame":
+    """The scores of `measure_structure`, a row for each set of pictures, with intervals."""
+    import pandas as pd
+
+    rows: dict[str, dict[str, str]] = {}
+    for name, entry in record.metrics.items():
+        if name.startswith(STRUCTURE):
+            row, _, _ = name.removeprefix(STRUCTURE).rpartition(", ")
+            interval = entry.get("interval") or {"low": entry["value"], "high": entry["value"]}
+            rows.setdefault(row, {})[entry["name"]] = (
+                f"{entry['value']:.3g}  [{interval['low']:.3g}, {interval['high']:.3g}]")
+    return pd.DataFrame(rows).T
 
 
 def example_rows(material: Material, row: int, most: int = 6) -> dict[str, Tensor]:
