@@ -77,8 +77,8 @@ def test_what_is_not_supported_is_explained_with_its_numbers():
     """A contradicted claim says effect and interval, an unmeasured one what it lacks; a supported one is left out."""
     claim = claims.CLAIMS[0]
     verdicts = [
-        claims.Verdict(claim, claims.CONTRADICTED, "the interval lies below the threshold", "KD-EffNet", 0.5, (0.4, 0.6),
-                       "LDM-1 x2", "seeds"),
+        claims.Verdict(claim, claims.CONTRADICTED, "the interval lies below the threshold", "KD-EffNet", 0.5,
+                       (0.4, 0.6), "LDM-1 x2", "seeds"),
         claims.Verdict(claims.CLAIMS[1], claims.UNDERPOWERED, "no record of it"),
         claims.Verdict(claims.CLAIMS[2], claims.SUPPORTED, "", "KD-EffNet", 2.0, (1.9, 2.1)),
     ]

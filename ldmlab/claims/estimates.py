@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from math import inf, sqrt
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from ldmlab.claims.evidence import Cell, Evidence, Quantity, Value, cell_name
 
 LEVEL = 0.95
 MOST_PRIOR = 1.0  # degrees of freedom of the other cells' variance, at most
 MOST_SEEDS = 1000
+FAR = 30.0  # effects of more standard errors are found in any case
 
 
 @dataclass(frozen=True)
@@ -55,25 +56,27 @@ class Effect:
     def df(self) -> float:
         """Degrees of freedom of the error [Satterthwaite 1946], at most those that were measured."""
         parts = [(t.weight**2 * t.variance / t.num, t.df) for t in self.terms]
-        spent = sum(part**2 / df for part, df in parts if df < inf)
-        return min(self.most_df, self.error**4 / spent) if spent else inf
+        measured = [(part, df) for part, df in parts if df < inf]
+        # Moderated variances share what they are drawn to: together they have no more than most_df.
+        spent = max(sum(part**2 / df for part, df in measured), sum(part for part, _ in measured) ** 2 / self.most_df)
+        return self.error**4 / spent if spent else inf
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The confidence interval at `level`."""
-        reach = float(stats.t.ppf((1 + level) / 2, self.df)) * self.error
+        reach = _quantile((1 + level) / 2, self.df) * self.error
         return self.value - reach, self.value + reach
 
     def p_above(self, threshold: float | int) -> float:
         """The level at which the interval just begins to lie above a threshold, in [0, 1]; below: `p_below`."""
         if self.error == 0:
             return 0.0 if self.value > threshold else 1.0
-        return min(1.0, 2 * float(stats.t.sf((self.value - threshold) / self.error, self.df)))
+        return min(1.0, 2 * _below((threshold - self.value) / self.error, self.df))
 
     def p_below(self, threshold: float | int) -> float:
         """The level at which the interval just begins to lie below a threshold, in [0, 1]."""
         if self.error == 0:
             return 0.0 if self.value < threshold else 1.0
-        return min(1.0, 2 * float(stats.t.cdf((self.value - threshold) / self.error, self.df)))
+        return min(1.0, 2 * _below((self.value - threshold) / self.error, self.df))
 
     def power(self, beyond: float | int, level: float = LEVEL, seeds: int | None = None) -> float:
         """The probability that an interval lies above a threshold that the true effect exceeds by `beyond`.
@@ -84,10 +87,22 @@ class Effect:
         if seeds:
             error = sqrt(sum(t.weight**2 * (t.variance / seeds + t.fixed) for t in self.terms))
             df = max(1, len(self.terms) * (seeds - 1))
-        if error == 0:
+        if error == 0 or beyond / error > FAR:
             return 1.0
-        reach = stats.t.ppf((1 + level) / 2, df)
-        return float(stats.norm.sf(reach - beyond / error) if df == inf else stats.nct.sf(reach, df, beyond / error))
+        reach = _quantile((1 + level) / 2, df)
+        if df == inf:
+            return float(special.ndtr(beyond / error - reach))
+        return 1 - float(special.nctdtr(df, beyond / error, reach))
+
+
+def _quantile(p: float, df: float | int) -> float:
+    """Quantile of Student's distribution, normal for infinite degrees of freedom."""
+    return float(special.ndtri(p) if df == inf else special.stdtrit(df, p))
+
+
+def _below(x: float, df: float | int) -> float:
+    """Probability that a Student's variable is below x."""
+    return float(special.ndtr(x) if df == inf else special.stdtr(df, x))
 
 
 def moderated(spreads: Sequence[float], dfs: Sequence[int], pictures: Sequence[float], sizes: Sequence[float]

@@ -93,6 +93,7 @@ class Evidence:
         self.records = max(groups.values(), key=lambda group: (len(group), max(r.started for r in group)), default=[])
         self.left_out = sum(map(len, groups.values())) - len(self.records)
         self.cells = lru_cache(maxsize=None)(self._cells)
+        self._groups = lru_cache(maxsize=None)(self._read)
 
     def _cells(self, quantity: Quantity, of: tuple[Cell, ...] = (), without: int | None = None
                ) -> dict[Cell, list[Value]]:
@@ -101,17 +102,8 @@ class Evidence:
         Of several protocols, that which most of the cells `of` a claim have; then today's scores before those of
         earlier versions; then that of most records. `without` is a seed that is left out.
         """
-        groups: dict[tuple, list[Value]] = {}
         clock = self.clock(quantity.clock, of, without) if quantity.clock else None
-        for record in self.records:
-            if record.notebook != quantity.notebook or record.params["seed"] == without:
-                continue
-            value = quantity.read(record, clock) if clock or not quantity.clock else None
-            if is_number(value):
-                error = quantity.error(record, clock)
-                key = (*comparison_key(record, quantity.metric).values(), *_sampling(record, quantity.metric),
-                       device_of(record) if quantity.timed else "", is_new(record))
-                groups.setdefault(key, []).append(Value(record, float(value), error if is_number(error) else None))
+        groups = self._groups(quantity, clock, without) if clock or not quantity.clock else {}
         found: dict[Cell, dict[int, Value]] = {}
 
         def order(key: tuple) -> tuple:
@@ -122,10 +114,23 @@ class Evidence:
             found.setdefault(cell_of(value.record), {}).setdefault(value.record.params["seed"], value)
         return {cell: list(seeds.values()) for cell, seeds in sorted(found.items())}
 
+    def _read(self, quantity: Quantity, clock: Clock | None, without: int | None) -> dict[tuple, list[Value]]:
+        """All values of a quantity, by what must be equal for them to be compared."""
+        groups: dict[tuple, list[Value]] = {}
+        for record in self.records:
+            if record.notebook != quantity.notebook or record.params["seed"] == without:
+                continue
+            value = quantity.read(record, clock)
+            if is_number(value):
+                error = quantity.error(record, clock)
+                key = (*comparison_key(record, quantity.metric).values(), *_sampling(record, quantity.metric),
+                       device_of(record) if quantity.timed else "", is_new(record))
+                groups.setdefault(key, []).append(Value(record, float(value), error if is_number(error) else None))
+        return groups
+
     def clock(self, name: ClockName, of: tuple[Cell, ...], without: int | None = None) -> Clock | None:
         """The last point that all runs of the cells `of` reach; None if there is none, or a cell has no such run."""
-        timed = name == "seconds"
-        swept = self.cells(Quantity("", "04_tradeoff", SCORE, "", _scored(name), timed=timed), of, without)
+        swept = self.cells(SWEPT[name], of, without)
         runs = [value.record for cell in of for value in swept.get(cell, ())]
         if not runs or any(cell not in swept for cell in of):
             return None
@@ -142,7 +147,7 @@ class Evidence:
 
     def lengths(self, of: tuple[Cell, ...], without: int | None = None) -> str:
         """The training steps of the cells, in words where they differ; "" where they are equal or unknown."""
-        swept = self.cells(Quantity("", "04_tradeoff", SCORE, "", _scored("steps")), of, without)
+        swept = self.cells(SWEPT["steps"], of, without)
         steps = {cell: max(max(steps_of(value.record)) for value in swept[cell]) for cell in of if cell in swept}
         if len(set(steps.values())) < 2:
             return ""
@@ -154,6 +159,11 @@ def _scored(name: ClockName) -> Read:
         steps = steps_of(record)
         return 1.0 if steps and all(step in costs(record, name) for step in steps) else None
     return read
+
+
+SWEPT: dict[ClockName, Quantity] = {
+    name: Quantity("scored runs", "04_tradeoff", SCORE, f"curve {SCORE}", _scored(name), timed=name == "seconds")
+    for name in ("steps", "seconds", "FLOPs")}
 
 
 def _sampling(record: Record, metric: str) -> tuple:
