@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ldmlab.claims.claims import SUPPORTED, Verdict, frame, ledger
+from ldmlab.claims.claims import frame
+from ldmlab.claims.judging import SUPPORTED, Verdict, ledger
 from ldmlab.figures.index import DRAWINGS, Drawing
 from ldmlab.paper import numbers as paper
 from ldmlab.study.config.budgets import is_smoke
@@ -130,13 +131,15 @@ class Report:
         return pd.DataFrame(rows, columns=["device", "torch", "python", "system", "records", "hours", "commits"])
 
     def new_record(self, findings: int) -> Record:
-        """The report's own record: verdict, effect, interval and runs of every claim; `findings` of the linter."""
+        """The report's own record: verdict, effect, runs and power of every claim; `findings` of the linter."""
         record = Record(self.notebook, "report", self.params, started=self.started,
                         env=environment(choose_device("cpu")))
         record.inputs = {f"{r.notebook}/{r.file_name}": r.started for r in self.records}
         for v in self.verdicts:
             record.metrics[f"claim {v.claim.id}"] = {
-                "verdict": v.verdict, "value": v.effect, "interval": v.interval and list(v.interval), "runs": v.runs}
+                "verdict": v.verdict, "uncorrected": v.raw, "value": v.effect,
+                "interval": v.interval and list(v.interval), "runs": v.runs, "scores": v.scores,
+                "samplers": v.samplers, "level": v.p, "power": v.power}
         record.metrics["records"] = {"value": len(self.records), "unit": "1"}
         record.metrics["contradictions in the paper"] = {"value": findings, "unit": "1"}
         return record
@@ -217,14 +220,14 @@ def _mean(s: Any, metric: str) -> float | None:
 
 
 def explained(verdicts: Sequence[Verdict]) -> list[str]:
-    """One sentence per claim that is contradicted or underpowered: what was measured, and the reason."""
+    """One sentence per claim that is not supported: what was measured, and the reason."""
     rows, said = frame(verdicts), []
     for v in verdicts:
         if v.verdict == SUPPORTED:
             continue
         row = rows.loc[v.claim.id]
         found = (f"{row['effect of']} is {row['effect']}, 95 % interval {row['interval']}, against a threshold of "
-                 f"{row['threshold']} ({row['reason']})" if v.effect is not None else "nothing was measured")
+                 f"{row['threshold']} ({v.claim.reason})" if v.effect is not None else "nothing was measured")
         basis = f"; it rests on {v.runs} ({v.basis})" if v.runs else ""
         said.append(f"{v.claim.id} [{row['place']}], {v.verdict}: \"{v.claim.statement}\" "
                     f"{found[0].upper()}{found[1:]}: {v.why}{basis}.")

@@ -3,7 +3,7 @@
 import pytest
 
 from ldmlab import report
-from ldmlab.claims import claims
+from ldmlab.claims import judging as claims
 from ldmlab.figures import report as figures
 from ldmlab.figures.index import DRAWINGS
 from ldmlab.paper.deviations import deviations
@@ -77,13 +77,13 @@ def test_what_is_not_supported_is_explained_with_its_numbers():
     """A contradicted claim says effect and interval, an unmeasured one what it lacks; a supported one is left out."""
     claim = claims.CLAIMS[0]
     verdicts = [
-        claims.Verdict(claim, claims.CONTRADICTED, "the interval lies below the threshold", "FD-lab", 0.5, (0.4, 0.6),
-                       "LDM-1 x2", "seeds"),
+        claims.Verdict(claim, claims.CONTRADICTED, "the interval lies below the threshold", "KD-EffNet", 0.5,
+                       (0.4, 0.6), "LDM-1 x2", "seeds"),
         claims.Verdict(claims.CLAIMS[1], claims.UNDERPOWERED, "no record of it"),
-        claims.Verdict(claims.CLAIMS[2], claims.SUPPORTED, "", "FD-lab", 2.0, (1.9, 2.1)),
+        claims.Verdict(claims.CLAIMS[2], claims.SUPPORTED, "", "KD-EffNet", 2.0, (1.9, 2.1)),
     ]
     first, second = report.explained(verdicts)
-    for part in (claim.id, "contradicted", "x0.5", "x0.4 to x0.6", "LDM-1 x2", claim.statement):
+    for part in (claim.id, "contradicted", " is 0.5,", "0.4 to 0.6", "LDM-1 x2", claim.statement):
         assert part in first
     assert "nothing was measured" in second.lower() and "no record of it" in second
     assert figures.fig_ledger(verdicts, "").axes

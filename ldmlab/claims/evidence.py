@@ -1,30 +1,42 @@
-"""Effects estimated from records, with confidence intervals, as evidence for or against claims of the paper.
+"""Which records are evidence for a quantity: made alike, on the same pictures, and read at the same point of training.
 
-A `Quantity` reads one number from a record, and `estimate_effect` returns a weighted sum of its means by f and
-regularizer as an `Effect` with its interval. Ratios are handled as logarithms, whose spread over runs is about the
-same at all f.
+A `Quantity` reads one number of a record. `Evidence.cells` gives its values by f and regularizer, one per seed. A clock
+(equal steps, seconds or FLOPs) is limited by the models that a claim is about, and by no other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from math import inf, isfinite, sqrt
+from functools import lru_cache
+from math import isfinite
 from pathlib import Path
-from typing import TypeGuard
+from typing import Literal, NamedTuple, TypeGuard
 
-import numpy as np
-from scipy import stats
-
+from ldmlab.evaluation.protocol import SAMPLING
 from ldmlab.study.config.budgets import evidence_tiers
 from ldmlab.study.config.data_names import labels_of
 from ldmlab.study.config.notebooks import NOTEBOOKS
+from ldmlab.study.config.presets import study_spec
 from ldmlab.study.records.compare import comparison_key, data_name, device_of
 from ldmlab.study.records.record import Record, load_records
 
-LEVEL = 0.95
-FAR = 4.0  # half-width of the interval of a single run without standard error, in assumed spreads
-
 Cell = tuple[int, str]  # f and regularizer
+ClockName = Literal["steps", "seconds", "FLOPs"]
+SCORE = "kd_effnet"  # records without it were made for the scores of earlier versions
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A point of training that all models of a claim have reached, and have been scored at or around."""
+
+    name: ClockName
+    value: float | int
+    at_end: bool  # whether it is the end of training of all of them
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} FLOP" if self.name == "FLOPs" else f"{self.value:.0f} {self.name}"
+
+
+Read = Callable[[Record, Clock | None], float | int | None]
 
 
 @dataclass(frozen=True)
@@ -35,35 +47,30 @@ class Quantity:
     notebook: str
     metric: str  # of which records must have comparable protocols
     needs: str  # what a record must have, in words
-    read: Callable[[Record, "Evidence"], float | int | None]
-    error: Callable[[Record], float | None] = lambda record: None  # standard error over samples
-    ratio: bool = True  # whether the number is a natural logarithm, so that a difference is a factor
+    read: Read
+    error: Read = lambda record, clock: None  # standard error over pictures
+    ratio: bool = False  # whether the number is a natural logarithm, so that a difference is a factor
     unit: str = ""
-    spread: float = 0.1  # standard deviation over seeds, assumed until there are two; 0 for exact numbers
+    spread: float = 0.1  # standard deviation over seeds, assumed until there are two
+    floor: float = 0.0  # above 0 the spread is a share of the value, or of the floor for values below it
     timed: bool = False  # whether records are comparable on one device only
+    shared: bool = False  # whether all seeds are measured on the same pictures, so that more seeds do not average them
+    exact: Callable[[Cell], bool] = lambda cell: False  # whether it cannot differ between seeds
+    clock: ClockName | None = None
 
     @property
     def spread_name(self) -> str:
         """The assumed spread over seeds, in words."""
-        return f"spread of {self.spread:.0%}" if self.ratio else f"spread of {self.spread:g} {self.unit}".rstrip()
+        return f"spread of {self.spread:.0%}" if self.ratio or self.floor else (
+            f"spread of {self.spread:g} {self.unit}".rstrip())
 
 
-@dataclass(frozen=True)
-class Effect:
-    """An effect with its standard error and degrees of freedom; `missing` gives the reasons if there is none."""
+class Value(NamedTuple):
+    """A quantity of one run, with its standard error over pictures where that is known."""
 
-    value: float = 0.0
-    error: float = 0.0
-    df: float = inf
-    reach: float | None = None  # half-width in standard errors, if it does not follow from the level
-    basis: str = ""
-    runs: str = ""
-    missing: tuple[str, ...] = ()
-
-    def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """The confidence interval at `level`."""
-        reach = self.reach if self.reach is not None else float(stats.t.ppf((1 + level) / 2, self.df))
-        return self.value - reach * self.error, self.value + reach * self.error
+    record: Record
+    value: float
+    error: float | None
 
 
 class Evidence:
@@ -78,62 +85,126 @@ class Evidence:
             raise ValueError(f"evidence comes from tier {', '.join(evidence_tiers())}; got {tier!r}")
         self.data, self.tier, names = Path(data).stem, tier, labels_of(data)
         if records is None:
-            records = [record for row in NOTEBOOKS.values() if row.evidence
-                       for record in load_records(row.name)]
+            records = [record for row in NOTEBOOKS.values() if row.evidence for record in load_records(row.name)]
         groups: dict[tuple, list[Record]] = {}
         for record in records:
             if data_name(record) in names and record.params["tier"] == tier:
                 groups.setdefault((record.inputs.get("data"), record.params["size"]), []).append(record)
-        self.records = _largest(groups, lambda record: record.started)
+        self.records = max(groups.values(), key=lambda group: (len(group), max(r.started for r in group)), default=[])
         self.left_out = sum(map(len, groups.values())) - len(self.records)
-        self._known: dict[Quantity, dict[Cell, list[tuple[Record, float]]]] = {}
+        self.cells = lru_cache(maxsize=None)(self._cells)
+        self._groups = lru_cache(maxsize=None)(self._read)
 
-    def cells(self, quantity: Quantity) -> dict[Cell, list[tuple[Record, float]]]:
-        """Records that have a quantity under one protocol, with its values, by f and regularizer; one per seed."""
-        if quantity not in self._known:
-            self._known[quantity] = self._read(quantity)
-        return self._known[quantity]
+    def _cells(self, quantity: Quantity, of: tuple[Cell, ...] = (), without: int | None = None
+               ) -> dict[Cell, list[Value]]:
+        """Values of a quantity under one protocol, by f and regularizer, one per seed.
 
-    def _read(self, quantity: Quantity) -> dict[Cell, list[tuple[Record, float]]]:
-        groups: dict[tuple, list[tuple[Record, float]]] = {}
-        for record in self.records:
-            value = quantity.read(record, self) if record.notebook == quantity.notebook else None
-            if not is_number(value):
-                continue
-            key = (*comparison_key(record, quantity.metric).values(), device_of(record) if quantity.timed else "")
-            groups.setdefault(key, []).append((record, float(value)))
-        found: dict[Cell, dict[int, tuple[Record, float]]] = {}
-        for record, value in _largest(groups, lambda pair: pair[0].started):
-            cell = (record.params["f"], record.params.get("reg", "kl"))
-            found.setdefault(cell, {}).setdefault(record.params["seed"], (record, value))
+        Of several protocols, that which most of the cells `of` a claim have; then today's scores before those of
+        earlier versions; then that of most records. `without` is a seed that is left out.
+        """
+        clock = self.clock(quantity.clock, of, without) if quantity.clock else None
+        groups = self._groups(quantity, clock, without) if clock or not quantity.clock else {}
+        found: dict[Cell, dict[int, Value]] = {}
+
+        def order(key: tuple) -> tuple:
+            cells = {cell_of(value.record) for value in groups[key]}
+            return len(cells & set(of)), key[-1], len(groups[key]), max(v.record.started for v in groups[key])
+
+        for value in groups[max(groups, key=order)] if groups else []:
+            found.setdefault(cell_of(value.record), {}).setdefault(value.record.params["seed"], value)
         return {cell: list(seeds.values()) for cell, seeds in sorted(found.items())}
 
-    @cached_property
-    def shared_step(self) -> int | None:
-        """The last training step at which the samples of every model were scored; None if there is none."""
-        steps = [{int(step) for step, _ in record.curves["fd_lab"]} for record in self._swept]
-        return max(set.intersection(*steps), default=None) if steps else None
+    def _read(self, quantity: Quantity, clock: Clock | None, without: int | None) -> dict[tuple, list[Value]]:
+        """All values of a quantity, by what must be equal for them to be compared."""
+        groups: dict[tuple, list[Value]] = {}
+        for record in self.records:
+            if record.notebook != quantity.notebook or record.params["seed"] == without:
+                continue
+            value = quantity.read(record, clock)
+            if is_number(value):
+                error = quantity.error(record, clock)
+                key = (*comparison_key(record, quantity.metric).values(), *_sampling(record, quantity.metric),
+                       device_of(record) if quantity.timed else "", is_new(record))
+                groups.setdefault(key, []).append(Value(record, float(value), error if is_number(error) else None))
+        return groups
 
-    @cached_property
-    def shared_seconds(self) -> float | int | None:
-        """Seconds of training that every model has reached; None if a record lacks its times."""
-        ends = [record.curves["train_s"][-1][1] for record in self._swept if record.curves.get("train_s")]
-        return min(ends) if ends and len(ends) == len(self._swept) else None
+    def clock(self, name: ClockName, of: tuple[Cell, ...], without: int | None = None) -> Clock | None:
+        """The last point that all runs of the cells `of` reach; None if there is none, or a cell has no such run."""
+        swept = self.cells(SWEPT[name], of, without)
+        runs = [value.record for cell in of for value in swept.get(cell, ())]
+        if not runs or any(cell not in swept for cell in of):
+            return None
+        ends = [max(steps_of(record)) for record in runs]
+        if name == "steps":
+            shared = set.intersection(*(set(steps_of(record)) for record in runs))
+            value: float | int | None = max(shared, default=None)
+        else:
+            value = min(costs(record, name)[end] for record, end in zip(runs, ends, strict=True))
+        if value is None:
+            return None
+        passed = [costs(record, name)[end] for record, end in zip(runs, ends, strict=True)]
+        return Clock(name, value, at_end=len(set(passed)) == 1)
 
-    @cached_property
-    def _swept(self) -> list[Record]:
-        scored = Quantity("", "04_tradeoff", "fd_lab", "", lambda r, _: len(r.curves.get("fd_lab", ())) or None)
-        return [record for runs in self.cells(scored).values() for record, _ in runs]
+    def lengths(self, of: tuple[Cell, ...], without: int | None = None) -> str:
+        """The training steps of the cells, in words where they differ; "" where they are equal or unknown."""
+        swept = self.cells(SWEPT["steps"], of, without)
+        steps = {cell: max(max(steps_of(value.record)) for value in swept[cell]) for cell in of if cell in swept}
+        if len(set(steps.values())) < 2:
+            return ""
+        return "unequal steps: " + ", ".join(f"{cell_name(cell)} {num}" for cell, num in steps.items())
 
 
-def _largest(groups: Mapping[tuple, list], started: Callable) -> list:
-    """The group with most members; of several, that started last."""
-    return max(groups.values(), key=lambda group: (len(group), max(map(started, group))), default=[])
+def _scored(name: ClockName) -> Read:
+    def read(record: Record, _: Clock | None) -> float | None:
+        steps = steps_of(record)
+        return 1.0 if steps and all(step in costs(record, name) for step in steps) else None
+    return read
 
 
-def is_number(value: object) -> TypeGuard[float | int]:
-    """Whether a value is a finite number; bool and None are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+SWEPT: dict[ClockName, Quantity] = {
+    name: Quantity("scored runs", "04_tradeoff", SCORE, f"curve {SCORE}", _scored(name), timed=name == "seconds")
+    for name in ("steps", "seconds", "FLOPs")}
+
+
+def _sampling(record: Record, metric: str) -> tuple:
+    """How the pictures of a metric were sampled: as it says itself, else as its record says."""
+    own = record.metrics.get(metric, {}).get("protocol") or {}
+    return tuple(str(own.get(name, record.protocol.get(name))) for name in SAMPLING)
+
+
+def steps_of(record: Record) -> list[int]:
+    """The training steps at which a run was scored (eta = 0), in order."""
+    return sorted(int(step) for step, _ in record.curves.get(SCORE, ()))
+
+
+def costs(record: Record, name: ClockName) -> dict[int, float | int]:
+    """Training cost by step: the steps themselves, seconds with those of the first stage, or FLOPs.
+
+    FLOPs are those of the denoiser's forward passes, one per picture of a batch; backward passes, which cost about
+    twice as much at every f, the training of the first stage, and encoding are left out.
+    """
+    if name == "seconds":
+        first = record.metrics.get("first_stage_train_s", {}).get("value")
+        if first is None and record.params["f"] > 1:
+            return {}
+        return {int(step): seconds + (first or 0) for step, seconds in record.curves.get("train_s", ())}
+    if name == "steps":
+        return {step: step for step in steps_of(record)}
+    flops, p = record.metrics.get("flops", {}).get("value"), record.params
+    if not is_number(flops):
+        return {}
+    batch = study_spec(p["f"], p["reg"], p["data"], p["tier"], p["seed"], p["size"]).diffusion.batch_size
+    return {step: flops * batch * step for step in steps_of(record)}
+
+
+def is_new(record: Record) -> bool:
+    """Whether a record holds scores of today's network; those of earlier versions are never joined with them."""
+    return any(SCORE in name for name in (*record.metrics, *record.curves))
+
+
+def cell_of(record: Record) -> Cell:
+    """f and regularizer of a record."""
+    return record.params["f"], record.params.get("reg", "kl")
 
 
 def cell_name(cell: Cell) -> str:
@@ -141,37 +212,12 @@ def cell_name(cell: Cell) -> str:
     return f"LDM-{cell[0]}{' VQ' if cell[1] == 'vq' else ''}"
 
 
-def estimate_effect(evidence: Evidence, quantity: Quantity, weights: Mapping[Cell, float] | None = None) -> Effect:
-    """The weighted sum of a quantity's means over seeds; without weights, its mean in the cell with most runs.
+def is_number(value: object) -> TypeGuard[float | int]:
+    """Whether a value is a finite number; bool and None are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
-    If any cell has several seeds, they give a pooled standard deviation over runs and a t interval. Otherwise the
-    error over samples is combined with the assumed spread, and without one the interval is FAR assumed spreads to
-    either side.
-    """
-    cells = evidence.cells(quantity)
-    if weights is None:
-        weights = {max(cells, key=lambda cell: len(cells[cell])): 1.0} if cells else {}
-        if not weights:
-            return Effect(missing=(f"no record of {quantity.name} ({quantity.needs})",))
-    if absent := [cell for cell in weights if cell not in cells]:
-        names = ", ".join(map(cell_name, absent))
-        return Effect(missing=(f"no record of {quantity.name} of {names} ({quantity.needs})",))
-    values = {cell: np.array([value for _, value in cells[cell]]) for cell in cells}
-    effect = sum(w * values[cell].mean() for cell, w in weights.items())
-    size = sqrt(sum(w**2 / len(values[cell]) for cell, w in weights.items()))
-    runs = ", ".join(f"{cell_name(cell)} x{len(values[cell])}" for cell in sorted(weights))
-    df = sum(len(v) - 1 for v in values.values())
-    if df:
-        spread = sqrt(sum(np.square(v - v.mean()).sum() for v in values.values()) / df)
-        return Effect(float(effect), spread * size, float(df), None, f"seeds, {df} degrees of freedom", runs)
-    if quantity.spread == 0:
-        return Effect(float(effect), 0.0, inf, None, "exact", runs)
-    errors = {cell: quantity.error(cells[cell][0][0]) for cell in weights}
-    known = {cell: error for cell, error in errors.items() if error is not None}
-    if len(known) == len(errors):
-        variance = sum(w**2 * (known[cell] ** 2 + quantity.spread**2) for cell, w in weights.items())
-        basis = f"one seed: error over samples and an assumed {quantity.spread_name}"
-        return Effect(float(effect), sqrt(variance), inf, None, basis, runs)
-    basis = f"one seed: {FAR:g} times an assumed {quantity.spread_name}"
-    return Effect(float(effect), quantity.spread * size, inf, FAR, basis, runs)
 
+def at(record: Record, curve: str, x: float | int | None) -> float | int | None:
+    """The value of a curve at exactly x, None if it has none."""
+    points: Mapping[float | int, float | int] = {key: value for key, value in record.curves.get(curve, ())}
+    return None if x is None else points.get(x)

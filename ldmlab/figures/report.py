@@ -2,20 +2,29 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from math import exp, inf
+from math import copysign, inf, log
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from ldmlab.claims.claims import CONTRADICTED, SUPPORTED, UNDERPOWERED, Verdict, frame
-from ldmlab.figures.style import ACCENT, GREY, INK, PALE, SECOND, colour, log_axis, small_print, styled
+from ldmlab.claims.claims import frame
+from ldmlab.claims.judging import (
+    CONTRADICTED,
+    DEPENDS_ON_SAMPLER,
+    DEPENDS_ON_SCORE,
+    SUPPORTED,
+    UNDERPOWERED,
+    Verdict,
+)
+from ldmlab.figures.style import ACCENT, GREY, INK, PALE, SECOND, colour, small_print, styled
 from ldmlab.study.config.notebooks import FS, NOTEBOOKS
 from ldmlab.study.records.record import Record
 
-VERDICTS = {SUPPORTED: (ACCENT, "o"), CONTRADICTED: (SECOND, "s"), UNDERPOWERED: (GREY, "D")}
-WIDEST = 30.0  # end of the axis, as a factor; effects beyond are drawn as arrows
+VERDICTS = {SUPPORTED: (ACCENT, "o"), CONTRADICTED: (SECOND, "s"), DEPENDS_ON_SAMPLER: (INK, "^"),
+            DEPENDS_ON_SCORE: (INK, "v"), UNDERPOWERED: (GREY, "D")}
+WIDEST = 6.0  # end of the axis, in half-widths; effects beyond are drawn as arrows
 
 
 @styled
@@ -46,45 +55,46 @@ def fig_coverage(records: Sequence[Record], about: str) -> Figure:
 
 @styled
 def fig_ledger(verdicts: Sequence[Verdict], about: str) -> Figure:
-    """Effect over threshold of every claim, with its interval: above 1 supports the claim, below 1 contradicts it.
+    """Effect minus threshold of every claim, in half-widths of its 95 % interval: above 1 supports, below -1 not.
 
-    Effects that are differences instead of factors are given as text only.
+    Before the correction for the number of claims, which the colours include; effects themselves are given as text.
     """
     rows = frame(verdicts)
     fig, ax = plt.subplots(figsize=(9.6, 1.0 + 0.26 * len(verdicts)), layout="constrained")
-    ax.axvline(1, color=INK, lw=0.9)
-    log_axis(ax.xaxis)
-    ax.set_xlim(1 / WIDEST, WIDEST)
+    ax.axvline(0, color=INK, lw=0.9)
+    ax.axvspan(-1, 1, color=PALE, lw=0)
     for y, v in enumerate(verdicts):
         tint, mark = VERDICTS[v.verdict]
         row = rows.loc[v.claim.id]
-        if v.effect is None:
+        if v.effect is None or v.interval is None:
             text = "no records"
         else:
-            text = f"{row['effect']}  ({row['interval']})"
-            if v.claim.parts[0].quantity.ratio:
-                scale = exp(v.claim.threshold)
-                low, high = (_within(end / scale) for end in v.interval or (v.effect, v.effect))
-                ax.plot([low, high], [y, y], color=tint, lw=1.6, solid_capstyle="butt")
-                ax.plot(_within(v.effect / scale), y, mark, color=tint, ms=5)
-                for end, arrow in ((low, "<"), (high, ">")):
-                    if end in (1 / WIDEST, WIDEST):
-                        ax.plot(end, y, arrow, color=tint, ms=5, clip_on=False)
-            else:
-                text += f", threshold {row['threshold']}"
+            text = f"{row['effect']}  ({row['interval']}), threshold {row['threshold']}"
+            if v.raw != v.verdict:
+                text += f"; uncorrected: {v.raw}"
+            place = _place(v, str(row["effect"]).startswith("x"))
+            inside = min(max(place, -WIDEST), WIDEST)
+            ax.plot([max(place - 1, -WIDEST), min(place + 1, WIDEST)], [y, y], color=tint, lw=1.6,
+                    solid_capstyle="butt")
+            ax.plot(inside, y, mark if inside == place else "<" if place < 0 else ">", color=tint, ms=5, clip_on=False)
         ax.annotate(text, (1.015, y), xycoords=("axes fraction", "data"), fontsize=6.8, color=tint, va="center",
                     annotation_clip=False)
     ax.set_yticks(range(len(verdicts)), [v.claim.id for v in verdicts], fontsize=7.5)
-    ax.set(ylim=(len(verdicts) - 0.4, -0.6), xlabel="effect over the threshold of the claim, as a factor")
+    ax.set(xlim=(-WIDEST, WIDEST), ylim=(len(verdicts) - 0.4, -0.6),
+           xlabel="effect minus threshold, in half-widths of its interval")
     counts = Counter(v.verdict for v in verdicts)
     ax.legend(handles=[Line2D([], [], color=tint, marker=mark, ms=5, lw=1.6, label=f"{verdict}: {counts[verdict]}")
-                       for verdict, (tint, mark) in VERDICTS.items()], loc="lower center", ncols=3,
-              bbox_to_anchor=(0.5, 1.0))
+                       for verdict, (tint, mark) in VERDICTS.items() if counts[verdict] or "depends" not in verdict],
+              loc="lower center", ncols=5, bbox_to_anchor=(0.5, 1.0))
     small_print(fig, f"{about} Right: effect of the deciding part with its 95 % interval; x marks a factor. "
-                "A claim of several parts requires all of them or any of them, as stated.")
+                "A claim of several parts requires all of them or any of them, as stated, under each score and sampler "
+                "at hand. Colours: verdicts corrected for the number of claims (Holm).")
     return fig
 
 
-def _within(factor: float) -> float:
-    """Clip a factor to the plotted range."""
-    return min(max(factor, 1 / WIDEST), WIDEST) if factor < inf else WIDEST
+def _place(v: Verdict, ratio: bool) -> float:
+    """Effect minus threshold in half-widths of the interval, infinite for exact effects."""
+    scale = log if ratio else float
+    low, high = map(scale, v.interval or (1.0, 1.0))
+    beyond = scale(v.effect or 1.0) - v.claim.threshold
+    return beyond / ((high - low) / 2) if high > low else copysign(inf, beyond)

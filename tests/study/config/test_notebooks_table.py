@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from ldmlab.claims.claims import CLAIMS
+from ldmlab.claims.definitions import CLAIMS
 from ldmlab.evaluation.protocol import SAMPLING
 from ldmlab.study.config.missing_parts import missing_parts
 from ldmlab.study.config.notebooks import FS, NOTEBOOKS, SAMPLED_BY, Notebook, StudyFigure
@@ -115,6 +115,6 @@ def test_rows_agree_on_metrics_and_figures():
 
 def test_claims_read_the_notebooks_that_rows_call_evidence():
     """The evidence of a claim is loaded only from notebooks whose row says so."""
-    read = {part.quantity.notebook for claim in CLAIMS for part in claim.parts}
+    read = {measure.notebook for claim in CLAIMS for part in claim.parts for measure in part.measures}
     assert read == {row.name for row in NOTEBOOKS.values() if row.evidence}
     assert {f for row in NOTEBOOKS.values() for f, _ in row.wanted} <= set(FS)
