@@ -131,7 +131,8 @@ def asked(monkeypatch):
 def test_every_class_is_among_the_pictures(name, run, asked):
     """Each place that measures on some of the pictures, by the pictures that it asks for."""
     found = CONSUMERS[name](run)
-    labels = run.pictures.train.labels(found.flatten().long().tolist()) if name in ("latents", "code tables") else torch.cat(asked)
+    from_rows = name in ("latents", "code tables")
+    labels = run.pictures.train.labels(found.flatten().long().tolist()) if from_rows else torch.cat(asked)
     check_mix(labels[-N:], N)
     assert len(labels) == (3 * N if name == "evaluation, unseen" else N)
 
