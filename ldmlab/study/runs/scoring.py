@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldmlab.data.images import ImageSet, quantize_8bit
 from ldmlab.diffusion.model import LatentDiffusion
-from ldmlab.diffusion.noise import NOISE
+from ldmlab.diffusion.samplers import NOISE
 from ldmlab.evaluation.cost import count_flops, throughput
 from ldmlab.evaluation.distances import KEEP, FeatureMoments, Score, check_enough, moments_of, reference_moments
 from ldmlab.evaluation.inception import KEEP as INCEPTION_KEEP
