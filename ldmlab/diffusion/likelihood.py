@@ -19,8 +19,7 @@ from jaxtyping import Float, Int
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
-from ldmlab.diffusion.noise import Noise, noise_like
-from ldmlab.diffusion.samplers import EpsModel
+from ldmlab.diffusion.samplers import EpsModel, Noise, noise_like
 from ldmlab.diffusion.schedules import Schedule
 
 Decoder = Callable[[Tensor, Tensor, float], Tensor]

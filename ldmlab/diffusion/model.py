@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
 from ldmlab.diffusion.conditioning.tokens import Conditioner, conditioned
 from ldmlab.diffusion.guidance import classifier_free
-from ldmlab.diffusion.noise import SampleNoise
-from ldmlab.diffusion.samplers import SAMPLERS, EpsModel
+from ldmlab.diffusion.samplers import SAMPLERS, EpsModel, SampleNoise
 from ldmlab.diffusion.schedules import Schedule
 from ldmlab.diffusion.unet.acceleration import accelerate
 from ldmlab.diffusion.unet.config import DenoiserConfig

@@ -8,8 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ldmlab.diffusion.model import LatentDiffusion
-from ldmlab.diffusion.noise import SampleNoise
-from ldmlab.diffusion.samplers import ddim
+from ldmlab.diffusion.samplers import SampleNoise, ddim
 
 
 @dataclass

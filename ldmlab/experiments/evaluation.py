@@ -246,7 +246,7 @@ def optimize_pixels(
 def mock_generators(run: Run, samples: Float[Tensor, "n 3 h w"], num: int) -> dict[str, Float[Tensor, "num 3 h w"]]:
     """Four generators: the model, one that hands out training pictures, half and half, and one that is perfect."""
     rng, half = np.random.default_rng(run.spec.seed), num // 2
-    copies = to_float(run.pictures.train.images(rng.choice(len(run.pictures.train), num, replace=False)))
+    copies = to_float(run.pictures.train.images(rng.choice(len(run.pictures.train), num, replace=False).tolist()))
     shuffled = samples[torch.from_numpy(rng.permutation(len(samples))[:num])]
     unseen = pictures(run, "val", 2 * num)[num:]
     return {"model": shuffled, "copier": copies, "half": torch.cat([shuffled[:half], copies[half:]]), "unseen": unseen}

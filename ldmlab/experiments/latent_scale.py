@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldmlab.data.images import to_float
 from ldmlab.diffusion.model import LatentDiffusion
-from ldmlab.diffusion.noise import SampleNoise
+from ldmlab.diffusion.samplers import SampleNoise
 from ldmlab.diffusion.schedules import Schedule, scaled_linear
 from ldmlab.first_stage.reconstruct import latents_of
 from ldmlab.study.runs.run import Run

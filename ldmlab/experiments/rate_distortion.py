@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ldmlab.data.images import to_float
 from ldmlab.diffusion.likelihood import pixel_decoder, rate_distortion, variational_bound
-from ldmlab.diffusion.noise import SampleNoise
-from ldmlab.diffusion.samplers import ddim_alpha_bars, ddim_step, ddim_timesteps
+from ldmlab.diffusion.samplers import SampleNoise, ddim_alpha_bars, ddim_step, ddim_timesteps
 from ldmlab.evaluation.rate import (
     CODECS,
     FULL_CHROMA,

@@ -9,7 +9,8 @@ from ldmlab.evaluation.protocol import Protocol, check_comparable, differences, 
 
 SAID = {"data": "scenes", "reference": "train", "split": "validation", "size": 32, "resize": "PIL bicubic, antialiased",
         "crop": "centre square", "sampler": "ddim", "num_steps": 20, "eta": 0.0, "guidance_scale": 1.0, "ema": True,
-        "seed": 0, "dtype": "float32", "quantization": "8 bits", "std_over_subsets": 0.1}
+        "noise": "by sample", "subset": "hash of names", "seed": 0, "dtype": "float32", "quantization": "8 bits",
+        "std_over_subsets": 0.1}
 
 
 def a_score(value: float = 1.0, n: int = 512, name: str = "FD-lab", **changes) -> Score:
@@ -20,7 +21,7 @@ def test_a_score_carries_its_protocol():
     """All that the paper's own comparison needs is there; the split is the one scored against; results are no part."""
     protocol = Protocol.of(a_score())
     resized = 32, "PIL bicubic, antialiased", "centre square", "8 bits"
-    sampled = "ddim", 20, 0.0, 1.0, True, "float32"
+    sampled = "ddim", 20, 0.0, 1.0, True, "by sample", "float32", "hash of names"
     assert protocol == Protocol("fd-lab", "ab12" * 16, 10_000, 512, "scenes", "train", *resized, *sampled)
     assert protocol.seed == 0
     entries = {"extractor": "fd-lab", "weights_hash": "ab12" * 16, "n_real": 10_000, "n_fake": 512}
@@ -35,7 +36,8 @@ def test_protocols_that_agree():
 
 
 @pytest.mark.parametrize("change", [
-    {"sampler": "ddpm"}, {"num_steps": 50}, {"eta": 1.0}, {"guidance_scale": 1.5}, {"ema": False},
+    {"sampler": "ddpm"}, {"num_steps": 50}, {"eta": 1.0}, {"guidance_scale": 1.5}, {"ema": False}, {"noise": "one"},
+    {"subset": "the first"},
     {"dtype": "bfloat16"}, {"resize": "bilinear, not antialiased"}, {"crop": "none"}, {"reference": "validation"},
     {"data": "cifar10"}, {"size": 64}, {"quantization": "none"},
 ])

@@ -36,6 +36,9 @@ class Blobs(ImageSet):
     def images(self, indices):
         return self.pixels[torch.as_tensor(list(indices))]
 
+    def subset(self, num: int) -> list[int]:
+        return list(range(min(num, len(self))))
+
 
 def a_run(**attributes) -> Run:
     """A Run that has these attributes and computes nothing."""

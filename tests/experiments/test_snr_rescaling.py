@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ldmlab.diffusion.model import LatentDiffusion
+from ldmlab.diffusion.samplers import SampleNoise
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.experiments import latent_scale, snr_rescaling
 from ldmlab.figures import snr_rescaling as figures
@@ -74,7 +75,7 @@ def test_a_scale_is_a_shift_in_time(std):
     """What the view shows at scale std is the optimal guess for latents of that scale, worked out directly."""
     view, t = scale_view(), 600
     (shown,) = view.pictures(std, [t])
-    eps = torch.randn(view.z0.shape, generator=torch.Generator().manual_seed(0))
+    eps = SampleNoise(0, range(2))(view.z0)
     ab = float(SCHEDULE.alpha_bar[t])
     z_t = ab**0.5 * std * view.z0 + (1 - ab) ** 0.5 * eps
     expected = std * ab**0.5 / (std**2 * ab + 1 - ab) * z_t  # E[z_0 / std | z_t]

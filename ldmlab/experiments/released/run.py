@@ -21,7 +21,7 @@ from ldmlab.data.images import ImageSet, quantize_8bit, to_float, to_uint8
 from ldmlab.data.masks import KINDS as MASKS
 from ldmlab.data.masks import inpainting_masks
 from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
-from ldmlab.diffusion.noise import NOISE
+from ldmlab.diffusion.samplers import NOISE
 from ldmlab.experiments.released.targets import sampling_target
 from ldmlab.perception.files import file_hash
 from ldmlab.study.config.budgets import auto_tier, budget_of

@@ -22,7 +22,7 @@ from ldmlab.checkpoints.files import load_model, save_model
 from ldmlab.damage import read_or_set_aside, reading
 from ldmlab.data.images import quantize_8bit, to_float, to_uint8
 from ldmlab.diffusion.guiders import downsample
-from ldmlab.diffusion.noise import NOISE
+from ldmlab.diffusion.samplers import NOISE
 from ldmlab.evaluation.preference import (
     SimulatedRater,
     Vote,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ldmlab.data.user_pictures import open_user_pictures
 from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
 from ldmlab.diffusion.conditioning.tokens import Conditioner
-from ldmlab.diffusion.noise import NOISE
+from ldmlab.diffusion.samplers import NOISE
 from ldmlab.first_stage.latents import Latents, PixelLatents
 from ldmlab.perception.losses import loss_hash
 from ldmlab.study.config.budgets import auto_tier

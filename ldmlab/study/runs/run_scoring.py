@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldmlab.data.images import ImageSet, quantize_8bit, to_float
 from ldmlab.diffusion.model import LatentDiffusion
-from ldmlab.diffusion.noise import NOISE
+from ldmlab.diffusion.samplers import NOISE
 from ldmlab.evaluation.cost import count_flops, throughput
 from ldmlab.evaluation.distances import FeatureMoments, Score
 from ldmlab.evaluation.metrics import METRICS, SCORE_NETWORK

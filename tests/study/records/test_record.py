@@ -1,6 +1,7 @@
 """Records: what a run measured, written whole, read back, and none of it lost to another run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -40,6 +41,8 @@ def test_only_a_record_of_the_same_inputs_is_taken_for_this_run(tmp_path):
     fresh = Record("n", "x", PARAMS, inputs={"denoiser": "a"})
     assert fresh.stored(tmp_path) == record
     assert Record("n", "x", PARAMS, inputs={"denoiser": "b"}).stored(tmp_path) is None
+    for drawn in ("noise", "subset"):  # of records that state it: earlier versions drew otherwise, and did not say how
+        assert replace(fresh, protocol={drawn: "anew"}).stored(tmp_path) is None
     path.write_text("{")
     assert fresh.stored(tmp_path) is None
 

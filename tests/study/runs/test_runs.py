@@ -56,7 +56,7 @@ def test_another_scale_mode_finds_the_same_first_stage_and_its_own_statistics(sp
 
 
 def test_samples_do_not_depend_on_the_batch_size(spec):
-    """All starting noise is drawn before the first batch."""
+    """Each draws its own noise, here those of a trained model."""
     *_, trained = both(spec)
     whole = trained.model.sample(torch.arange(5), num_steps=2, batch_size=5)
     parts = trained.model.sample(torch.arange(5), num_steps=2, batch_size=2)

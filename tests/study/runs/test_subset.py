@@ -68,7 +68,7 @@ def test_a_subset_is_drawn_by_names(pictures, folder):
 class Asked:
     """A scorer, latents and a model that only note what they are given."""
 
-    def moments(self, parts):
+    def moments(self, parts, extractor):
         return FeatureMoments(1, extractor="none").update(torch.zeros(sum(map(len, parts)), 1))
 
     def __getitems__(self, rows):
@@ -120,7 +120,7 @@ def asked(monkeypatch):
     read = ImageSet.images
 
     def images(self, indices):
-        labels.append(self.labels(map(int, indices)))
+        labels.append(self.labels(indices))
         return read(self, indices)
 
     monkeypatch.setattr(ImageSet, "images", images)
@@ -131,8 +131,9 @@ def asked(monkeypatch):
 def test_every_class_is_among_the_pictures(name, run, asked):
     """Each place that measures on some of the pictures, by the pictures that it asks for."""
     found = CONSUMERS[name](run)
-    from_rows = name in ("latents", "code tables")
-    labels = run.pictures.train.labels(found.flatten().long().tolist()) if from_rows else torch.cat(asked)
+    if name in ("latents", "code tables"):  # these read latents, here the numbers of the pictures
+        asked.append(run.pictures.train.labels(found.flatten().long().tolist()))
+    labels = torch.cat(asked)
     check_mix(labels[-N:], N)
     assert len(labels) == (3 * N if name == "evaluation, unseen" else N)
 

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from ldmlab.diffusion.conditioning.tokens import ClassEmbedder
 from ldmlab.diffusion.model import LatentDiffusion
-from ldmlab.diffusion.noise import SampleNoise, noise_like
-from ldmlab.diffusion.samplers import SAMPLERS, ddim, ddpm
+from ldmlab.diffusion.samplers import SAMPLERS, SampleNoise, ddim, ddpm, noise_like
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.diffusion.trajectory import denoising_path
 from ldmlab.diffusion.unet.config import DenoiserConfig
