@@ -154,7 +154,9 @@ def estimate_effect(evidence: Evidence, quantity: Quantity, weights: Mapping[Cel
         names = ", ".join(map(cell_name, absent))
         return Effect(missing=(f"no record of {quantity.name} of {names} ({quantity.needs}{others})",))
     known = {cell: np.array([v.value for v in found]) for cell, found in cells.items()}
-    terms, notes, most_df = [], [], 0.0
+    terms: list[Term] = []
+    notes: list[str] = []
+    most_df = 0.0
     for group in {_group(cell) for cell in weights}:
         inside = {cell: w for cell, w in weights.items() if _group(cell) == group}
         made, df, note = _terms(quantity, inside, {c: v for c, v in cells.items() if _group(c) == group})
@@ -180,7 +182,9 @@ def _terms(quantity: Quantity, weights: Mapping[Cell, float | int], cells: Mappi
     num_prior, c = 0.0, quantity.spread**2
     variances: dict[Cell, float] = {}
     if spreads:
-        found, num_prior, c = moderated(*([table[cell] for cell in spreads] for table in (spreads, dfs, inside, sizes)))
+        found, num_prior, c = moderated(
+            list(spreads.values()), list(dfs.values()), [inside[cell] for cell in spreads],
+            [sizes[cell] for cell in spreads])
         variances = dict(zip(spreads, found, strict=True))
     terms, unknown = [], False
     for cell, weight in weights.items():

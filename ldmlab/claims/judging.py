@@ -98,7 +98,7 @@ def views_of(claim: Claim) -> tuple[list[View], list[View]]:
 
 def _is_plain(claim: Claim) -> bool:
     """Whether a claim is a comparison of means without factors and thresholds, that any score can decide."""
-    return claim.threshold == 0 and all(abs(sum((part.weights or {None: 1}).values())) < 1e-9 for part in claim.parts)
+    return claim.threshold == 0 and all(part.weights and abs(sum(part.weights.values())) < 1e-9 for part in claim.parts)
 
 
 def judge(claim: Claim, evidence: Evidence) -> Verdict:
@@ -134,7 +134,7 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     powers = [s.power for s in seen if s.view in needed]
     seeds = [s.seeds for s in seen if s.view in needed]
     verdict = Verdict(
-        claim, raw, "", f"{shown.name}: {shown.part.label}" if shown.name else shown.part.label if shown.part else "",
+        claim, raw, "", ": ".join(filter(None, (shown.name, shown.part.label if shown.part else ""))),
         views=tuple(seen), readings=readings, raw=raw, p=p_raw, p_raw=p_raw, runs=shown.effect.runs,
         basis=shown.effect.basis, power=None if None in powers else min(p for p in powers if p is not None),
         seeds=None if None in seeds else max(n for n in seeds if n is not None))
