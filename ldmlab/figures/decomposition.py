@@ -82,9 +82,9 @@ def _print(records: Sequence[Record], series: Sequence[Series]) -> list[str]:
     bars = " Bars: range over seeds." if max(seeds) > 1 else " One seed, so the variation over seeds is not shown."
     kinds = " Dashed: VQ." if any(s.reg == "vq" for s in series) else ""
     return [f"KD-EffNet: kernel distance times 1000 on features of {score['extractor']} "
-            f"({score.get('weights_hash', '')[:8]}), n = {score['n_fake']} against {score['n_real']} training pictures, "
-            f"true ones or reconstructed.{bars}{kinds} At f = 1 there is no first stage. Data {data_name(record)} at "
-            f"{record.params['size']} px, tier {record.params['tier']}. git {commits(records)}.",
+            f"({score.get('weights_hash', '')[:8]}), n = {score['n_fake']} against {score['n_real']} training "
+            f"pictures, true ones or reconstructed.{bars}{kinds} At f = 1 there is no first stage. Data "
+            f"{data_name(record)} at {record.params['size']} px, tier {record.params['tier']}. git {commits(records)}.",
             "[LDM v2, Sec. 4.1] argues it in words: little compression leaves most to the diffusion model, too much "
             "limits what can be reached."]
 

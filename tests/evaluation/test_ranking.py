@@ -51,7 +51,7 @@ def test_random_phases_keep_the_power_spectrum_and_the_mean(material):
 
 
 def test_metrics_of_sets_are_the_library_s():
-    """Kernel distance, precision and recall equal those of `distances` and torch-fidelity, for all and for some rows."""
+    """Kernel distance, precision and recall equal those of `kid` and torch-fidelity, for all and for some rows."""
     generator = torch.Generator().manual_seed(0)
     train, true, level = (torch.randn(n, 8, generator=generator) for n in (60, 40, 40))
     keep = torch.arange(40) % 8 != 3

@@ -58,7 +58,9 @@ def _generator(material: Material) -> torch.Generator:
     return torch.Generator().manual_seed(material.seed)
 
 
-def _degraded(kind: str, strengths: Sequence[float | int], unit: str, scaled: bool = False) -> Callable[[Material], Levels]:
+def _degraded(
+    kind: str, strengths: Sequence[float | int], unit: str, scaled: bool = False
+) -> Callable[[Material], Levels]:
     def levels(material: Material) -> Levels:
         factor = material.scale if scaled else 1
         return {f"{strength * factor:g}{unit}": degrade(material.true, kind, strength * factor, material.seed)
