@@ -94,10 +94,12 @@ class RunScorer(Scorer):
         `kd_effnet_to_reconstructions` to the same pictures reconstructed, for which a denoiser that has learned its
         latents has distance 0. FID and KID beside, where Inception and pictures enough are at hand.
         """
-        kernel, scores = METRICS["kd_effnet"], {}
+        kernel = METRICS["kd_effnet"]
+        scores: dict[str, Score] = {}
         for eta, suffix in ETAS:
-            about = {"num_steps": self.plan.final_steps, "eta": eta}
-            samples = self.sample(model, label=f"samples, eta = {eta:g}", **about)
+            steps = self.plan.final_steps
+            about: dict[str, Any] = {"num_steps": steps, "eta": eta}
+            samples = self.sample(model, label=f"samples, eta = {eta:g}", num_steps=steps, eta=eta)
             features: dict[str, FeatureMoments] = {}
             found = self.score(samples, () if eta == 0 else (kernel.key,), protocol=about, features=features)
             scores |= {f"{name}{suffix}": score for name, score in found.items()}
