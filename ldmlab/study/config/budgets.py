@@ -90,7 +90,7 @@ BUDGETS: dict[str, Budget] = {
     "gpu": Budget(
         models="gpu", is_smoke=False, paper_scale=False, minutes=120, memory_mb=16_000, threads=4,
         perceptual="lpips", size=64, num_train=50_000, num_val=2048, num_scored=0, num_resamples=200,
-        evaluation=dict(num_samples=2048, num_steps=50, batch_size=512, num_reference=20_000, speed_batch=256),
+        evaluation=dict(num_samples=2560, num_steps=50, batch_size=512, num_reference=20_000, speed_batch=256),
         classifier=Training(10_000, 128, lr=1e-3, warmup_steps=50), regression=Training(15_000, 64),
         num_restored=2048, repeats=6, num_repeated=512, num_guided=512, num_beyond=1024, num_beyond_reference=10_000,
         tiled_side=512,
