@@ -19,13 +19,11 @@ from ldmlab.evaluation.ranking.orders import (
     rank,
     set_metrics,
 )
-from ldmlab.first_stage.factors import FS
 from ldmlab.perception.losses import LpipsLoss, perceptual_loss
-from ldmlab.study.config.presets import study_spec
 from ldmlab.study.records.record import Record, as_metrics
-from ldmlab.study.runs.first_stage import has_first_stage, train_first_stage
 from ldmlab.study.runs.run import Run
 from ldmlab.study.runs.run_scoring import reconstruction_of
+from ldmlab.study.runs.shipped_models import trained_first_stages
 from ldmlab.study.training.progress import progress_callback
 
 if TYPE_CHECKING:
@@ -51,15 +49,12 @@ def material_of(run: Run) -> Material:
 
 
 def _reconstructions(run: Run, true: Tensor) -> Levels:
-    found, p = {}, run.spec
-    for f in FS[1:]:
-        if p.data.size % f:
-            continue
-        spec = study_spec(f, "kl", p.data.name, p.tier, p.seed, p.data.size)
-        if has_first_stage(spec, run.pictures):
-            rebuild = reconstruction_of(train_first_stage(spec, run.pictures, run.device), run.device)
+    found = {}
+    for f, first_stage in trained_first_stages(run).items():
+        if f > 1:
+            rebuild = reconstruction_of(first_stage, run.device)
             found[f"f = {f}"] = torch.cat([rebuild(x).cpu() for x in true.split(128)])
-    return found
+    return found if len(found) > 1 else {}
 
 
 def metrics_at_hand(run: Run, num: int) -> tuple[list[RankedMetric], dict[str, Any], dict[str, str], list[str]]:
