@@ -66,7 +66,7 @@ def record_rate_distortion(run: Run) -> Record:
     """
     first_stage, diffusion, scorer = run.first_stage, run.diffusion, run.scorer
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs("fd_lab", "fd_referee", perceptual=True)
+    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs("kd_effnet", perceptual=True)
     if (known := run.measured_before(record)) is not None:
         return known
     record.protocol |= {
