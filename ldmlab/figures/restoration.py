@@ -83,7 +83,8 @@ def fig_super_resolution(records: Sequence[Record]) -> Figure:
     SSIM replaces LPIPS unless all records have it. ValueError for records that are not comparable, or of another score.
     """
     check_comparable(records, "kd_effnet_bicubic")
-    pair, seen = _pair_measure(records, "_bicubic"), []
+    pair = _pair_measure(records, "_bicubic")
+    seen: list[float] = []
     fig, (plane, pairs, theirs) = plt.subplots(1, 3, figsize=(10.4, 3.5), layout="constrained")
     far, floor = [], records[0].value("psnr_bicubic") - _FAR_DB
     for record in records:
