@@ -40,6 +40,7 @@ STEPS = (1, 4, 16, 32, 64, 128, 256, 512)  # of KL latents, in units of `Posteri
 QUALITIES = {"jpeg": (1, 5, 10, 20, 40, 60, 75, 85, 90, 95), "webp": (0, 1, 5, 10, 20, 40, 60, 75, 90)}
 MOST_TABLES = 20_000  # training pictures that code tables are learned from
 MOST_PROGRESSIVE = 256  # validation pictures that the diffusion model codes
+DISTORTIONS = ("psnr", "perceptual", "rkd_effnet")
 FREE_DB = 0.1  # rounding that costs less PSNR than this is called free
 
 Coder = Callable[[Tensor], Coded]
@@ -66,7 +67,7 @@ def record_rate_distortion(run: Run) -> Record:
     """
     first_stage, diffusion, scorer = run.first_stage, run.diffusion, run.scorer
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs("fd_lab", "fd_referee", perceptual=True)
+    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs("kd_effnet", perceptual=True)
     if (known := run.measured_before(record)) is not None:
         return known
     record.protocol |= {
@@ -80,7 +81,7 @@ def record_rate_distortion(run: Run) -> Record:
     with progress(sum(map(len, coders.values())), "rate and distortion", unit="settings") as bar:
         for name, settings in coders.items():
             for setting, make in settings.items():
-                for what, value in _measure(run, make(), set(record.metrics)).items():
+                for what, value in _measure(run, make()).items():
                     record.curves.setdefault(f"{name}_{what}", []).append([setting, value])
                 bar.update()
     record.metrics |= _latent_metrics(run, record)
@@ -111,8 +112,8 @@ def _file_coder(codec: str, quality: int) -> Coder:
     return partial(file_codec, codec=codec, quality=quality)
 
 
-def _measure(run: Run, coder: Coder, wanted: set[str]) -> dict[str, float]:
-    """Mean bits a pixel of the validation pictures, with its standard error, and the distortions that are `wanted`."""
+def _measure(run: Run, coder: Coder) -> dict[str, float]:
+    """Mean bits a pixel of the validation pictures, with its standard error, and DISTORTIONS."""
     sent: list[tuple[Tensor, Tensor]] = []
 
     def reconstruct(x: Tensor) -> Tensor:
@@ -120,13 +121,10 @@ def _measure(run: Run, coder: Coder, wanted: set[str]) -> dict[str, float]:
         sent.append((coded.bits, coded.file_bits))
         return coded.x_rec.to(x.device)
 
-    # rFD is wanted where the scorer gave it.
-    scores = run.scorer.score_reconstructions(reconstruct, run.pictures.val, num_resamples=0)
+    scores = run.scorer.reconstruction_by(reconstruct)
     bpp, file_bpp = (torch.cat(bits) / run.spec.data.size**2 for bits in zip(*sent, strict=True))
-    distortions = {name: scores[name.removesuffix("_lab")].value for name in ("psnr", "perceptual", "rfd_lab")}
     found = {"bpp": bpp.mean().item(), "bpp_se": (bpp.std() / len(bpp) ** 0.5).item(),
-             "file_bpp": file_bpp.mean().item(),
-             **{name: value for name, value in distortions.items() if name in wanted}}
+             "file_bpp": file_bpp.mean().item(), **{name: scores[name].value for name in DISTORTIONS}}
     return {what: float(f"{value:.6g}") for what, value in found.items() if isfinite(value)}
 
 
@@ -278,4 +276,4 @@ def working_point(record: Record) -> dict[str, float]:
         return {}
     setting = record_step(record.metrics)
     return {what: as_function(record, f"latent_{what}")[setting]
-            for what in ("bpp", "bpp_se", "psnr", "perceptual", "rfd_lab") if f"latent_{what}" in record.curves}
+            for what in ("bpp", "bpp_se", *DISTORTIONS) if f"latent_{what}" in record.curves}

@@ -84,6 +84,18 @@ def log_axis(axis: XAxis | YAxis, subs: Iterable[float] = (1, 2, 5)) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def log_axis_if_positive(axis: XAxis | YAxis, values: Iterable[float]) -> bool:
+    """Make an axis logarithmic if there are `values` and all are positive, as kernel distances need not be.
+
+    Returns whether it is.
+    """
+    values = list(values)
+    positive = bool(values and min(values) > 0)
+    if positive:
+        log_axis(axis)
+    return positive
+
+
 def format_number(value: float) -> str:
     """Format a number for an axis: 12000 -> 12k, 0.05 -> 0.05, 3.14159 -> 3.14."""
     return f"{value / 1000:g}k" if value >= 10_000 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"

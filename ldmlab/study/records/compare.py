@@ -136,9 +136,16 @@ def data_name(record: Record) -> str:
 
 
 def check_comparable(records: Sequence[Record], metric: str = MAIN_SCORE) -> None:
-    """Raise a ValueError if there are no records, or if two of them are not comparable, saying how they differ."""
+    """Raise a ValueError if there are no records, or if two of them are not comparable, saying how they differ.
+
+    Records that lack the metric, as those of earlier versions do, are refused by name.
+    """
     if not records:
         raise ValueError("a figure needs at least one record; results/ has none with these parameters")
+    lacking = [r for r in records if metric not in r.metrics and metric not in r.curves]
+    if lacking:
+        raise ValueError(f"{', '.join(r.file_name for r in lacking)}: no {metric} in this record; earlier versions "
+                         f"scored otherwise. Run notebook {lacking[0].notebook} again with these parameters")
     refuse_differences([(record.file_name, comparison_key(record, metric)) for record in records])
 
 
