@@ -157,8 +157,8 @@ def _print(fig: Figure, records: Sequence[Record], series: list[Series]) -> None
             f"{params['tier']}; {format_range(seeds)} seed{'s' if seeds[-1] > 1 else ''} per model"
             f"{', bars and bands: their range' if seeds[-1] > 1 else ''}; horizontal bars: two standard errors over "
             f"pictures for one seed. rKD-EffNet: kernel distance times 1000 on {score['extractor']} "
-            f"({score.get('weights_hash', '')[:8]}) to {score['n_real']} training pictures, 0 or below where they "
-            f"are as near as those to each other. git {commits(records)}.",
+            f"({score.get('weights_hash', '')[:8]}) of {protocol.get('rkd_num')} of them to {score['n_real']} training "
+            f"pictures, 0 or below where they are as near as those to each other. git {commits(records)}.",
             f"Latents: length of an ideal arithmetic code with one table per channel and position, estimated on "
             f"{protocol['tables_from']} training pictures. Marker on a KL line: the coarsest quantization step that "
             f"costs less than {FREE_DB:g} dB. Files: Pillow {protocol['pillow']}; payload excludes headers, which do "

@@ -44,7 +44,7 @@ def a_record(f: int = 8, reg: str = "kl", seed: int = 0, *, tier: str = "laptop"
         metrics["fixed_bpp"] = {"value": 9 / f**2}
     params = {"f": f, "reg": reg, "data": "scenes", "size": 32, "tier": tier, "seed": seed}
     return Record("05_rate_distortion", f"LDM-{f}", params, metrics, curves,
-                  {"num_val": n, "tables_from": 20_000, "pillow": "12", "progressive_num": 256,
+                  {"num_val": n, "tables_from": 20_000, "rkd_num": 256, "pillow": "12", "progressive_num": 256,
                    "progressive_times": 40},
                   {"data": "0f" * 32}, env={"git": {"commit": "abc1234def", "dirty": False}})
 

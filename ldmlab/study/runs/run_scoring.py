@@ -15,7 +15,6 @@ from ldmlab.evaluation.cost import count_flops, throughput
 from ldmlab.evaluation.distances import FeatureMoments, Score
 from ldmlab.evaluation.metrics import METRICS, SCORE_NETWORK
 from ldmlab.evaluation.reconstruction import reconstruction_scores
-from ldmlab.perception.losses import LpipsLoss
 from ldmlab.study.config.specs import SpatialSpec, StudySpec
 from ldmlab.study.runs.conditioners import sample_conditions
 from ldmlab.study.runs.first_stage import TrainedFirstStage
@@ -132,16 +131,9 @@ class RunScorer(Scorer):
 
         rKD-EffNet is their distance to true training pictures; that of the validation pictures themselves is near 0.
         """
-        return self.reconstruction_by(reconstruction_of(first_stage, self.device), self.lpips)
-
-    def reconstruction_by(
-        self, reconstruct: Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n 3 h w"]],
-        lpips: LpipsLoss | None = None,
-    ) -> dict[str, Score]:
-        """psnr, ssim, perceptual distance, rKD-EffNet and, given its network, LPIPS of any x -> x_rec."""
         scores = reconstruction_scores(
-            reconstruct, self.pictures.val, self.net(SCORE_NETWORK), self.perceptual,
-            device=self.device, reference=self.reference(SCORE_NETWORK), lpips=lpips, trained_on=self.trained_on)
+            reconstruction_of(first_stage, self.device), self.pictures.val, self.net(SCORE_NETWORK), self.perceptual,
+            device=self.device, reference=self.reference(SCORE_NETWORK), lpips=self.lpips, trained_on=self.trained_on)
         return {("rkd_effnet" if name == "rkd" else name): score for name, score in scores.items()}
 
     def speed(self, model: LatentDiffusion) -> list[list[float | int]]:
