@@ -192,7 +192,7 @@ def test_both_samplers_share_an_axis_that_holds_what_is_not_positive():
 def test_the_record_has_the_names_that_claims_read(tiny_run, monkeypatch):
     """Every view under both samplers; gains are differences of them, their intervals paired."""
     run, g = tiny_run("06_snr_rescaling"), torch.Generator().manual_seed(0)
-    run.spec = replace(run.spec, evaluation=replace(run.spec.evaluation, num_samples=6))
+    run.spec = replace(run.spec, evaluation=replace(run.spec.evaluation, num_samples=5, num_reference=8))
     run.first_stage = run.diffusion = SimpleNamespace(hash="untrained", curve=SimpleNamespace(events=[]))
     monkeypatch.setattr(snr_rescaling, "sample_at", lambda run, y, factor=2, label="", eta=0.0: torch.rand(
         len(y), 3, 32 * factor, 32 * factor, generator=g) * 2 - 1)
