@@ -12,14 +12,14 @@ import pandas as pd
 from ldmlab.claims.definitions import Claim
 from ldmlab.claims.estimates import LEVEL, MOST_SEEDS
 from ldmlab.claims.evidence import Evidence
-from ldmlab.claims.judging import TARGET_POWER, Verdict, ledger
+from ldmlab.claims.judging import TARGET_POWER, Verdict, brief, ledger
 from ldmlab.study.config.budgets import evidence_tiers
 
 
 def frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """The ledger with one row per claim; factors are written as x1.5."""
     def shown(value: float | None, claim: Claim, ratio: bool) -> str:
-        return "" if value is None else f"{'x' * ratio}{value:.3g} {claim.parts[0].unit}".strip()
+        return "" if value is None else f"{'x' * ratio}{brief(value)} {claim.parts[0].unit}".strip()
 
     rows = []
     for v in verdicts:

@@ -229,10 +229,15 @@ def _why(verdict: Verdict, there: Sequence[Seen], shown: Seen, evidence: Evidenc
     return "; ".join(said)
 
 
+def brief(value: float) -> str:
+    """A number with three digits, or all digits before the point."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def _number(seen: Seen) -> str:
     scale = exp if seen.part and seen.part.ratio else float
     low, high = seen.effect.interval()
-    return f"{scale(seen.effect.value):.3g} ({scale(low):.3g} to {scale(high):.3g}, {seen.verdict})"
+    return f"{brief(scale(seen.effect.value))} ({brief(scale(low))} to {brief(scale(high))}, {seen.verdict})"
 
 
 def _readings(claim: Claim, evidence: Evidence) -> tuple[str, ...]:
@@ -253,7 +258,7 @@ def _readings(claim: Claim, evidence: Evidence) -> tuple[str, ...]:
         clock = evidence.clock(quantity.clock, of, without) if quantity.clock else None
         low, high = effect.interval()
         where = str(clock) if clock else evidence.lengths(of, without)
-        said.append(f"{name}{f' [{where}]' if where else ''}: {effect.value:.3g} ({low:.3g} to {high:.3g})")
+        said.append(f"{name}{f' [{where}]' if where else ''}: {brief(effect.value)} ({brief(low)} to {brief(high)})")
     return tuple(said)
 
 

@@ -1,7 +1,6 @@
-"""Degradations of increasing strength, and Fréchet distances under them, with which a good score increases."""
+"""Degradations of pictures at a chosen strength."""
 
 import io
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -10,26 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from ldmlab.data.images import quantize_8bit, to_float, to_uint8
-from ldmlab.evaluation.distances import FeatureMoments, frechet, moments_of
-from ldmlab.perception.lab_networks import FeatureNet
 
-# Strengths from mild to severe, in the units of `degrade`.
-LADDERS: dict[str, tuple[float, ...]] = {
-    "blur": (0.5, 0.75, 1.0, 1.5, 2.0, 4.0),
-    "noise": (0.05, 0.1, 0.2, 0.4, 0.8),
-    "jpeg": (80.0, 50.0, 25.0, 10.0, 5.0),
-    "shuffle": (2.0, 4.0, 8.0, 16.0),
-}
-UNITS = {
-    "blur": "standard deviation [px]",
-    "noise": "standard deviation in [-1, 1]",
-    "jpeg": "quality",
-    "shuffle": "blocks a side",
-}
+KINDS = ("blur", "noise", "jpeg", "shuffle")
 
 
 def degrade(x: Float[Tensor, "n 3 h w"], kind: str, strength: float | int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
-    """Degrade pictures in [-1, 1] by a kind of `LADDERS`, rounded to 8 bits.
+    """Degrade pictures in [-1, 1] by one of `KINDS`, rounded to 8 bits.
 
     `blur`: Gaussian, `strength` its standard deviation in pixels. `noise`: Gaussian, standard deviation in units of
     [-1, 1]. `jpeg`: quality 1 to 95, lower is worse. `shuffle`: cut into `strength` blocks per side, which must
@@ -48,7 +33,7 @@ def degrade(x: Float[Tensor, "n 3 h w"], kind: str, strength: float | int, seed:
     elif kind == "shuffle":
         y = _shuffle(x, int(strength), generator)
     else:
-        raise ValueError(f"no degradation {kind!r}; accepted are {', '.join(LADDERS)}")
+        raise ValueError(f"no degradation {kind!r}; accepted are {', '.join(KINDS)}")
     return quantize_8bit(y)
 
 
@@ -69,34 +54,3 @@ def _shuffle(x: Tensor, blocks: int, generator: torch.Generator) -> Tensor:
     order = torch.rand(n, blocks * blocks, generator=generator).argsort(1)
     tiles = tiles[torch.arange(n)[:, None], order].unflatten(1, (blocks, blocks))
     return tiles.permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
-
-
-def degradation_curves(
-    real: Float[Tensor, "n 3 h w"],
-    reference: Float[Tensor, "m 3 h w"],
-    net: FeatureNet,
-    ladders: Mapping[str, tuple[float, ...]] = LADDERS,
-    *,
-    batch_size: int = 128,
-    seed: int = 0,
-) -> dict[str, list[float]]:
-    """Fréchet distance to `reference` of `real`, degraded at each strength of each ladder.
-
-    Each curve starts with the undegraded `real`: the noise floor at this number of pictures, above 0 since the two
-    sets have different pictures.
-    """
-
-    def moments(x: Tensor) -> FeatureMoments:
-        return moments_of(x.split(batch_size), net)
-
-    target = moments(reference)
-    floor = frechet(target, moments(real))
-    return {
-        kind: [floor] + [frechet(target, moments(degrade(real, kind, strength, seed))) for strength in ladder]
-        for kind, ladder in ladders.items()
-    }
-
-
-def is_increasing(curve: list[float]) -> bool:
-    """Whether each value is larger than the one before it."""
-    return all(a < b for a, b in zip(curve, curve[1:], strict=False))

@@ -1,16 +1,14 @@
 """How scores depend on number of pictures, resizing and extractor, on copies, and on sampler, model and first stage.
 
-All of it goes into one record, which `figures_evaluation` draws. Curves of degradations run over their strength, those
-of the solvable world over DDIM steps, those of neighbours over quantiles.
+All of it goes into one record, which `figures.evaluation` and `figures.ranking` draw. Curves of the solvable world run
+over DDIM steps, those of neighbours over quantiles.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,45 +16,31 @@ from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.diffusion.samplers import ddim
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.diffusion.solvable import Gaussian, random_field, sampled_law
-from ldmlab.evaluation.distances import (
-    FeatureMoments,
-    frechet,
-    frechet_distance,
-    frechet_score,
-    kid,
-)
-from ldmlab.evaluation.distortions import degradation_curves, degrade
+from ldmlab.evaluation.distances import FeatureMoments, frechet, frechet_distance
+from ldmlab.evaluation.distortions import degrade
 from ldmlab.evaluation.reconstruction import psnr
-from ldmlab.evaluation.uncertainty import frechet_interval
-from ldmlab.perception.lab_networks import FeatureNet, feature_net
+from ldmlab.evaluation.uncertainty import frechet_interval, kernel_score
+from ldmlab.experiments.metric_ranking import measure_ranking, measure_structure
+from ldmlab.perception.lab_networks import feature_net
 from ldmlab.perception.losses import PsimLoss
-from ldmlab.study.records.compare import Series, grouped, study_records
-from ldmlab.study.records.networks import networks_behind
 from ldmlab.study.records.record import Record, as_metrics
 from ldmlab.study.runs.pictures import open_set
 from ldmlab.study.runs.run import Run
 
-NETS = ("fd-lab", "referee")
-MOST = 512  # pictures that resizing and degradations are tried on
-MOST_FID = 128  # of those, for Inception on a CPU, which takes seconds for ten
+NET = "effnet"
+MOST = 512  # pictures that resizing is tried on
+MOST_INCEPTION = 128  # of those, for Inception on a CPU, which takes seconds for ten
 LARGE = 4  # pictures to be resized are so many times larger
-LADDERS = {"blur": (0.5, 1.0, 2.0), "noise": (0.05, 0.2, 0.8), "jpeg": (80.0, 25.0, 5.0), "shuffle": (2.0, 4.0, 8.0)}
 GAME_PICTURES, GAME_STEPS = 128, (0, 2, 5, 10, 20, 30)
 FIELD, DRAWS, CODE = 8, 2000, 24  # the solvable world: side, what its model has learned from, numbers in a latent
 WORLD_STEPS = (2, 5, 10, 20, 50, 100, 200, 500)
 
 
-def short(net: FeatureNet | str) -> str:
-    """fd-lab -> fd_lab, referee -> fd_referee, as records call their scores; fid for Inception."""
-    name = net if isinstance(net, str) else net.name
-    return {"fd-lab": "fd_lab", "referee": "fd_referee"}.get(name, "fid")
-
-
 def record_evaluation(run: Run) -> Record:
-    """Measure all five; loaded where that was done before, with the same models and networks."""
+    """Measure all of it; loaded where that was done before, with the same models and networks."""
     record, loss = run.new_record(), feature_net("psim-lab")
     record.inputs |= {"denoiser": run.diffusion.hash, "perceptual": loss.weights_hash}
-    record.inputs |= run.scorer.inputs("fd_lab", "fd_referee")
+    record.inputs |= run.scorer.inputs("kd_effnet", "fd_lab", "fd_referee")
     try:
         record.inputs["inception"] = run.scorer.inception.weights_hash
     except FileNotFoundError:
@@ -67,7 +51,8 @@ def record_evaluation(run: Run) -> Record:
     samples = quantize_8bit(run.scorer.sample(run.diffusion.model, len(run.pictures.val)))
     measure_number(run, record, samples)
     measure_resize(run, record)
-    measure_extractors(run, record)
+    measure_ranking(run, record)
+    measure_structure(run, record, samples)
     measure_game(run, record, PsimLoss(loss).to(run.device))
     measure_copies(run, record, samples)
     measure_world(record)
@@ -80,7 +65,7 @@ def pictures(run: Run, split: str, num: int) -> Float[Tensor, "n 3 h w"]:
     return to_float(images.images(images.subset(num)))
 
 
-def features(run: Run, x: Float[Tensor, "n 3 h w"], extractor: str = "fd-lab") -> FeatureMoments:
+def features(run: Run, x: Float[Tensor, "n 3 h w"], extractor: str = NET) -> FeatureMoments:
     """All feature vectors of pictures, and their moments."""
     return run.scorer.moments(x, extractor, batch_size=128, keep=0)
 
@@ -95,37 +80,54 @@ def part_of(moments: FeatureMoments, rows: Float[Tensor, "n d"]) -> FeatureMomen
 
 
 def measure_number(run: Run, record: Record, samples: Float[Tensor, "n 3 h w"]) -> None:
-    """FD-lab and KID-lab of real pictures and of samples against training pictures, for N, N/2, N/4 and N/8 of them."""
-    net, real = run.scorer.net("fd-lab"), run.scorer.reference("fd-lab")
-    for key, x in (("real", pictures(run, "val", len(run.pictures.val))), ("samples", samples)):
-        fake = features(run, x)
-        for name, score in run.scorer.score(fake, ("fd_lab", "fd_lab_infinity"), seed=0).items():
-            record.metrics |= as_metrics({f"{name}_{key}": score})
-        least = 1 if run.scorer.is_smoke else net.dim
-        record.curves |= by_number(real, fake, least, run.scorer.num_resamples, f"_{key}", run.spec.seed)
+    """FD-lab and KD-EffNet of real pictures and of samples against training ones, for N, N/2, N/4 and N/8 of them.
 
-
-def by_number(real: FeatureMoments, fake: FeatureMoments, least: int, num_resamples: int, key: str = "",
-              seed: int = 0) -> dict[str, list[list[float | int]]]:
-    """Curves over the number of pictures, halved up to three times and above `least`: means over disjoint parts.
-
-    `fd_lab_by_n` and `kid_lab_by_n`; `fd_lab_part` has every part, `fd_lab_reach` half the 95 % interval of one part.
+    FD-lab stands for every Fréchet distance: its few features leave room to halve N.
     """
-    rows = fake.sample[torch.from_numpy(np.random.default_rng(seed).permutation(len(fake.sample)))]
-    curves: dict[str, list[list[float | int]]] = {
-        f"{name}{key}": [] for name in ("fd_lab_by_n", "fd_lab_part", "fd_lab_reach", "kid_lab_by_n")}
+    for key, x in (("real", pictures(run, "val", len(run.pictures.val))), ("samples", samples)):
+        kept: dict[str, FeatureMoments] = {}
+        scores = run.scorer.score(x, ("fd_lab", "fd_lab_infinity", "kd_effnet"), seed=0, features=kept)
+        for name, score in scores.items():
+            record.metrics |= as_metrics({f"{name}_{key}": score})
+        least = 1 if run.scorer.is_smoke else run.scorer.net("fd-lab").dim
+        for name, curve in by_number(run.scorer.reference("fd-lab"), kept["fd-lab"], least, run.scorer.num_resamples,
+                                     run.spec.seed).items():
+            record.curves[f"fd_lab_{name}_{key}"] = curve
+        record.curves[f"kd_effnet_by_n_{key}"] = kernel_by_number(run.scorer.reference(NET), kept[NET], run.spec.seed)
+
+
+def _shuffled_rows(moments: FeatureMoments, seed: int) -> Float[Tensor, "n d"]:
+    return moments.sample[torch.from_numpy(np.random.default_rng(seed).permutation(len(moments.sample)))]
+
+
+def by_number(real: FeatureMoments, fake: FeatureMoments, least: int, num_resamples: int,
+              seed: int = 0) -> dict[str, list[list[float | int]]]:
+    """Fréchet distance over the number of pictures, halved up to three times and above `least`: "by_n" of disjoint
+    parts, the mean; "part" has every part, "reach" half the 95 % interval of one part.
+    """
+    rows = _shuffled_rows(fake, seed)
+    curves: dict[str, list[list[float | int]]] = {name: [] for name in ("by_n", "part", "reach")}
     for n in (len(rows) // 2**i for i in range(4)):
         if n <= max(1, least) and n < len(rows):
             break
         parts = [part_of(fake, part) for part in rows.split(n) if len(part) == n]
         values = [frechet(real, part) for part in parts]
         interval = frechet_interval(real, parts[0], num_resamples=num_resamples)
-        kids = [kid(real.sample, part.sample, num_subsets=4, subset_size=n)[0] for part in parts]
-        curves[f"fd_lab_by_n{key}"].append([n, float(np.mean(values))])
-        curves[f"fd_lab_part{key}"] += [[n, value] for value in values]
-        curves[f"fd_lab_reach{key}"].append([n, interval.high - values[0]])
-        curves[f"kid_lab_by_n{key}"].append([n, float(np.mean(kids))])
+        curves["by_n"].append([n, float(np.mean(values))])
+        curves["part"] += [[n, value] for value in values]
+        curves["reach"].append([n, interval.high - values[0]])
     return curves
+
+
+def kernel_by_number(real: FeatureMoments, fake: FeatureMoments, seed: int = 0) -> list[list[float | int]]:
+    """Kernel distance times 1000 over the number of pictures, halved up to three times: means over disjoint parts."""
+    rows = _shuffled_rows(fake, seed)
+    curve: list[list[float | int]] = []
+    for n in (len(rows) // 2**i for i in range(4)):
+        if n >= 5:
+            parts = [part_of(fake, part) for part in rows.split(n) if len(part) == n]
+            curve.append([n, float(np.mean([kernel_score(real, part, times=1000).value for part in parts]))])
+    return curve
 
 
 # --- 2. Resize --------------------------------------------------------------------------------------------------------
@@ -161,64 +163,37 @@ def large_pictures(run: Run, num: int) -> Float[Tensor, "n 3 H W"]:
 
 
 def measure_resize(run: Run, record: Record) -> None:
-    """Fréchet distance between pictures made small by one kernel and the same pictures made small by another."""
-    few, size = run.scorer.is_smoke, run.spec.data.size
+    """Kernel distance between pictures made small by one kernel and the same pictures made small by another."""
+    size = run.spec.data.size
     made = resized(large_pictures(run, min(MOST, run.spec.evaluation.num_samples)), size)
-    nets = {name: run.scorer.net(name) for name in NETS}
+    extractors = {NET: "kd_effnet"}
     try:
-        nets["inception"] = run.scorer.inception
-        record.events.append("FID of resized pictures: fewer pictures than features: compare them among themselves")
+        run.scorer.net("inception")
+        extractors["inception"] = "kid"
     except FileNotFoundError as error:
-        record.events.append(f"no FID of resized pictures: {error}")
+        record.events.append(f"no KID of resized pictures: {error}")
     record.protocol["resized_from"] = LARGE * size
-    for extractor, net in nets.items():
-        most = MOST_FID if short(net) == "fid" and run.device.type == "cpu" else MOST
+    for extractor, key in extractors.items():
+        most = MOST_INCEPTION if key == "kid" and run.device.type == "cpu" else MOST
         resized_by = {name: features(run, x[:most], extractor) for name, x in made.items()}
         first = next(iter(resized_by.values()))
         for name, moments in list(resized_by.items())[1:]:
-            # Of the same pictures, so that most of the bias cancels: Inception has more features than pictures here.
-            score = frechet_score(first, moments, allow_few=few or short(net) == "fid")
-            if short(net) != "fid":
-                score = replace(score, interval=frechet_interval(
-                    first, moments, over="pairs", num_resamples=run.scorer.num_resamples))
-            record.metrics |= as_metrics({f"{short(net)}_resize {name}": score})
+            record.metrics |= as_metrics({f"{key}_resize {name}": kernel_score(first, moments, times=1000)})
 
 
-# --- 3. Extractors ----------------------------------------------------------------------------------------------------
-
-
-def measure_extractors(run: Run, record: Record) -> None:
-    """Each network's distance to training pictures of spoiled ones, and how alike the two networks order them."""
-    x, reference = pictures(run, "val", MOST), pictures(run, "train", MOST)
-    orders = []
-    for name in NETS:
-        found = degradation_curves(x, reference, run.scorer.net(name), LADDERS)
-        for kind, (floor, *values) in found.items():
-            record.curves[f"{short(name)}_{kind}"] = [list(p) for p in zip(LADDERS[kind], values, strict=True)]
-            record.metrics[f"{short(name)}_floor"] = {"value": floor, "unit": "1", "n_fake": len(x),
-                                                      "n_real": len(reference), "extractor": name}
-        orders.append([value for _, *values in found.values() for value in values])
-    record.metrics["rank_correlation"] = {"value": float(spearmanr(*orders).statistic), "unit": "1",
-                                          "n": len(orders[0]), "name": "Spearman, FD-lab and FD-referee"}
-
-
-def scored_by_both(data: str, tier: str, size: int = 0) -> list[Series]:
-    """The runs of 04_tradeoff that compare and that the same two networks have scored."""
-    records = [r for r in study_records(data, tier, size)[0] if {"fd_lab", "fd_referee"} <= set(r.metrics)]
-    referees = [networks_behind(r, "fd_referee") for r in records]
-    most = max(referees, key=referees.count, default="")
-    return grouped([r for r, referee in zip(records, referees, strict=True) if referee == most])
+# --- 3. A network that trains ---------------------------------------------------------------------------------------
 
 
 def measure_game(run: Run, record: Record, loss: PsimLoss) -> None:
-    """Pictures changed step by step down the loss, and what PSNR and FD-lab say along the way."""
+    """Pictures changed step by step down the loss, and what PSNR and KD-EffNet say along the way."""
     x = pictures(run, "val", GAME_PICTURES)
     real = features(run, x)
-    curves: dict[str, list[list[float | int]]] = {"game_loss": [], "game_fd_lab": [], "game_psnr": []}
+    curves: dict[str, list[list[float | int]]] = {"game_loss": [], "game_kd_effnet": [], "game_psnr": []}
     for step, y in optimize_pixels(loss, x, degrade(x, "noise", 0.4, run.spec.seed)).items():
         with torch.no_grad():
             curves["game_loss"].append([step, loss(x.to(run.device), y.to(run.device)).mean().item()])
-        curves["game_fd_lab"].append([step, frechet(real, features(run, quantize_8bit(y)))])
+        score = kernel_score(real, features(run, quantize_8bit(y)), times=1000)
+        curves["game_kd_effnet"].append([step, score.value])
         curves["game_psnr"].append([step, psnr(x, y).mean().item()])
     record.curves |= curves
     record.protocol["game_n"] = len(x)
@@ -245,22 +220,22 @@ def optimize_pixels(
 
 def mock_generators(run: Run, samples: Float[Tensor, "n 3 h w"], num: int) -> dict[str, Float[Tensor, "num 3 h w"]]:
     """Four generators: the model, one that hands out training pictures, half and half, and one that is perfect."""
-    rng, half = np.random.default_rng(run.spec.seed), num // 2
-    copies = to_float(run.pictures.train.images(rng.choice(len(run.pictures.train), num, replace=False).tolist()))
+    rng, half, train = np.random.default_rng(run.spec.seed), num // 2, run.scorer.reference_set
+    copies = to_float(train.images(rng.choice(len(train), num, replace=False).tolist()))
     shuffled = samples[torch.from_numpy(rng.permutation(len(samples))[:num])]
     unseen = pictures(run, "val", 2 * num)[num:]
     return {"model": shuffled, "copier": copies, "half": torch.cat([shuffled[:half], copies[half:]]), "unseen": unseen}
 
 
 def measure_copies(run: Run, record: Record, samples: Float[Tensor, "n 3 h w"]) -> None:
-    """FD-lab and memorisation of `mock_generators`, at equal numbers, against the same held-out pictures."""
-    num = len(run.pictures.val) // 2
-    train, held_out = run.scorer.training_vectors, features(run, pictures(run, "val", num))
+    """KD-EffNet and memorisation of `mock_generators`, at equal numbers, against the same held-out pictures."""
+    num = min(len(run.pictures.val) // 2, len(run.scorer.reference_set))
+    train, held_out = run.scorer.reference_vectors, features(run, pictures(run, "val", num))
     for name, x in mock_generators(run, samples, num).items():
         fake = features(run, x)
-        fd = run.scorer.score(fake, ("fd_lab",), seed=0)["fd_lab"]
+        kd = run.scorer.score(fake, ("kd_effnet",))["kd_effnet"]
         score, ratio = run.scorer.memorisation(train, held_out, fake)
-        record.metrics |= as_metrics({f"planted_fd_lab_{name}": fd, f"memorisation_{name}": score})
+        record.metrics |= as_metrics({f"planted_kd_effnet_{name}": kd, f"memorisation_{name}": score})
         record.metrics[f"memorisation_{name}"] |= {key: score.protocol[key] for key in ("copies", "p_value")}
         steps = torch.linspace(0, 1, 41)
         record.curves[f"nearness_{name}"] = [[q, v] for q, v in zip(
@@ -268,9 +243,10 @@ def measure_copies(run: Run, record: Record, samples: Float[Tensor, "n 3 h w"]) 
 
 
 def neighbours(run: Run, x: Float[Tensor, "n 3 h w"], k: int = 3) -> dict[str, Float[Tensor, "n 3 h w"]]:
-    """Rows of a grid: pictures over their k nearest training pictures in FD-lab's features [LDM v2, Fig. 32-34]."""
-    found = run.scorer.nearest(x, run.scorer.training_vectors, k)
-    return {f"neighbour {i + 1}": to_float(run.pictures.train.images(found[:, i].tolist())) for i in range(k)}
+    """Rows of a grid: pictures over their k nearest of the reference pictures, in EffNet's features [LDM v2, Fig. 32].
+    """
+    found = run.scorer.nearest(x, run.scorer.reference_vectors, k)
+    return {f"neighbour {i + 1}": to_float(run.scorer.reference_set.images(found[:, i].tolist())) for i in range(k)}
 
 
 # --- 5. A solvable distribution ---------------------------------------------------------------------------------------

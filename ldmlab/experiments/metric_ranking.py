@@ -1,12 +1,13 @@
 """Notebook 16_evaluation: which metrics keep an order of pictures that is known by construction."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ldmlab.data.images import to_float
+from ldmlab.evaluation.distortions import degrade
 from ldmlab.evaluation.ranking.families import FAMILIES, Levels, Material
 from ldmlab.evaluation.ranking.orders import (
     BROKEN,
@@ -18,17 +19,19 @@ from ldmlab.evaluation.ranking.orders import (
     rank,
     set_metrics,
 )
-from ldmlab.first_stage.factors import FS
 from ldmlab.perception.losses import LpipsLoss, perceptual_loss
-from ldmlab.study.config.presets import study_spec
-from ldmlab.study.records.record import Record
-from ldmlab.study.runs.first_stage import has_first_stage, train_first_stage
+from ldmlab.study.records.record import Record, as_metrics
 from ldmlab.study.runs.run import Run
+from ldmlab.study.runs.run_scoring import reconstruction_of
+from ldmlab.study.runs.shipped_models import trained_first_stages
 from ldmlab.study.training.progress import progress_callback
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NUM, NUM_TRAIN = 256, 1024  # pictures of a level, and of the reference
 AT_SMOKE = (16, 32)
-SMOKE_FAMILIES = ("blur", "blurred, then no structure", "fewer distinct pictures", "copies")
+SMOKE_FAMILIES = ("blur", "blurred, then no structure", "copies")
 VALUE = {KEPT: 1, UNDECIDED: 0, BROKEN: -1}
 STRUCTURE = "structure "  # "structure <pictures>, <metric>"
 PREFIX = "order "  # of a record's metrics: "order <metric>, <family>"
@@ -38,30 +41,25 @@ def material_of(run: Run) -> Material:
     """True pictures of the run, with reconstructions by those of its first stages that are trained, f from 2 on."""
     num, num_train = AT_SMOKE if run.scorer.is_smoke else (NUM, NUM_TRAIN)
     val, train = run.pictures.val, run.pictures.train
-    rows = range(min(num, len(val)))
+    rows = val.subset(num)
     true = to_float(val.images(rows))
-    labels = val.labels()[: len(rows)] if val.num_classes > 1 else None
-    return Material(true, to_float(train.images(range(min(num_train, len(train))))), labels,
+    labels = val.labels()[torch.tensor(rows)] if val.num_classes > 1 else None
+    return Material(true, to_float(train.images(train.subset(num_train))), labels,
                     {} if run.scorer.is_smoke else _reconstructions(run, true), run.spec.seed)
 
 
-@torch.inference_mode()
 def _reconstructions(run: Run, true: Tensor) -> Levels:
-    found, p = {}, run.spec
-    for f in FS[1:]:
-        if p.data.size % f:
-            continue
-        spec = study_spec(f, "kl", p.data.name, p.tier, p.seed, p.data.size)
-        if has_first_stage(spec, run.pictures):
-            model = train_first_stage(spec, run.pictures, run.device).model
-            found[f"f = {f}"] = torch.cat([model.decode(model.encode(x.to(run.device))).cpu().clamp(-1, 1)
-                                           for x in true.split(128)])
-    return found
+    found = {}
+    for f, first_stage in trained_first_stages(run).items():
+        if f > 1:
+            rebuild = reconstruction_of(first_stage, run.device)
+            found[f"f = {f}"] = torch.cat([rebuild(x).cpu() for x in true.split(128)])
+    return found if len(found) > 1 else {}
 
 
 def metrics_at_hand(run: Run, num: int) -> tuple[list[RankedMetric], dict[str, Any], dict[str, str], list[str]]:
     """(metrics, networks of sets by extractor, hashes of all networks, what was not at hand and why)."""
-    nets: dict[str, Any] = {name: run.scorer.nets[name] for name in ("effnet", "fd-lab", "referee")}
+    nets: dict[str, Any] = {name: run.scorer.net(name) for name in ("effnet", "fd-lab", "referee")}
     missing = []
     try:
         nets["inception"] = run.scorer.inception
@@ -116,11 +114,11 @@ def ranking_entries(
 
 def structure_rows(run: Run, samples: Tensor) -> Levels:
     """Pictures with structure and without, by name; not in a known order, unlike those of a family."""
-    true = material_of(run).true
+    true = to_float(run.pictures.val.images(run.pictures.val.subset(len(samples))))
     made = {name: FAMILIES[name].make(Material(true, true, seed=run.spec.seed)) for name in (
         "blur", "shuffled patches", "random phases")}
     scale, own = true.shape[-1] / 32, f"reconstructions, {run.first_stage.name}"
-    rec = run.scorer.reconstruct(run.first_stage, true)
+    rec = reconstruction_of(run.first_stage, run.device)(true).cpu()
     noise = {f"the same + noise of {std:g}": degrade(rec, "noise", std, run.spec.seed) for std in (0.05, 0.1)}
     return {"true pictures": true, "blurred": made["blur"][f"{scale:g} px"], own: rec, **noise,
             f"samples of {run.spec.name}": samples, "patches of 8 px shuffled": made["shuffled patches"]["8 px"],
@@ -129,15 +127,9 @@ def structure_rows(run: Run, samples: Tensor) -> Levels:
 
 def measure_structure(run: Run, record: Record, samples: Tensor) -> None:
     """KD-EffNet, FD-lab and FD-referee of `structure_rows` against training pictures, with their intervals."""
-    keys = ("kd_effnet", "fd_lab", "fd_referee")
-    reference = {}
     for row, x in structure_rows(run, samples).items():
-        for key in keys:
-            extractor = METRICS[key].extractor
-            if extractor not in reference:
-                reference[extractor] = run.scorer.reference(extractor)
-            scores = run.scorer.score(x, (key,), reference=reference[extractor], allow_few=True)
-            record.metrics |= as_metrics({f"{STRUCTURE}{row}, {key}": scores[key]})
+        scores = run.scorer.score(x, ("kd_effnet", "fd_lab", "fd_referee"))
+        record.metrics |= as_metrics({f"{STRUCTURE}{row}, {key}": score for key, score in scores.items()})
 
 
 def structure_table(record: Record) -> "pd.DataFrame":

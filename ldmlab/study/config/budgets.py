@@ -78,7 +78,8 @@ BUDGETS: dict[str, Budget] = {
     "laptop": Budget(
         models="laptop", is_smoke=False, paper_scale=False, minutes=60, memory_mb=4000, threads=1,
         perceptual="student", size=32, num_train=20_000, num_val=1024, num_scored=0, num_resamples=200,
-        evaluation=dict(num_samples=512, num_steps=20, batch_size=128, num_reference=2048),
+        # At 400 steps LDM-1 ends: the last step that models of all f share.
+        evaluation=dict(num_samples=512, num_steps=20, batch_size=128, num_reference=2048, both_at=(400,)),
         classifier=Training(1200, 64, lr=1e-3, warmup_steps=50), regression=Training(600, 32),
         num_restored=512, repeats=4, num_repeated=128, num_guided=256, num_beyond=256, num_beyond_reference=2048,
         tiled_side=512,
@@ -89,7 +90,7 @@ BUDGETS: dict[str, Budget] = {
     "gpu": Budget(
         models="gpu", is_smoke=False, paper_scale=False, minutes=120, memory_mb=16_000, threads=4,
         perceptual="lpips", size=64, num_train=50_000, num_val=2048, num_scored=0, num_resamples=200,
-        evaluation=dict(num_samples=2048, num_steps=50, batch_size=512, num_reference=20_000, speed_batch=256),
+        evaluation=dict(num_samples=2560, num_steps=50, batch_size=512, num_reference=20_000, speed_batch=256),
         classifier=Training(10_000, 128, lr=1e-3, warmup_steps=50), regression=Training(15_000, 64),
         num_restored=2048, repeats=6, num_repeated=512, num_guided=512, num_beyond=1024, num_beyond_reference=10_000,
         tiled_side=512,

@@ -129,6 +129,7 @@ class EvaluationSpec:
     batch_size: int
     num_reference: int  # training pictures the samples are compared with
     final_steps: int = 50  # DDIM, eta = 0 and eta = 1; at the end of training
+    both_at: tuple[int, ...] = ()  # milestones that are scored at eta = 1 as well, as at the end
     speed_steps: tuple[int, ...] = (10, 20, 50, 100, 200)
     speed_batch: int = 16
     speed_repeats: int = 3

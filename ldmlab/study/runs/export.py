@@ -21,7 +21,8 @@ def export(model: LatentDiffusion, folder: Path | str) -> str:
         return f"not expressible: {error}"
 
 
-def exportable_run(data: str = "scenes", tier: str = "auto", seed: int = 0, size: int = 0, *, text: bool = True) -> Run:
+def exportable_run(data: str = "scenes", tier: str = "auto", seed: int = 0, size: int = 0, *, text: bool = True,
+                   perceptual: str = "") -> Run:
     """A run at f = 8 whose model diffusers has classes for: of captions or, without `text`, of classes if any.
 
     Parameters are those of 09_text_to_image, or of 07_sampling without `text`; `run.diffusion.model` trains the model,
@@ -30,7 +31,8 @@ def exportable_run(data: str = "scenes", tier: str = "auto", seed: int = 0, size
     """
     prompt = {"caption": "", "guidance_scale": 1.0} if text else {}
     notebook = "09_text_to_image" if text else "07_sampling"
-    params = {"f": 8, "reg": "kl", "data": data, "size": size, "tier": tier, "seed": seed, **prompt}
+    params = {"f": 8, "reg": "kl", "data": data, "size": size, "tier": tier, "seed": seed,
+              "perceptual": perceptual, **prompt}
     run = Run(notebook, read_parameters(notebook, params).as_dict())
     if not text and (num_classes := open_set(run.spec.data, "train").num_classes):
         print(f"{run.spec.data.name} has {num_classes} classes, and diffusers no pipeline for a class-conditional "

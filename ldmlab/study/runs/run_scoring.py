@@ -62,9 +62,9 @@ class RunScorer(Scorer):
         }
 
     @cached_property
-    def training_vectors(self) -> FeatureMoments:
-        """Every training picture under FD-lab, in order; kept on disk."""
-        return self.moments_of_set(self.pictures.train, "fd-lab", keep=0)
+    def reference_vectors(self) -> FeatureMoments:
+        """Every picture of `reference_set` under the network of the main score, in order; kept on disk."""
+        return self.moments_of_set(self.reference_set, SCORE_NETWORK, keep=0)
 
     def sample(self, model: LatentDiffusion, num: int | None = None, label: str = "samples", *,
                num_steps: int | None = None, eta: float | int = 0.0) -> Tensor:
@@ -79,7 +79,13 @@ class RunScorer(Scorer):
         """The metrics that are taken at milestones, at one step of training."""
         names = [row.key for row in METRICS.values() if row.at_milestones]
         scores = self.score(self.sample(model, label=f"samples at step {step}"), names, intervals=False)
-        return {name: score.value for name, score in scores.items()}
+        found = {name: score.value for name, score in scores.items()}
+        if step in self.plan.both_at:
+            samples = self.sample(model, label=f"samples at step {step}, eta = 1", num_steps=self.plan.final_steps,
+                                  eta=1.0)
+            scores = self.score(samples, names, intervals=False)
+            found |= {f"{name}_eta1": score.value for name, score in scores.items()}
+        return found
 
     def score_model(self, model: LatentDiffusion, first_stage: TrainedFirstStage) -> dict[str, Score]:
         """The standard metrics of a trained model's samples, and what of its distance is the denoiser's own.
@@ -88,10 +94,12 @@ class RunScorer(Scorer):
         `kd_effnet_to_reconstructions` to the same pictures reconstructed, for which a denoiser that has learned its
         latents has distance 0. FID and KID beside, where Inception and pictures enough are at hand.
         """
-        kernel, scores = METRICS["kd_effnet"], {}
+        kernel = METRICS["kd_effnet"]
+        scores: dict[str, Score] = {}
         for eta, suffix in ETAS:
-            about = {"num_steps": self.plan.final_steps, "eta": eta}
-            samples = self.sample(model, label=f"samples, eta = {eta:g}", **about)
+            steps = self.plan.final_steps
+            about: dict[str, Any] = {"num_steps": steps, "eta": eta}
+            samples = self.sample(model, label=f"samples, eta = {eta:g}", num_steps=steps, eta=eta)
             features: dict[str, FeatureMoments] = {}
             found = self.score(samples, () if eta == 0 else (kernel.key,), protocol=about, features=features)
             scores |= {f"{name}{suffix}": score for name, score in found.items()}

@@ -177,8 +177,8 @@ class Scorer:
                 nearness_ratio(samples.sample, train.sample, held_out.sample))
 
     def nearest(self, x: Float[Tensor, "n 3 h w"], train: FeatureMoments, k: int = 1) -> Int[Tensor, "n k"]:
-        """Numbers of the k training pictures that are nearest to each picture, in FD-lab's features."""
-        return nearest(self.moments(x, "fd-lab", batch_size=128, keep=0).sample, train.sample, k)[1]
+        """Numbers of the k vectors of `train` that are nearest to each picture, in the features of their network."""
+        return nearest(self.moments(x, train.extractor, batch_size=128, keep=0).sample, train.sample, k)[1]
 
     # --- Pictures against the true ones -------------------------------------------------------------------------------
 

@@ -117,3 +117,12 @@ def test_paper_sizes_of_models_told_place_by_place():
     million = {kind: size(kind, options) for kind, options in kinds.items()}
     assert round(million["mask"]) == round(million["labels"]) == 215
     assert 169 - 56 < million["low_resolution"] < 169 - 54
+
+
+def test_the_tier_names_its_perceptual_loss():
+    """Small tiers train with the shipped student, large ones with LPIPS; another choice is another first stage."""
+    assert {tier: study_spec(8, tier=tier).first_stage.perceptual for tier in ("smoke", "laptop", "gpu", "paper")} == {
+        "smoke": "student", "laptop": "student", "gpu": "lpips", "paper": "lpips"}
+    usual, chosen = study_spec(8).first_stage, study_spec(8, perceptual="lpips").first_stage
+    assert chosen.perceptual == "lpips" and content_key(chosen) != content_key(usual)
+    assert study_spec(8, perceptual="student").first_stage == usual

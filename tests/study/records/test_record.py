@@ -83,3 +83,10 @@ def test_environment_says_what_ran(tmp_path):
     """Versions, device and git state are in every record."""
     env = environment("cpu")
     assert env["device"] == "cpu" and env["torch"] and set(env["git"]) == {"commit", "dirty"}
+
+
+def test_only_an_unusual_loss_is_in_the_name():
+    """Records keep the names that they had before a loss could be chosen; one with another loss replaces none."""
+    names = {loss: Record("x", "LDM-8", {**PARAMS, "perceptual": loss}).file_name for loss in ("student", "lpips")}
+    assert names["student"] == Record("x", "LDM-8", PARAMS).file_name
+    assert names["lpips"] == names["student"].replace(".json", "_perceptual-lpips.json")
