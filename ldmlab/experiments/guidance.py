@@ -31,7 +31,7 @@ from ldmlab.study.training.progress import progress
 
 SCALES = (1.0, 1.25, 1.5, 3.0, 5.0, 10.0)
 CLASSIFIER_SCALES = (1.0, 3.0, 10.0)
-SCORES = ("fd_lab", "precision", "recall")  # of METRICS
+SCORES = ("kd_effnet", "precision", "recall")  # of METRICS
 NUM_REACHABLE = 2048  # reconstructions that precision and recall are taken against
 # What counts as success for each kind of condition that the judge scores, the main measure first.
 MEASURES = {name: kind.success for name, kind in KINDS.items() if kind.success}
@@ -124,7 +124,7 @@ def sample_prompts(
 
 
 def record_guidance(run: Run) -> Record:
-    """Success, FD-lab, precision and recall over guidance scales, with baselines and scores of real pictures.
+    """Success, KD-EffNet, precision and recall over guidance scales, with baselines and scores of real pictures.
 
     FID and IS join them where Inception's weights are at hand and the samples are more than its features. What was
     measured before, on the same model and by the same networks, is loaded. The judge is trained on `scenes`: for
@@ -215,7 +215,7 @@ def reachable_moments(run: Run) -> FeatureMoments:
     train = run.pictures.train
     chosen = train.subset(NUM_REACHABLE)
     parts = (to_float(train.images(chosen[i:i + 256])) for i in range(0, len(chosen), 256))
-    return run.scorer.moments((quantize_8bit(reconstruct(run.first_stage.model, x)) for x in parts), "fd-lab")
+    return run.scorer.moments(quantize_8bit(reconstruct(run.first_stage.model, x)) for x in parts)
 
 
 @dataclass
@@ -249,8 +249,8 @@ def _fid_reference(run: Run, kind: str) -> tuple[ImageSet | None, list[str]]:
 def _scores(run: Run, by: Metrics, samples: Tensor) -> dict[str, Score]:
     """Everything that is measured of one set of samples."""
     scorer = run.scorer
-    fake = scorer.moments(samples, "fd-lab")
-    scores = scorer.score(fake, ("fd_lab",))
+    fake = scorer.moments(samples)
+    scores = scorer.score(fake, ("kd_effnet",))
     scores |= precision_recall_scores(by.reachable, fake, scorer.protocol)
     if by.inception is not None:
         of = scorer.inception_scores(samples.split(64), by.inception)

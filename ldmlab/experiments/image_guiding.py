@@ -104,14 +104,14 @@ def sample_guided(
 
 
 def record_image_guiding(run: Run) -> Record:
-    """PSNR of the shrunk sample against its target, PSNR and FD-lab of the sample itself, over guidance scales.
+    """PSNR of the shrunk sample against its target, PSNR and KD-EffNet of the sample itself, over guidance scales.
 
     Beside them: unguided samples, the bicubic enlargement, and the first stage's reconstruction of the true picture,
     than which no sample can be nearer. What was measured before, on the same model, is loaded.
     """
     diffusion, scorer, factor = run.diffusion, run.scorer, run.params["factor"]
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs("fd_lab", perceptual=True)  # that of the guider
+    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs("kd_effnet", perceptual=True)  # that of the guider
     if (known := run.measured_before(record)) is not None:
         return known
     record.events += scorer.missing
@@ -143,7 +143,7 @@ def _scores(run: Run, samples: Tensor, x: Tensor, y: Tensor) -> dict[str, Score]
     small = quantize_8bit(downsample(factor)(samples).clamp(-1, 1))
     scores = {"psnr": mean_score(psnr(x, samples), "PSNR", "dB"),
               "psnr_small": mean_score(psnr(quantize_8bit(y), small), "PSNR", "dB")}
-    return scores | scorer.score(scorer.moments(samples, "fd-lab"), ("fd_lab",), allow_few=True)
+    return scores | scorer.score(samples, ("kd_effnet",))
 
 
 def best_scale(record: Record, kind: str) -> float:

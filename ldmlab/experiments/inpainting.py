@@ -1,8 +1,12 @@
 """Inpainting: holes filled by sampling, beside what they are compared with, by how much is missing [LDM v2, Sec. 4.5].
 
 Two sets of masks, as in Tab. 7: "all" takes the kinds of `data.masks` in turn; "hard" hides 40 to 50 % of each picture.
-A record holds measures `fd_lab_ldm_all`, `pd_referee_regression_hard`, and curves over coverage.
+A record holds measures `kd_effnet_ldm_all`, `lpips_alex_regression_hard`, and curves over coverage of those that
+compare pairs, `restoration.PAIRS`.
 """
+
+import itertools
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -12,11 +16,11 @@ from ldmlab.data.images import quantize_8bit
 from ldmlab.data.masks import KINDS, coverage, inpainting_masks
 from ldmlab.diffusion.conditioning.spatial_ops import fill, masked
 from ldmlab.diffusion.unet.unet import count_params
-from ldmlab.evaluation.uncertainty import mean_interval, mean_score
+from ldmlab.evaluation.uncertainty import mean_score
 from ldmlab.experiments.inpainting_speed import record_efficiency
-from ldmlab.experiments.restoration import SCORES, add_method, in_pixels, restored_scores, true_pictures
+from ldmlab.experiments.restoration import PAIRS, SCORES, add_method, in_pixels, restored_scores, true_pictures
 from ldmlab.first_stage.reconstruct import reconstruct
-from ldmlab.study.records.record import Record, as_metrics
+from ldmlab.study.records.record import Record, add_points, as_metrics
 from ldmlab.study.runs.regression import train_regression
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import progress
@@ -81,7 +85,7 @@ def record_inpainting(run: Run) -> Record:
     record.events += scorer.missing
     x, budget = true_pictures(run), run.spec.budget
     record.protocol |= scorer.protocol | {
-        "n": len(x), "labels": "none", "perceptual": "PD-referee, pairs", "targets": "validation pictures",
+        "n": len(x), "labels": "none", "targets": "validation pictures",
         "masks_all": "thin, medium, thick in turn", "masks_hard": "thick, 40 to 50 % of the picture",
         "known_pixels": "kept", "several": f"{budget.repeats} samples of {budget.num_repeated} pictures"}
     record.events += diffusion.curve.events
@@ -91,29 +95,21 @@ def record_inpainting(run: Run) -> Record:
         record.metrics[f"coverage_{which}"] = {"value": round(coverage(mask).mean().item(), 4), "unit": "1"}
         for method in METHODS if run.spec.f > 1 else [m for m in METHODS if m != "reconstructions"]:
             x_hat = restore(run, x, mask, method)
-            scores = restored_scores(run, x, x_hat)
-            if "fd_lab" not in scores:
-                note = f"FD-lab left out: {len(x)} pictures, or the training set, fewer than features"
-                record.events += [] if note in record.events else [note]
-            add_method(record, f"{method}_{which}", scores)
+            add_method(record, f"{method}_{which}", restored_scores(run, x, x_hat))
             if which == "all":
-                _by_coverage(record, method, run.scorer.perceptual_distances(x, x_hat), coverage(mask))
+                _by_coverage(record, method, scorer.pair_values(x, x_hat), coverage(mask))
     _several(run, record, x)
     record_efficiency(run, record)
     return record
 
 
-def _by_coverage(record: Record, method: str, distances: Tensor, covered: Tensor) -> None:
-    """Mean distance by the share that is missing, in bins of `BINS`; x is the middle of a bin."""
-    for low, high in zip(BINS, BINS[1:], strict=False):
-        inside = distances[(covered > low) & (covered <= high)]
-        if len(inside):
-            interval = mean_interval(inside)
-            ends = {"": inside.mean().item()} | (
-                {"_low": interval.low, "_high": interval.high} if interval else {})
-            for end, value in ends.items():
-                name = f"pd_referee_by_coverage_{method}{end}"
-                record.curves.setdefault(name, []).append([round((low + high) / 2, 3), float(f"{value:.6g}")])
+def _by_coverage(record: Record, method: str, values: Mapping[str, Tensor], covered: Tensor) -> None:
+    """Means of `PAIRS` by the share that is missing, in bins of `BINS`; x is the middle of a bin."""
+    for measure, (low, high) in itertools.product(PAIRS, itertools.pairwise(BINS)):
+        inside = (covered > low) & (covered <= high)
+        if measure in values and inside.any():
+            mean = mean_score(values[measure][inside], measure)
+            add_points(record, {f"{measure}_by_coverage_{method}": mean}, round((low + high) / 2, 3))
 
 
 def samples_of(run: Run, x: Float[Tensor, "n 3 H W"], mask: Float[Tensor, "n 1 H W"], k: int) -> list[Tensor]:
@@ -125,9 +121,14 @@ def _several(run: Run, record: Record, x: Tensor) -> None:
     """One sample and several, where much is missing: the first, the nearest to the truth, how far apart they are."""
     x, k = x[: run.spec.budget.num_repeated], run.spec.budget.repeats
     mask = masks_of("hard", len(x), (x.shape[2], x.shape[3]))
-    samples, distance = samples_of(run, x, mask, k), run.scorer.perceptual_distances
-    to_truth = torch.stack([distance(x, sample) for sample in samples])
-    apart = torch.stack([distance(samples[i], samples[j]) for i in range(k) for j in range(i)])
-    values = {"first": to_truth[0], "mean": to_truth.mean(0), "nearest": to_truth.min(0).values, "apart": apart.mean(0)}
-    record.metrics |= as_metrics({
-        f"pd_referee_{name}_of_{k}": mean_score(v, "PD-referee") for name, v in values.items()})
+    samples, scorer = samples_of(run, x, mask, k), run.scorer
+    to_truth = [scorer.pair_values(x, sample) for sample in samples]
+    apart = [scorer.pair_values(samples[i], samples[j]) for i in range(k) for j in range(i)]
+    for measure, sign in PAIRS.items():
+        if measure not in to_truth[0]:
+            continue
+        true, other = (torch.stack([values[measure] for values in pairs]) for pairs in (to_truth, apart))
+        found = {"first": true[0], "mean": true.mean(0), "nearest": sign * (sign * true).min(0).values,
+                 "apart": other.mean(0)}
+        record.metrics |= as_metrics({
+            f"{measure}_{name}_of_{k}": scorer.mean_of_pairs(measure, v) for name, v in found.items()})

@@ -15,9 +15,11 @@ from ldmlab.evaluation.metrics import METRICS
 from ldmlab.study.records.record import Record, as_metrics
 from ldmlab.study.runs.run import Run
 
-MEASURES = {"psnr": "PSNR [dB]", "ssim": "SSIM", "pd_referee": "PD-referee"} | {
-    name: METRICS[name].label for name in ("fd_lab", "kid_lab")}
-SCORES = ("fd_lab", "kid_lab", "pd_referee")  # those of MEASURES that a network computes
+MEASURES = {"psnr": "PSNR [dB]", "ssim": "SSIM", "lpips_alex": "LPIPS, AlexNet"} | {
+    name: METRICS[name].label for name in ("kd_effnet", "fd_effnet")}
+SCORES = ("kd_effnet", "lpips_alex")  # those of MEASURES that a network computes; FD-EffNet has that of KD-EffNet
+# Measures of pairs that a figure draws, the first that all records have; 1 for a distance, -1 for a similarity.
+PAIRS = {"lpips_alex": 1, "ssim": -1}
 
 
 def true_pictures(run: Run) -> Float[Tensor, "n 3 H W"]:
@@ -27,11 +29,11 @@ def true_pictures(run: Run) -> Float[Tensor, "n 3 H W"]:
 
 
 def restored_scores(run: Run, x: Float[Tensor, "n 3 H W"], x_hat: Float[Tensor, "n 3 H W"]) -> dict[str, Score]:
-    """PSNR, SSIM, PD-referee against the true pictures `x`; FD-lab and KID-lab against the training pictures.
+    """PSNR, SSIM, LPIPS against the true pictures `x`; KD-EffNet, and FD-EffNet of many, against training pictures.
 
-    FD-lab of no more pictures than it has features is left out (not at the smoke tier); KID-lab stays, being unbiased.
+    LPIPS is that of AlexNet, where its weights are at hand: the scorer's `missing` says so where they are not.
     """
-    return run.scorer.score_pairs(x, x_hat) | run.scorer.score(x_hat, ("fd_lab", "kid_lab"))
+    return run.scorer.score_pairs(x, x_hat) | run.scorer.score(x_hat)
 
 
 def add_method(record: Record, method: str, scores: Mapping[str, Score]) -> None:

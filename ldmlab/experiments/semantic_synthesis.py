@@ -64,7 +64,7 @@ def agreement(run: Run, x: Float[Tensor, "n 3 H W"], maps: Int[Tensor, "n H W"])
 
 
 def record_semantic(run: Run) -> Record:
-    """FD-lab, KID-lab, PD-referee of samples for validation maps, and on `scenes` how well they agree with their maps.
+    """KD-EffNet and LPIPS of samples for validation maps, and on `scenes` how well they agree with their maps.
 
     What was measured before, on the same models, is loaded.
     """
@@ -78,17 +78,14 @@ def record_semantic(run: Run) -> Record:
     x = true_pictures(run)
     maps = label_maps(run, len(x))
     record.protocol |= scorer.protocol | {
-        "n": len(x), "labels": "none", "perceptual": "PD-referee, pairs", "targets": "validation pictures",
+        "n": len(x), "labels": "none", "targets": "validation pictures",
         "num_labels": len(run.pictures.train.map_names)}
     record.events += diffusion.curve.events
     record.metrics["num_params"] = {"value": count_params(diffusion.model.trained), "unit": "1"}
     samples = synthesize(run, maps)
     rec = quantize_8bit(reconstruct(run.first_stage.model, x))
     for method, pictures in {"samples": samples, "reconstructions": rec}.items():
-        scores = restored_scores(run, x, pictures)
-        if "fd_lab" not in scores and method == "samples":
-            record.events.append(f"FD-lab left out: {len(x)} pictures, or the training set, fewer than features")
-        add_method(record, method, scores)
+        add_method(record, method, restored_scores(run, x, pictures))
     if run.pictures.train.map_names != LABELS:
         record.events.append("the judge is trained on `scenes` only: whether samples show their maps is not measured")
         return record

@@ -11,7 +11,18 @@ from torch import Tensor
 
 from ldmlab.data.images import to_uint8
 from ldmlab.diffusion.schedules import Schedule
-from ldmlab.figures.style import GREY, INK, NAME, TINTS, f_axis, log_axis, set_layout, small_print, styled
+from ldmlab.figures.style import (
+    GREY,
+    INK,
+    NAME,
+    TINTS,
+    f_axis,
+    log_axis,
+    log_axis_if_positive,
+    set_layout,
+    small_print,
+    styled,
+)
 
 _LATENT_LIMIT = 3.0  # standard deviations at the ends of the colour scale
 
@@ -23,7 +34,7 @@ def fig_lines(
 ) -> Figure:
     """Named curves of [x, y] points, labelled at their ends or in a legend; `marks` are named positions on the x axis.
 
-    Empty curves are skipped; a figure without any curve says so.
+    Empty curves are skipped; a figure without any curve says so. With `log_y`, y is logarithmic if all y are positive.
     """
     fig, ax = plt.subplots(figsize=(6.0, 3.1), layout="constrained")
     lines = {name: np.array(points, dtype=float) for name, points in curves.items() if len(points)}
@@ -36,7 +47,7 @@ def fig_lines(
     if log_x:
         log_axis(ax.xaxis)
     if log_y:
-        log_axis(ax.yaxis)
+        log_axis_if_positive(ax.yaxis, [value for points in lines.values() for value in points[:, 1]])
     for name, place in (marks or {}).items() if lines else ():
         ax.axvline(place, color=GREY, lw=0.9, ls=(0, (4, 1.6)))
         ax.annotate(name, (place, 0.03), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points",

@@ -18,6 +18,7 @@ from ldmlab.figures.style import (
     label_ends,
     line_style,
     log_axis,
+    log_axis_if_positive,
     mark_smoke,
     set_log_limits,
     small_print,
@@ -94,20 +95,21 @@ def fig_success(record: Record) -> Figure:
 
 @styled
 def fig_guidance_tradeoff(records: Sequence[Record]) -> Figure:
-    """Consistency and FD-lab over the guidance scale, and recall against precision, for all runs [LDM v2, Tab. 10].
+    """Consistency and KD-EffNet over the guidance scale, and recall against precision, for all runs [LDM v2, Tab. 10].
 
-    ValueError for records that are not comparable.
+    ValueError for records that are not comparable, or have another score.
     """
-    check_comparable(records, "fd_lab_by_guidance")
+    check_comparable(records, "kd_effnet_by_guidance")
     kind = records[0].protocol["condition"]
     main = next(iter(MEASURES[kind]))
-    fig, (success, fd, pr) = plt.subplots(1, 3, figsize=(10.2, 3.3), layout="constrained")
+    fig, (success, kd, pr) = plt.subplots(1, 3, figsize=(10.2, 3.3), layout="constrained")
     scored = [s for s in grouped(records) if all(curve_name(main) in run.curves for run in s.runs)]
-    log_axis(fd.yaxis)  # scales and limits first, since labels are placed by them
-    set_log_limits(fd, [y for s in grouped(records) for y in s.curve(curve_name("fd_lab"))[1]])
+    seen = [y for r in records for end in ("", "_low") for _, y in r.curves.get(curve_name("kd_effnet") + end, ())]
+    if log_axis_if_positive(kd.yaxis, seen):  # scales and limits first, since labels are placed by them
+        set_log_limits(kd, seen)
     success.set(title=f"(a)  {MEASURES[kind][main]}", ylabel="consistency  (higher is better)", ylim=(0, 1.02))
-    fd.set(title="(b)  distance to the training pictures", ylabel="FD-lab  (lower is better)")
-    for ax, name, series in ((success, main, scored), (fd, "fd_lab", grouped(records))):
+    kd.set(title="(b)  distance to the training pictures", ylabel="KD-EffNet  (lower is better)")
+    for ax, name, series in ((success, main, scored), (kd, "kd_effnet", grouped(records))):
         _over_f(ax, series, curve_name(name))
     for s in grouped(records):
         x, precision, *_ = s.curve(curve_name("precision"))
@@ -127,7 +129,7 @@ def fig_guidance_tradeoff(records: Sequence[Record]) -> Figure:
         f"Ours: {data_name(records[0])} at {params['size']} px, tier {params['tier']}; classifier-free guidance, "
         f"{protocol['guidance_n']} samples per point, {protocol['num_steps']} DDIM steps, eta {protocol['eta']:g}; "
         f"conditions: {protocol['labels']}; seeds per f: {seeds}. Precision and recall with "
-        f"features of fd-lab, k = 3, against {protocol['precision_recall_reference']}.{flat} "
+        f"features of EfficientNet-Lite0, k = 3, against {protocol['precision_recall_reference']}.{flat} "
         f"git {commits(records)}. Paper (grey): ImageNet at 256 px, features of Inception, Tab. 10; only the direction "
         f"of its lines is comparable with ours.")
     mark_smoke(fig, records)

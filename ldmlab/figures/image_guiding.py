@@ -1,4 +1,4 @@
-"""Notebook 14_image_guiding: consistency with the target, PSNR and FD-lab over the guidance scale [LDM v2, Fig. 14]."""
+"""Notebook 14_image_guiding: consistency with the target, PSNR and KD-EffNet by guidance scale [LDM v2, Fig. 14]."""
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -6,8 +6,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ldmlab.experiments.image_guiding import GUIDERS
-from ldmlab.figures.style import ACCENT, GREY, INK, SECOND, log_axis, mark_smoke, small_print, styled
-from ldmlab.study.records.compare import commits, data_name
+from ldmlab.figures.style import (
+    ACCENT,
+    GREY,
+    INK,
+    SECOND,
+    log_axis,
+    log_axis_if_positive,
+    mark_smoke,
+    small_print,
+    styled,
+)
+from ldmlab.study.records.compare import check_comparable, commits, data_name
 from ldmlab.study.records.record import Record
 
 _TINTS = {"exact": "#7d5a96", "gaussian": ACCENT, "perceptual": SECOND}
@@ -20,14 +30,16 @@ _BASELINES = {  # in the record: its name in the legend, colour, line
 
 @styled
 def fig_image_guiding(record: Record) -> Figure:
-    """PSNR of the downsampled sample against its target, and PSNR and FD-lab of the sample, over the guidance scale.
+    """PSNR of the downsampled sample against its target, and PSNR and KD-EffNet of the sample, over the guidance scale.
 
     The scales of the two guiders differ in unit: the lower axis is the Gaussian's, the upper one the perceptual one's.
+    ValueError for a record of another score.
     """
+    check_comparable([record], "kd_effnet_unguided")
     fig, axes = plt.subplots(1, 3, figsize=(10.2, 3.4), layout="constrained")
     titles = {"psnr_small": ("(a)  consistency with the target", "PSNR of T(sample) against y [dB]"),
               "psnr": ("(b)  distance to the true picture", "PSNR of the sample [dB]"),
-              "fd_lab": ("(c)  distance to the data", "FD-lab of samples  (lower is better)")}
+              "kd_effnet": ("(c)  distance to the data", "KD-EffNet of samples  (lower is better)")}
     for ax, (measure, (title, label)) in zip(axes, titles.items(), strict=True):
         _over_scales(ax, record, measure)
         ax.set_ylabel(label)
@@ -36,7 +48,9 @@ def fig_image_guiding(record: Record) -> Figure:
             value = record.metrics.get(f"{measure}_{name}", {}).get("value")
             if value is not None and not (measure == "psnr_small" and name == "bicubic"):
                 ax.axhline(value, color=tint, lw=1, ls=line, label=legend)
-    log_axis(axes[2].yaxis)
+    seen = [record.value(f"kd_effnet_{name}") for name in _BASELINES] + [
+        y for name, curve in record.curves.items() if name.startswith("kd_effnet_by_guidance") for _, y in curve]
+    log_axis_if_positive(axes[2].yaxis, seen)
     handles, labels = axes[1].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper left", ncols=5, fontsize=7.2)
     params, protocol = record.params, record.protocol

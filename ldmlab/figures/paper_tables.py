@@ -18,6 +18,7 @@ from ldmlab.figures.style import (
     label_ends,
     line_style,
     log_axis,
+    log_axis_if_positive,
     mark_smoke,
     seed_range,
     set_layout,
@@ -66,9 +67,9 @@ def fig_reconstruction(records: Sequence[Record]) -> Figure:
     psnr.set(title="(a)  PSNR", ylabel="PSNR [dB]  (higher is better)")
     r_fid.set(title="(b)  the paper's R-FID", ylabel="R-FID, Inception  (lower is better)")
     rfd.set(title="(c)  our rKD-EffNet", ylabel="rKD-EffNet  (lower is better)")
-    for ax in (r_fid, rfd):
-        log_axis(ax.yaxis)
-    set_log_limits(rfd, [v for s in series for v in s.values("rkd_effnet") if v > 0] or [1.0])
+    log_axis(r_fid.yaxis)
+    if log_axis_if_positive(rfd.yaxis, seen := [v for s in series for v in s.values("rkd_effnet")]):
+        set_log_limits(rfd, seen)
     for ax in (psnr, r_fid, rfd):
         f_axis(ax, (2, 4, 8, 16, 32))
         ax.legend(loc="best")
@@ -112,8 +113,9 @@ def fig_guidance(records: Sequence[Record]) -> Figure:
         ours.plot(scale, mean, **{**line_style(s), "mfc": "white"})
         ours.fill_between(scale, low, high, color=colour(s.f), alpha=0.16, lw=0)
         ends.append((scale[-1], mean[-1], s.name, text_colour(s.f)))
-    log_axis(ours.yaxis)
-    set_log_limits(ours, [y for s in grouped(measured) for y in s.curve("kd_effnet_by_guidance")[1]])
+    if log_axis_if_positive(ours.yaxis, seen := [y for s in grouped(measured)
+                                            for y in s.curve("kd_effnet_by_guidance")[2]]):
+        set_log_limits(ours, seen)
     for ax in (theirs, ours):
         ax.set_xlabel("guidance scale s  (1 is off)")
         low, high = ax.get_xlim()

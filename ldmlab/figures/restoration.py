@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ldmlab.experiments import inpainting_speed, semantic_synthesis, super_resolution
-from ldmlab.experiments.restoration import MEASURES
+from ldmlab.experiments.restoration import MEASURES, PAIRS
 from ldmlab.figures.style import (
     ACCENT,
     GREY,
@@ -67,14 +67,23 @@ def _about(records: Sequence[Record], *sentences: str) -> tuple[str, ...]:
             f"bars and bands: 95 % intervals over pictures.", *sentences, f"git {commits(records)}.")
 
 
+def _pair_measure(records: Sequence[Record], end: str) -> str:
+    """The first of `restoration.PAIRS` that all records have, as `<measure><end>`."""
+    return next(name for name in PAIRS if all(f"{name}{end}" in record.metrics for record in records))
+
+
+def _with_direction(measure: str) -> str:
+    return f"{MEASURES[measure]}  ({'higher' if PAIRS.get(measure, 1) < 0 else 'lower'} is better)"
+
+
 @styled
 def fig_super_resolution(records: Sequence[Record]) -> Figure:
-    """Notebook 12: FD-lab and PD-referee against PSNR for every method, beside FID against PSNR of the paper's Tab. 5.
+    """Notebook 12: KD-EffNet and LPIPS against PSNR for every method, beside FID against PSNR of the paper's Tab. 5.
 
-    KID-lab replaces FD-lab where the pictures are too few for it. ValueError for records that are not comparable.
+    SSIM replaces LPIPS unless all records have it. ValueError for records that are not comparable, or of another score.
     """
-    check_comparable(records, "psnr_bicubic")
-    fd = "fd_lab" if all("fd_lab_bicubic" in record.metrics for record in records) else "kid_lab"
+    check_comparable(records, "kd_effnet_bicubic")
+    pair, seen = _pair_measure(records, "_bicubic"), []
     fig, (plane, pairs, theirs) = plt.subplots(1, 3, figsize=(10.4, 3.5), layout="constrained")
     far, floor = [], records[0].value("psnr_bicubic") - _FAR_DB
     for record in records:
@@ -84,20 +93,21 @@ def fig_super_resolution(records: Sequence[Record]) -> Figure:
                 continue
             if record.metrics.get(f"psnr_{method}", {"value": floor})["value"] < floor:
                 far.append(f"{_shown(record, method)} at {record.value(f'psnr_{method}'):.1f} dB, "
-                           f"{MEASURES[fd]} {record.value(f'{fd}_{method}'):.0f}")
+                           f"KD-EffNet {record.value(f'kd_effnet_{method}'):.0f}")
                 continue
-            for ax, x, y in ((plane, "psnr", fd), (pairs, "psnr", "pd_referee")):
+            for ax, x, y in ((plane, "psnr", "kd_effnet"), (pairs, "psnr", pair)):
                 at_x, at_y = _value(record, f"{x}_{method}"), _value(record, f"{y}_{method}")
                 if at_x is not None and at_y is not None:
+                    seen += at_y if ax is plane else ()
                     ax.errorbar(at_x[0], at_y[0], xerr=_bars([at_x]), yerr=_bars([at_y]), color=_TINTS[method],
                                 marker="o", ms=5, lw=1)
                     look = _NEAR | _BESIDE.get(method, {})
                     ax.annotate(_shown(record, method), (at_x[0], at_y[0]), color=_TINTS[method], **look)
-    for ax, y, title in ((plane, fd, "(a)  distortion and realism"),
-                         (pairs, "pd_referee", "(b)  two measures of distortion")):
-        ax.set(title=title, xlabel="PSNR [dB]  (higher is better)", ylabel=f"{MEASURES[y]}  (lower is better)")
+    for ax, y, title in ((plane, "kd_effnet", "(a)  distortion and realism"),
+                         (pairs, pair, "(b)  two measures of distortion")):
+        ax.set(title=title, xlabel="PSNR [dB]  (higher is better)", ylabel=_with_direction(y))
         ax.margins(x=0.28, y=0.1)
-    log_axis(plane.yaxis)
+    log_axis_if_positive(plane.yaxis, seen)
     rows = paper.table("Tab. 5")
     for method, name in super_resolution.PAPER.items():
         row = rows[name]
@@ -110,24 +120,23 @@ def fig_super_resolution(records: Sequence[Record]) -> Figure:
     log_axis(theirs.yaxis)
     protocol = records[0].protocol
     outside = f" Outside the range of (a) and (b): {'; '.join(far)}." if far else ""
-    small_print(fig, *_about(records, f"Downsampled by {protocol['factor']}, {protocol['degradation']}. PD-referee: "
-                             f"pairwise distance in features of a network that was used in no training.{outside}"))
+    small_print(fig, *_about(records, f"Downsampled by {protocol['factor']}, {protocol['degradation']}.{outside}"))
     mark_smoke(fig, records)
     return fig
 
 
 @styled
 def fig_inpainting(records: Sequence[Record]) -> Figure:
-    """Notebook 13: PD-referee by mask size, FD-lab or KID-lab on both sets of masks, speed beside the paper's Tab. 6.
+    """Notebook 13: LPIPS or SSIM by mask size, KD-EffNet on both sets of masks, speed beside the paper's Tab. 6.
 
-    ValueError for records that are not comparable.
+    ValueError for records that are not comparable, or of another score.
     """
-    check_comparable(records, "psnr_masked_all")
+    check_comparable(records, "kd_effnet_masked_all")
     fig, (by_coverage, sets, speed) = plt.subplots(1, 3, figsize=(10.4, 3.5), layout="constrained",
                                                    gridspec_kw={"width_ratios": (1.1, 1, 1.25)})
-    first = records[0]
+    first, pair = records[0], _pair_measure(records[:1], "_masked_all")
     for method in ("regression", "ldm", "reconstructions"):
-        name = f"pd_referee_by_coverage_{method}"
+        name = f"{pair}_by_coverage_{method}"
         if name in first.curves:
             x, y = np.array(first.curves[name]).T
             by_coverage.plot(100 * x, y, color=_TINTS[method], marker="o", ms=4, label=_shown(first, method))
@@ -135,15 +144,17 @@ def fig_inpainting(records: Sequence[Record]) -> Figure:
                 ends = [np.array(first.curves[f"{name}{end}"]).T[1] for end in ("_low", "_high")]
                 by_coverage.fill_between(100 * x, *ends, color=_TINTS[method], alpha=0.15, lw=0)
     by_coverage.set(title="(a)  distance to the true picture", xlabel="missing [% of the picture]",
-                    ylabel="PD-referee  (lower is better)", ylim=(0, None))
-    by_coverage.legend(loc="upper left")
+                    ylabel=_with_direction(pair))
+    if PAIRS[pair] > 0:
+        by_coverage.set_ylim(0, None)
+    by_coverage.legend(loc="best")
     _two_sets(sets, records)
     _speed(speed, first)
     several = budget_of(first.params["tier"]).repeats
-    of_first, of_nearest = (_value(first, f"pd_referee_{name}_of_{several}") for name in ("first", "nearest"))
+    of_first, of_nearest = (_value(first, f"{pair}_{name}_of_{several}") for name in ("first", "nearest"))
     nearest = ("" if of_first is None or of_nearest is None else
-               f" Several samples per hard mask, PD-referee: first sample {of_first[0]:.3f}, nearest of {several} "
-               f"{of_nearest[0]:.3f}.")
+               f" Several samples per hard mask, {MEASURES[pair]}: first sample {of_first[0]:.3f}, nearest of "
+               f"{several} {of_nearest[0]:.3f}.")
     small_print(fig, *_about(records, f"Masks: {first.protocol['masks_all']}; hard: {first.protocol['masks_hard']}; "
                              f"known pixels kept.{nearest} (c): untrained models timed in turn, "
                              f"{first.protocol['timed_rounds']} rounds, batch {first.protocol['timed_batch']}; bars: "
@@ -153,17 +164,18 @@ def fig_inpainting(records: Sequence[Record]) -> Figure:
 
 
 def _two_sets(ax: Axes, records: Sequence[Record]) -> None:
-    fd = "fd_lab" if "fd_lab_ldm_all" in records[0].metrics else "kid_lab"
     rows = [(records[0], method) for method in ("regression", "reconstructions")]
     rows[1:1] = [(record, "ldm") for record in sorted(records, key=_row_name)]
-    rows = [(record, method) for record, method in rows if f"{fd}_{method}_all" in record.metrics]
+    rows = [(record, method) for record, method in rows if f"kd_effnet_{method}_all" in record.metrics]
+    seen = [0.0]
     for i, (record, method) in enumerate(rows):
         for which, fill in (("all", _TINTS[method]), ("hard", "white")):
-            if (at := _value(record, f"{fd}_{method}_{which}")) is not None:
+            if (at := _value(record, f"kd_effnet_{method}_{which}")) is not None:
+                seen += at
                 ax.errorbar(at[0], i, xerr=_bars([at]), color=_TINTS[method], marker="o", mfc=fill, ms=5.5, lw=1)
     ax.set_yticks(range(len(rows)), [_row_name(r) if m == "ldm" else m for r, m in rows], fontsize=7.4)
-    ax.set(title="(b)  distance to real pictures", xlabel=f"{MEASURES[fd]}: all masks (filled), hard (open)",
-           xlim=(0, None))
+    ax.set(title="(b)  distance to real pictures", xlabel="KD-EffNet: all masks (filled), hard (open)",
+           xlim=(None if min(seen) < 0 else 0, None))
     ax.invert_yaxis()
 
 

@@ -38,7 +38,7 @@ def few(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(guidance, "SCALES", (1.0, 3.0))
     patch.setattr(guidance, "CLASSIFIER_SCALES", (1.0,))
-    patch.setitem(BUDGETS, "smoke", replace(BUDGETS["smoke"], num_guided=4))
+    patch.setitem(BUDGETS, "smoke", replace(BUDGETS["smoke"], num_guided=5))
     yield
     patch.undo()
 
@@ -51,7 +51,7 @@ def test_a_run_is_measured_once_and_drawn(tiny_run, few, kind, capsys):
     run = tiny_run(NOTEBOOKS[kind])
     record = record_guidance(run)
     chief = next(iter(MEASURES[kind]))
-    for name in (curve_name(chief), curve_name(f"{chief}_shuffled"), curve_name("fd_lab"), curve_name("recall")):
+    for name in (curve_name(chief), curve_name(f"{chief}_shuffled"), curve_name("kd_effnet"), curve_name("recall")):
         assert [scale for scale, _ in record.curves[name]] == [1.0, 3.0]
     assert {f"{chief}_{end}" for end in ("untold", "pictures", "reconstructions")} <= record.metrics.keys()
     assert record.value(f"{chief}_pictures") > 0.5  # the judge on true pictures
@@ -112,9 +112,9 @@ def test_the_classifier_is_trained_once_and_guides(tiny_run):
 
 
 def test_data_without_success_to_judge_says_so():
-    """A record of photographs has FD-lab, and a figure of success would have nothing to show."""
+    """A record of photographs has KD-EffNet, and a figure of success would have nothing to show."""
     record = Record("08_class_conditional", "LDM-8", {"data": "cats", "size": 32, "tier": "laptop", "seed": 0, "f": 8},
-                    curves={"fd_lab_by_guidance": [[1.0, 50.0]]}, protocol={"condition": "class"})
+                    curves={"kd_effnet_by_guidance": [[1.0, 50.0]]}, protocol={"condition": "class"})
     with pytest.raises(ValueError, match="for data scenes only"):
         fig_success(record)
     asked = Prompts("", [Annotation(0, "", ())], torch.zeros(1, dtype=torch.long))
@@ -136,7 +136,7 @@ def test_image_guiding_is_measured_and_drawn(tiny_run, few):
     run.params["factor"] = 4
     record = image_guiding.record_image_guiding(run)
     for key, kind in image_guiding.GUIDERS.items():
-        for measure in ("psnr", "psnr_small", "fd_lab"):
+        for measure in ("psnr", "psnr_small", "kd_effnet"):
             assert [s for s, _ in record.curves[f"{measure}_by_guidance_{key}"]] == list(kind.scales)
         assert image_guiding.best_scale(record, key) in kind.scales
     assert {"psnr_bicubic", "psnr_unguided", "psnr_reconstructions"} <= record.metrics.keys()

@@ -223,7 +223,7 @@ def test_a_run_with_random_weights_measures_all_and_claims_nothing(lab_root, mon
     """Record, table and figure; every verdict is a refusal; a second run loads the record, and no sample is drawn."""
     r = run(model="cin256-v2", num_steps=1)
     rec = record_released(r)
-    assert {"r_psnr", "r_ssim", "r_psim", "rfd_lab", "fd_lab", "kid_lab", "num_params"} <= set(rec.metrics)
+    assert {"r_psnr", "r_ssim", "r_psim", "rkd_effnet", "kd_effnet", "num_params"} <= set(rec.metrics)
     assert rec.protocol["weights"] == "random" and rec.protocol["num_steps"] == 1
     assert {c.verdict for c in compare(rec)} <= {"not comparable", "not measured"}
     assert len(table(rec)) == len(compare(rec)) == 9

@@ -31,6 +31,20 @@ def records(notebook: str, **params):
     return found
 
 
+def as_scored_now(record):
+    """A committed record under today's names: what FD-lab and PD-referee gave stands as KD-EffNet and LPIPS."""
+    names = {"fd_lab": "kd_effnet", "pd_referee": "lpips_alex"}
+
+    def renamed(entries):
+        return {next((name.replace(old, new, 1) for old, new in names.items() if name.startswith(old)), name): entry
+                for name, entry in entries.items()}
+
+    record = deepcopy(record)
+    metrics = {name: {key: value for key, value in entry.items() if key not in ("extractor", "weights_hash")}
+               for name, entry in renamed(record.metrics).items()}
+    return replace(record, metrics=metrics, curves=renamed(record.curves), inputs={"score_network": "s" * 64})
+
+
 def words(fig) -> str:
     """All text of a figure."""
     texts = fig.findobj(lambda artist: hasattr(artist, "get_text"))
@@ -44,11 +58,11 @@ def points(ax) -> list[tuple[float, float]]:
 
 def test_super_resolution_shows_measured_and_published_values():
     """Each method stands at its PSNR and distance, the paper's at those of Tab. 5."""
-    found = records("12_super_resolution")
+    found = [as_scored_now(record) for record in records("12_super_resolution")]
     fig = fig_super_resolution(found)
     plane, _, theirs = fig.axes
     for method in ("bicubic", "regression", "ldm", "guided"):
-        assert (found[0].value(f"psnr_{method}"), found[0].value(f"fd_lab_{method}")) in points(plane)
+        assert (found[0].value(f"psnr_{method}"), found[0].value(f"kd_effnet_{method}")) in points(plane)
     for row in (paper.table("Tab. 5")[name] for name in super_resolution.PAPER.values()):
         assert (row["psnr"], row.get("fid", row.get("fid_val"))) in points(theirs)
     assert "tier laptop" in words(fig) and found[0].name in words(fig)
@@ -56,23 +70,44 @@ def test_super_resolution_shows_measured_and_published_values():
 
 def test_a_method_far_below_bicubic_is_named_in_words():
     """It would squeeze all others together: it leaves both panels and is stated in the small print."""
-    record = deepcopy(records("12_super_resolution")[0])
+    record = as_scored_now(records("12_super_resolution")[0])
     record.metrics["psnr_regression"]["value"] = record.value("psnr_bicubic") - 6
     fig = fig_super_resolution([record])
     assert "Outside the range of (a) and (b): regression at" in words(fig)
     assert all(record.value("psnr_regression") not in dict(points(ax)) for ax in fig.axes[:2])
 
 
-def test_without_fd_the_axis_says_kid():
-    """Where one record lacks FD-lab, all are drawn by KID-lab."""
-    record = deepcopy(records("12_super_resolution")[0])
-    record.metrics = {name: entry for name, entry in record.metrics.items() if not name.startswith("fd_lab_")}
-    assert "KID" in fig_super_resolution([record]).axes[0].get_ylabel()
+def test_without_lpips_the_axis_says_ssim():
+    """Where one record lacks LPIPS, whose weights are fetched, all are drawn by SSIM."""
+    record = as_scored_now(records("12_super_resolution")[0])
+    assert "LPIPS" in fig_super_resolution([record]).axes[1].get_ylabel()
+    less = {name: entry for name, entry in record.metrics.items() if not name.startswith("lpips_alex")}
+    less = replace(record, metrics=less, params=record.params | {"seed": 1})
+    assert "SSIM  (higher" in fig_super_resolution([record, less]).axes[1].get_ylabel()
+
+
+def test_a_distance_below_zero_makes_its_axis_linear():
+    """An unbiased distance can be negative: no point is dropped from a logarithmic axis."""
+    record = as_scored_now(records("12_super_resolution")[0])
+    assert fig_super_resolution([record]).axes[0].get_yscale() == "log"
+    record.metrics["kd_effnet_ldm"] |= {"value": -0.5, "interval": {"low": -1.0, "high": 0.1}}
+    fig = fig_super_resolution([record])
+    assert fig.axes[0].get_yscale() == "linear" and (record.value("psnr_ldm"), -0.5) in points(fig.axes[0])
+
+
+@pytest.mark.parametrize(("notebook", "draw"), [("12_super_resolution", fig_super_resolution),
+                                                ("13_inpainting", fig_inpainting)])
+def test_a_record_of_the_former_score_is_refused(notebook, draw):
+    """FD-lab and KD-EffNet stand in no figure together, and the former alone in none."""
+    old = records(notebook)[0]
+    for found in ([old], [as_scored_now(old), old]):
+        with pytest.raises(ValueError, match=f"Run notebook {notebook} again"):
+            draw(found)
 
 
 def test_inpainting_shows_speed_beside_tab_6():
     """Every row of Tab. 6 has our ratio and the paper's; each record has its row of distances."""
-    found = records("13_inpainting", reg="kl")
+    found = [as_scored_now(record) for record in records("13_inpainting", reg="kl")]
     fig = fig_inpainting(found)
     speed = fig.axes[2]
     xs = {x for x, _ in points(speed)}

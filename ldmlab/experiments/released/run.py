@@ -22,6 +22,7 @@ from ldmlab.data.masks import KINDS as MASKS
 from ldmlab.data.masks import inpainting_masks
 from ldmlab.diffusion.conditioning.captions import SCENES_VOCABULARY
 from ldmlab.diffusion.samplers import NOISE
+from ldmlab.evaluation.uncertainty import MOST_ROWS
 from ldmlab.experiments.released.targets import sampling_target
 from ldmlab.perception.files import file_hash
 from ldmlab.study.config.budgets import auto_tier, budget_of
@@ -172,6 +173,11 @@ class ReleasedRun:
         if target and not target.whole:
             num = min(num or target.num_samples, target.num_samples)
         return open_set(self._data_spec, target.split if target else "train", num or 0)
+
+    @cached_property
+    def training(self) -> ImageSet:
+        """Training pictures, as many as the kernel distance takes, that reconstructions are compared with."""
+        return open_set(self._data_spec, "train", min(self.budget.released_reference or MOST_ROWS, MOST_ROWS))
 
     @property
     def num_samples(self) -> int:

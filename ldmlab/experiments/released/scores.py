@@ -11,6 +11,7 @@ from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.diffusion.unet.unet import count_params
 from ldmlab.evaluation.distances import Score
 from ldmlab.evaluation.inception import InceptionNet
+from ldmlab.evaluation.metrics import SCORE_NETWORK
 from ldmlab.evaluation.reconstruction import psnr, ssim
 from ldmlab.evaluation.uncertainty import mean_score
 from ldmlab.experiments.released.run import ReleasedRun
@@ -27,7 +28,7 @@ def record_released(run: ReleasedRun) -> Record:
     record = run.new_record()
     scorer = Scorer(run.device, seed=run.seed, is_smoke=run.budget.is_smoke,
                     num_resamples=run.budget.num_resamples)
-    record.inputs |= scorer.inputs("fd_lab", perceptual=True)
+    record.inputs |= scorer.inputs("kd_effnet", perceptual=True)
     inception = _inception(scorer, record)
     if inception:
         record.inputs["inception"] = inception.weights_hash
@@ -62,19 +63,20 @@ def _enough(run: ReleasedRun, record: Record, dim: int, what: str, **counts: int
 def measure_reconstruction(
     run: ReleasedRun, record: Record, scorer: Scorer, inception: InceptionNet | None
 ) -> None:
-    """Add PSNR [dB], SSIM, perceptual distance, rFD-lab and, if possible, rFID and r-IS to a record [Tab. 8]."""
+    """Add PSNR [dB], SSIM, perceptual distance, rKD-EffNet and, if possible, rFID and r-IS [Tab. 8]."""
     model, n = run.model.first_stage, len(run.val)
+    training = scorer.moments_of_set(run.training, batch_size=32)
     with progress(n, f"{run.stage_row.name}, reconstructions", unit="pictures") as bar:
         def rebuilt(x: Tensor) -> Tensor:
             bar.update(len(x))
             return reconstruct(model, x).to(x.device)
 
-        scores = scorer.score_reconstructions(rebuilt, run.val, batch_size=BATCH, with_lpips=True)
+        scores = scorer.score_reconstructions(rebuilt, run.val, SCORE_NETWORK, batch_size=BATCH, with_lpips=True,
+                                              reference=training)
     record.events += scorer.missing
-    found = {"r_psnr": scores["psnr"], "r_ssim": scores["ssim"], "r_psim": scores["perceptual"]}
+    found = {"r_psnr": scores["psnr"], "r_ssim": scores["ssim"], "r_psim": scores["perceptual"],
+             "rkd_effnet": scores["rkd"]}
     found |= {"r_lpips_alex": scores["lpips_alex"]} if "lpips_alex" in scores else {}
-    if _enough(run, record, scorer.net("fd-lab").dim, "rFD-lab", pictures=n):
-        found["rfd_lab"] = scores["rfd"]
     if inception and _enough(run, record, inception.dim, "Inception's rFID", pictures=n):
         starts = (range(i, min(i + BATCH, n)) for i in range(0, n, BATCH))
         batches = (quantize_8bit(reconstruct(model, to_float(run.val.images(rows)))) for rows in starts)
@@ -84,7 +86,7 @@ def measure_reconstruction(
 
 
 def measure_samples(run: ReleasedRun, record: Record, scorer: Scorer, inception: InceptionNet | None) -> None:
-    """Add FD-lab and KID-lab of the run's samples to a record.
+    """Add KD-EffNet, and FD-EffNet of many, of the run's samples to a record.
 
     With Inception also FID, IS, precision and recall; for restoration also PSNR and SSIM.
     """
@@ -94,10 +96,7 @@ def measure_samples(run: ReleasedRun, record: Record, scorer: Scorer, inception:
         "guidance_scale": run.params["guidance_scale"], "seed": run.seed, "quantization": "8 bits",
         "reference": run.reference.split, "reference_whole": run.reference.protocol["num"] is None,
         "reference_n": whole}
-    real, fake = (scorer.moments_of_set(run.reference, "fd-lab", batch_size=32),
-                  scorer.moments(run.sampled(), "fd-lab"))
-    enough = _enough(run, record, scorer.net("fd-lab").dim, "FD-lab", samples=n, reference=whole)
-    found = scorer.score(fake, ("fd_lab", "kid_lab") if enough else ("kid_lab",), reference=real)
+    found = scorer.score(scorer.moments(run.sampled()), reference=scorer.moments_of_set(run.reference, batch_size=32))
     if inception and _enough(run, record, inception.dim, "Inception's FID", samples=n, reference=whole):
         taken = scorer.inception_scores(run.sampled(), scorer.inception_moments(run.reference),
                                         allow_few=run.budget.is_smoke or n == 2048)

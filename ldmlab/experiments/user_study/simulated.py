@@ -46,7 +46,8 @@ from ldmlab.study.runs.run import Run
 from ldmlab.study.training.state import check_meta
 
 FACTOR, SCALE = 4, 30.0  # of downsampling; of the Gaussian guider, the best in 14_image_guiding
-# Utility is minus the distance to the real picture in features of fd-lab; `taste_sd`, in logits, varies over raters.
+# Utility is minus the distance to the real picture in features of EfficientNet-Lite0; `taste_sd`, in logits, varies
+# over raters.
 SIMULATED = {"sharpness": 2.5, "lapse": 0.02, "taste_sd": 0.5}
 
 
@@ -143,11 +144,11 @@ def answers_path(run: Run) -> Path:
 
 def record_user_study(run: Run, comparison: Comparison) -> Record:
     """Preferences of simulated raters, and of people so far; loaded if the same answers were evaluated before."""
-    path, net = answers_path(run), run.scorer.net("fd-lab")
+    path, net = answers_path(run), run.scorer.net("effnet")
     record = run.new_record()
     shown = hashlib.sha256("".join(itertools.chain(*comparison.hashes.values())).encode()).hexdigest()
     record.inputs |= {"denoiser": run.diffusion.hash, "pictures": shown,
-                      "answers": file_hash(path) if path.exists() else "none"} | run.scorer.inputs("fd_lab")
+                      "answers": file_hash(path) if path.exists() else "none"} | run.scorer.inputs("kd_effnet")
     if (known := run.measured_before(record)) is not None:
         return known
     num_raters, num_questions = run.spec.budget.num_raters, run.spec.budget.num_questions

@@ -40,9 +40,7 @@ _BY_NAME = {
                      r"miou_",
 }
 # By the metric that stands for a figure: networks of the other scores that it shows, where a record has them.
-_SHOWN_WITH = {
-    "psnr_bicubic": ("fd_extractor", "fd_referee"), "psnr_masked_all": ("fd_extractor", "fd_referee"),
-    "psnr_unguided": ("fd_extractor",), "fd_lab_by_guidance": ("caption_judge", "inception")}
+_SHOWN_WITH = {"kd_effnet_by_guidance": ("caption_judge", "inception")}
 
 
 def network_of(name: str, entry: Mapping[str, Any] | None = None, known: Collection[str] = ()) -> str | None:

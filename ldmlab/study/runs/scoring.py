@@ -61,11 +61,6 @@ class Scorer:
             return None
 
     @cached_property
-    def pair_distance(self) -> PsimLoss:
-        """PSIM-lab's formula on the features of the referee."""
-        return PsimLoss(feature_net("referee")).to(self.device)
-
-    @cached_property
     def inception(self) -> InceptionNet:
         """Inception on this device; FileNotFoundError where its weights are not at hand."""
         return InceptionNet().to(self.device)
@@ -81,13 +76,13 @@ class Scorer:
     def inputs(self, *metrics: str, perceptual: bool = False) -> dict[str, str]:
         """Hashes of the networks behind the named metrics, as a record's inputs; of all that `score` takes by itself.
 
-        "pd_referee" is among the names, besides the rows of METRICS. `perceptual` adds the perceptual loss.
-        LPIPS of AlexNet is beside both where its weights are at hand.
+        "lpips_alex" is among the names, besides the rows of METRICS; it is added where its weights are at hand.
+        `perceptual` adds the perceptual loss, and LPIPS of AlexNet with it.
         """
         metrics = metrics or tuple(row.key for row in METRICS.values() if row.standard)
-        extractors = ["referee" if name == "pd_referee" else METRICS[name].extractor for name in metrics]
+        extractors = [METRICS[name].extractor for name in metrics if name != "lpips_alex"]
         found = {EXTRACTORS[name]: self.net(name).weights_hash for name in extractors}
-        if self.lpips is not None and (perceptual or "pd_referee" in metrics):
+        if (perceptual or "lpips_alex" in metrics) and self.lpips is not None:
             found["lpips_alex"] = self.lpips.weights_hash
         return found | ({"perceptual": self.perceptual.weights_hash} if perceptual else {})
 
@@ -182,43 +177,44 @@ class Scorer:
 
     # --- Pictures against the true ones -------------------------------------------------------------------------------
 
-    def perceptual_distances(
+    def pair_values(
         self, x: Float[Tensor, "n 3 H W"], x_hat: Float[Tensor, "n 3 H W"]
-    ) -> Float[Tensor, " n"]:
-        """PD-referee: distance of each pair on the features of the referee, by the formula of PSIM-lab.
+    ) -> dict[str, Float[Tensor, " n"]]:
+        """`psnr` [dB], `ssim` and, where its weights are at hand, `lpips_alex` of each pair of pictures.
 
-        The first stage was not trained on this network, as it was on the perceptual loss.
+        None of them trains a model. A ValueError where a set seems to lie in [0, 1].
         """
-        return self._distances(self.pair_distance, x, x_hat)
+        check_range_of_set(x, x_hat)
+        values = {"psnr": psnr(x, x_hat), "ssim": ssim(x, x_hat)}
+        if (lpips := self.lpips) is not None:
+            with torch.inference_mode():
+                values["lpips_alex"] = torch.cat([lpips(a.to(self.device), b.to(self.device)).cpu()
+                                                  for a, b in zip(x.split(128), x_hat.split(128), strict=True)])
+        return values
 
-    def _distances(self, loss: PsimLoss | LpipsLoss, x: Tensor, x_hat: Tensor) -> Float[Tensor, " n"]:
-        with torch.inference_mode():
-            parts = [loss(a.to(self.device), b.to(self.device)).cpu()
-                     for a, b in zip(x.split(128), x_hat.split(128), strict=True)]
-        return torch.cat(parts)
+    def mean_of_pairs(self, measure: str, values: Float[Tensor, " n"]) -> Score:
+        """The mean, with its interval, of one of the measures of `pair_values`."""
+        if measure == "lpips_alex" and self.lpips is not None:
+            return mean_score(values, self.lpips.name, extractor=self.lpips.name,
+                              weights_hash=self.lpips.weights_hash)
+        return mean_score(values, measure.upper(), "dB" if measure == "psnr" else "1")
 
     def score_pairs(self, x: Float[Tensor, "n 3 H W"], x_hat: Float[Tensor, "n 3 H W"]) -> dict[str, Score]:
-        """PSNR, SSIM and PD-referee of pictures against the true ones `x`: means with their intervals.
-
-        `lpips_alex` joins them where its weights are at hand. ValueError where a set seems to lie in [0, 1].
-        """
-        x_hat = quantize_8bit(x_hat)
-        check_range_of_set(x, x_hat)
-        lpips = self.lpips
-        alex = {} if lpips is None else {"lpips_alex": mean_score(
-            self._distances(lpips, x, x_hat), lpips.name, extractor=lpips.name, weights_hash=lpips.weights_hash)}
-        return alex | {"psnr": mean_score(psnr(x, x_hat), "PSNR", "dB"), "ssim": mean_score(ssim(x, x_hat), "SSIM"),
-                "pd_referee": mean_score(self.perceptual_distances(x, x_hat), "PD-referee")}
+        """`pair_values` of pictures, rounded to 8 bits, against the true ones `x`: means with their intervals."""
+        return {name: self.mean_of_pairs(name, values)
+                for name, values in self.pair_values(x, quantize_8bit(x_hat)).items()}
 
     def score_reconstructions(
         self, reconstruct: Callable[[Tensor], Tensor], images: ImageSet, extractor: str = "fd-lab", *,
         batch_size: int = 64, num_resamples: int | None = None, with_lpips: bool = False,
+        reference: FeatureMoments | None = None,
     ) -> dict[str, Score]:
         """`psnr`, `ssim`, `perceptual` and `rfd` of `reconstruct(x) -> x_rec` on a set, however small it is.
 
-        With `with_lpips` also `lpips_alex`, where its weights are at hand.
+        With `with_lpips` also `lpips_alex`, where its weights are at hand. With a `reference`, features of other
+        pictures, `rkd` stands for `rfd`.
         """
         return reconstruction_scores(
             reconstruct, images, self.net(extractor), self.perceptual, lpips=self.lpips if with_lpips else None,
-            trained_on=self.trained_on, batch_size=batch_size, device=self.device,
+            trained_on=self.trained_on, batch_size=batch_size, device=self.device, reference=reference,
             num_resamples=self.num_resamples if num_resamples is None else num_resamples, allow_few=True)

@@ -58,14 +58,21 @@ def test_an_older_record_is_reused_where_its_networks_are_told(tmp_path):
 
 def test_records_of_unknown_networks_stand_in_no_figure_with_others():
     """The message says that the networks differ."""
-    unknown = Record("n", "x", PARAMS, {"pd_referee_ldm": {"value": 1.0}, "psnr_bicubic": {"value": 1.0}})
-    known = replace(unknown, inputs={"fd_referee": "r" * 64}, params=PARAMS | {"seed": 1})
-    assert comparison_key(unknown, "psnr_bicubic")["networks"] == UNKNOWN
-    with pytest.raises(ValueError, match="networks unknown / fd_referee rrrrrrrr"):
-        check_comparable([unknown, known], "psnr_bicubic")
+    unknown = Record("n", "x", PARAMS, {"kd_effnet_bicubic": {"value": 1.0}})
+    known = replace(unknown, inputs={"score_network": "r" * 64}, params=PARAMS | {"seed": 1})
+    assert comparison_key(unknown, "kd_effnet_bicubic")["networks"] == UNKNOWN
+    with pytest.raises(ValueError, match="networks unknown / score_network rrrrrrrr"):
+        check_comparable([unknown, known], "kd_effnet_bicubic")
     by_scale = Record("n", "x", PARAMS, curves={"fd_lab_by_guidance": [[1.0, 2.0]]}, inputs={"judge": "a" * 64})
     with pytest.raises(ValueError, match="networks: fd_extractor aaaaaaaa / fd_extractor bbbbbbbb"):
         check_comparable([by_scale, replace(by_scale, inputs={"judge": "b" * 64})], "fd_lab_by_guidance")
+
+
+def test_a_record_of_an_earlier_score_is_refused_by_name():
+    """It has no value of the metric, so it can stand in no figure of it: the message says what to run."""
+    old = Record("08_class_conditional", "LDM-8", PARAMS, curves={"fd_lab_by_guidance": [[1.0, 2.0]]})
+    with pytest.raises(ValueError, match="no kd_effnet_by_guidance in .* Run notebook 08_class_cond"):
+        check_comparable([old], "kd_effnet_by_guidance")
 
 
 def test_networks_of_committed_records():

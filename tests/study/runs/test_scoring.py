@@ -16,8 +16,7 @@ from ldmlab.perception.files import WEIGHTS, file_hash
 from ldmlab.study.records.record import Record
 from ldmlab.study.runs.run import Run
 
-SHIPPED = {"effnet": "score_network", "fd-lab": "fd_extractor", "referee": "fd_referee", "psim-lab": "perceptual",
-           "judge": "caption_judge"}
+SHIPPED = {"effnet": "score_network", "psim-lab": "perceptual", "judge": "caption_judge"}
 
 
 class Asked(Exception):
@@ -57,13 +56,13 @@ def another_weight(folder, name: str) -> None:
 CASES = {
     "tradeoff": (tradeoff.record_tradeoff, "04_tradeoff", {"compile": False}, ("effnet", "psim-lab")),
     "guidance": (guidance.record_guidance, "08_class_conditional", {}, ("judge",)),
-    "restoration": (inpainting.record_inpainting, "13_inpainting", {"attention": True}, ("referee",)),
+    "restoration": (inpainting.record_inpainting, "13_inpainting", {"attention": True}, ("effnet",)),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_record_is_measured_again_when_a_weight_of_a_scoring_network_changes(asked, case, tmp_path, monkeypatch):
-    """Of the score network, the referee, the perceptual loss and the judge of captions, one weight is enough."""
+    """Of the score network, the perceptual loss and the judge of captions, one weight is enough."""
     experiment, notebook, params, networks = CASES[case]
     record = asked(experiment, notebook, **params)
     assert {SHIPPED[name] for name in networks} <= record.inputs.keys()
