@@ -108,6 +108,7 @@ _ROWS = (
         figures=(StudyFigure("tradeoff", "Fig. 6, 7, 17; Tab. 8", "kd_effnet", "tradeoff.fig_tradeoff"),
                  StudyFigure("clocks", "Fig. 6, 17 by other measures of cost", "kd_effnet",
                              "training_cost.fig_training_cost"),
+                 StudyFigure("decomposition", "what each stage loses", "kd_effnet", "decomposition.fig_decomposition"),
                  StudyFigure("reconstruction", "Tab. 8", "rkd_effnet", "paper_tables.fig_reconstruction")),
         wanted=_KL + _VQ, seeds=2, evidence=True),
     Notebook(
