@@ -32,7 +32,7 @@ from ldmlab.study.training.progress import progress
 SCALES = (1.0, 1.25, 1.5, 3.0, 5.0, 10.0)
 CLASSIFIER_SCALES = (1.0, 3.0, 10.0)
 SCORES = ("kd_effnet", "precision", "recall")  # of METRICS
-NUM_REACHABLE = 2048  # reconstructions that precision and recall are taken against
+NUM_REACHABLE = 2048  # at most, reconstructions that precision and recall are taken against
 # What counts as success for each kind of condition that the judge scores, the main measure first.
 MEASURES = {name: kind.success for name, kind in KINDS.items() if kind.success}
 
@@ -213,7 +213,7 @@ def reachable_moments(run: Run) -> FeatureMoments:
     those would be near 0 whatever the denoiser does, and recall with it.
     """
     train = run.pictures.train
-    chosen = train.subset(NUM_REACHABLE)
+    chosen = train.subset(min(NUM_REACHABLE, len(run.scorer.reference_set)))
     parts = (to_float(train.images(chosen[i:i + 256])) for i in range(0, len(chosen), 256))
     return run.scorer.moments(quantize_8bit(reconstruct(run.first_stage.model, x)) for x in parts)
 

@@ -143,7 +143,7 @@ def fig_inpainting(records: Sequence[Record]) -> Figure:
             if len(first.curves.get(f"{name}_low", ())) == len(x):
                 ends = [np.array(first.curves[f"{name}{end}"]).T[1] for end in ("_low", "_high")]
                 by_coverage.fill_between(100 * x, *ends, color=_TINTS[method], alpha=0.15, lw=0)
-    by_coverage.set(title="(a)  distance to the true picture", xlabel="missing [% of the picture]",
+    by_coverage.set(title="(a)  against the true picture", xlabel="missing [% of the picture]",
                     ylabel=_with_direction(pair))
     if PAIRS[pair] > 0:
         by_coverage.set_ylim(0, None)
