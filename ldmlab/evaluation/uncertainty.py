@@ -5,7 +5,7 @@ about b/n, which FD∞ removes [Chong and Forsyth 2020, Sec. 3]; between scores 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -184,6 +184,35 @@ def kernel_interval(
     value, error = kernel_estimate(real, fake, over=over)
     dof = min(len(real.sample), len(fake.sample)) - 1
     return _around(times * value, times * error, level, f"variance of a U-statistic over {_RESAMPLED[over]}", dof=dof)
+
+
+def kernel_contrast(
+    real: FeatureMoments, fakes: Sequence[FeatureMoments], weights: Sequence[float | int], *, level: float = 0.95,
+    times: float | int = 1,
+) -> tuple[float, Interval]:
+    """(value, interval) of a weighted sum of kernel distances, times `times`, of several sets to one reference.
+
+    Picture i of every set belongs together, as where samples share their noise, and all share the reference: what they
+    have in common cancels. ValueError for sets of different numbers of pictures, and as by `kernel_estimate`.
+    """
+    _check(level, 2)
+    if len({len(fake.sample) for fake in fakes}) != 1 or len(fakes) != len(weights):
+        raise ValueError(f"a contrast needs a weight for each set, and sets of one size; got {len(weights)} weights "
+                         f"and sets of {', '.join(str(len(fake.sample)) for fake in fakes)} pictures")
+    value, a = sum(w * kernel_estimate(real, fake)[0] for w, fake in zip(weights, fakes, strict=True)), _rows(real)
+    within_a, second_a = _within(real, a)
+    one, two, second = torch.zeros(len(a)).double(), 0.0, sum(weights) ** 2 * 2 * second_a / (len(a) * (len(a) - 1))
+    for w, fake in zip(weights, fakes, strict=True):
+        b = _rows(fake)
+        (within_b, second_b), cross, m = _within(fake, b), cubic_kernel(a, b), len(b)
+        one, two = one + w * (within_a - cross.mean(1)), two + w * (within_b - cross.mean(0))
+        second = second + w**2 * (2 * second_b / (m * (m - 1)) + 4 * _centred(cross).square().mean() / (len(a) * m))
+    # The spread holds the terms of second order twice, as in `kernel_estimate`; how much of them pairs share is not
+    # known, so that they are not taken off.
+    variance = torch.maximum(4 * one.var() / len(a) + 4 * two.var() / len(two), second)
+    interval = _around(times * value, times * variance.sqrt().item(), level,
+                       "variance of paired U-statistics with one reference", dof=min(len(a), len(two)) - 1)
+    return times * value, interval
 
 
 def kernel_score(

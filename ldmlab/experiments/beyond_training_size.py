@@ -1,7 +1,7 @@
 """Sampling beyond the training size, for the three models with an aligned condition [LDM v2, Sec. 4.3.2].
 
 A UNet that only convolves and attends takes latents of any size. Whether what it makes there is as good as at its own
-size is measured against real pictures of that size: `fd_lab_by_size_<task>` of the record, sides in pixels.
+size is measured against real pictures of that size: `kd_effnet_by_size_<task>` of the record, sides in pixels.
 """
 
 from collections.abc import Callable, Mapping
@@ -81,7 +81,7 @@ def sample(
 
 
 def record_beyond(run: Run) -> Record:
-    """FD-lab of samples of each task at each of SCALES, against real pictures of that size; and of reconstructions.
+    """KD-EffNet of samples of each task at each of SCALES, against real pictures of that size; and of reconstructions.
 
     What was measured before, on the same models, is loaded.
     """
@@ -89,7 +89,7 @@ def record_beyond(run: Run) -> Record:
     tasks = task_runs(run)
     record = run.new_record()
     record.inputs |= {f"denoiser_{name}": task.diffusion.hash for name, task in tasks.items()}
-    record.inputs |= scorer.inputs("fd_lab")
+    record.inputs |= scorer.inputs("kd_effnet")
     if (known := run.measured_before(record)) is not None:
         return known
     if "semantic" not in tasks:
@@ -108,18 +108,16 @@ def record_beyond(run: Run) -> Record:
             for name, task in tasks.items():
                 made[name] = sample(task, conditions(task, val, range(n)), bar.counter())
             for name, pictures in made.items():
-                fake = scorer.moments(quantize_8bit(pictures), "fd-lab", batch_size=64)
-                score = scorer.score(fake, ("fd_lab",), reference=real, allow_few=True)["fd_lab"]
-                add_points(record, {f"fd_lab_by_size_{name}": score}, side)
-                record.metrics |= as_metrics({f"fd_lab_{name}_{side}px": score})
-    if n <= scorer.net("fd-lab").dim and not scorer.is_smoke:
-        record.events.append(f"FD-lab of {n} pictures, fewer than features: compare these among themselves only")
+                fake = scorer.moments(quantize_8bit(pictures), batch_size=64)
+                score = scorer.score(fake, ("kd_effnet",), reference=real)["kd_effnet"]
+                add_points(record, {f"kd_effnet_by_size_{name}": score}, side)
+                record.metrics |= as_metrics({f"kd_effnet_{name}_{side}px": score})
     return record
 
 
 def _reference(run: Run, side: int) -> FeatureMoments:
     train = pictures_of(run, side, "train", run.spec.budget.num_beyond_reference)
-    return run.scorer.moments_of_set(train, "fd-lab")
+    return run.scorer.moments_of_set(train)
 
 
 def wide(task: Run, n: int = 3) -> dict[str, Tensor]:

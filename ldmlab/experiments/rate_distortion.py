@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from PIL import features
 from torch import Tensor
 
-from ldmlab.data.images import to_float
+from ldmlab.data.images import quantize_8bit, to_float
 from ldmlab.diffusion.likelihood import pixel_decoder, rate_distortion, variational_bound
 from ldmlab.diffusion.samplers import SampleNoise, ddim_alpha_bars, ddim_step, ddim_timesteps
 from ldmlab.evaluation.rate import (
@@ -28,6 +28,7 @@ from ldmlab.evaluation.rate import (
     file_codec,
     posterior_stats,
 )
+from ldmlab.evaluation.reconstruction import psnr
 from ldmlab.first_stage.autoencoder import AutoencoderKL, FirstStage
 from ldmlab.first_stage.reconstruct import latents_of
 from ldmlab.study.config.presets import study_spec
@@ -40,6 +41,8 @@ STEPS = (1, 4, 16, 32, 64, 128, 256, 512)  # of KL latents, in units of `Posteri
 QUALITIES = {"jpeg": (1, 5, 10, 20, 40, 60, 75, 85, 90, 95), "webp": (0, 1, 5, 10, 20, 40, 60, 75, 90)}
 MOST_TABLES = 20_000  # training pictures that code tables are learned from
 MOST_PROGRESSIVE = 256  # validation pictures that the diffusion model codes
+MOST_EMBEDDED = 256  # validation pictures of which rKD-EffNet is taken at every setting
+DISTORTIONS = ("psnr", "perceptual", "rkd_effnet")
 FREE_DB = 0.1  # rounding that costs less PSNR than this is called free
 
 Coder = Callable[[Tensor], Coded]
@@ -76,11 +79,14 @@ def record_rate_distortion(run: Run) -> Record:
     }
     record.metrics = as_metrics(scorer.reconstruction(first_stage))
     record.events += scorer.missing
-    coders = _coders(run)
+    coders, val = _coders(run), run.pictures.val
+    # The kernel distance is unbiased at any number of pictures, and features of all, at every setting, take minutes.
+    chosen = val.subset(min(MOST_EMBEDDED, max(8, len(val) // 4)))
+    record.protocol["rkd_num"] = len(chosen)
     with progress(sum(map(len, coders.values())), "rate and distortion", unit="settings") as bar:
         for name, settings in coders.items():
             for setting, make in settings.items():
-                for what, value in _measure(run, make(), set(record.metrics)).items():
+                for what, value in _measure(run, make(), chosen).items():
                     record.curves.setdefault(f"{name}_{what}", []).append([setting, value])
                 bar.update()
     record.metrics |= _latent_metrics(run, record)
@@ -111,22 +117,25 @@ def _file_coder(codec: str, quality: int) -> Coder:
     return partial(file_codec, codec=codec, quality=quality)
 
 
-def _measure(run: Run, coder: Coder, wanted: set[str]) -> dict[str, float]:
-    """Mean bits a pixel of the validation pictures, with its standard error, and the distortions that are `wanted`."""
-    sent: list[tuple[Tensor, Tensor]] = []
-
-    def reconstruct(x: Tensor) -> Tensor:
+@torch.inference_mode()
+def _measure(run: Run, coder: Coder, chosen: Sequence[int]) -> dict[str, float]:
+    """Mean bits a pixel of validation pictures, with standard error, and DISTORTIONS: rKD-EffNet of the `chosen`."""
+    val, scorer, parts = run.pictures.val, run.scorer, []
+    perceptual, embedded = scorer.perceptual.to(run.device), torch.zeros(len(val), dtype=torch.bool)
+    embedded[list(chosen)] = True
+    for start in range(0, len(val), 64):
+        rows = range(start, min(start + 64, len(val)))
+        x = to_float(val.images(rows)).to(run.device)
         coded = coder(x)
-        sent.append((coded.bits, coded.file_bits))
-        return coded.x_rec.to(x.device)
-
-    # rFD is wanted where the scorer gave it.
-    scores = run.scorer.score_reconstructions(reconstruct, run.pictures.val, num_resamples=0)
-    bpp, file_bpp = (torch.cat(bits) / run.spec.data.size**2 for bits in zip(*sent, strict=True))
-    distortions = {name: scores[name.removesuffix("_lab")].value for name in ("psnr", "perceptual", "rfd_lab")}
+        x_rec = quantize_8bit(coded.x_rec.to(x).float())
+        measured = (coded.bits, coded.file_bits, psnr(x, x_rec), perceptual(x, x_rec), x_rec[embedded[list(rows)]])
+        parts.append([values.cpu() for values in measured])
+    *columns, kept = (torch.cat(column) for column in zip(*parts, strict=True))
+    bits, file_bits, decibel, distance = (column.double() for column in columns)
+    bpp, file_bpp = bits / run.spec.data.size**2, file_bits / run.spec.data.size**2
     found = {"bpp": bpp.mean().item(), "bpp_se": (bpp.std() / len(bpp) ** 0.5).item(),
-             "file_bpp": file_bpp.mean().item(),
-             **{name: value for name, value in distortions.items() if name in wanted}}
+             "file_bpp": file_bpp.mean().item(), "psnr": decibel.mean().item(), "perceptual": distance.mean().item(),
+             "rkd_effnet": scorer.score(kept, ("kd_effnet",))["kd_effnet"].value}
     return {what: float(f"{value:.6g}") for what, value in found.items() if isfinite(value)}
 
 
@@ -278,4 +287,4 @@ def working_point(record: Record) -> dict[str, float]:
         return {}
     setting = record_step(record.metrics)
     return {what: as_function(record, f"latent_{what}")[setting]
-            for what in ("bpp", "bpp_se", "psnr", "perceptual", "rfd_lab") if f"latent_{what}" in record.curves}
+            for what in ("bpp", "bpp_se", *DISTORTIONS) if f"latent_{what}" in record.curves}

@@ -1,7 +1,8 @@
 """Quality against speed of sampling, one f at a time: DDIM by number of steps, samplers side by side [LDM v2, Fig. 7].
 
-Curves of the record run over the number of steps: `fd_lab_by_steps` is DDIM's at eta = 0, `fd_lab_by_steps_plms` that
-of another of `variants`; `..._low` and `..._high` are the ends of its intervals over samples.
+Curves of the record run over the number of steps: `kd_effnet_by_steps` is DDIM's at eta = 0,
+`kd_effnet_by_steps_eta1` at eta = 1, `kd_effnet_by_steps_plms` that of another of `variants`; `..._low` and `..._high`
+are the ends of its intervals over samples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +24,11 @@ from ldmlab.study.runs.conditioners import sample_labels
 from ldmlab.study.runs.run import Run
 from ldmlab.study.training.progress import duration, progress
 
-FD = "fd_lab_by_steps"
+KD = "kd_effnet"
+BY_STEPS = f"{KD}_by_steps"
+NAMES = {"ddim": BY_STEPS, "ddpm": f"{BY_STEPS}_eta1"}  # of the curves over all numbers of steps
 MOST_COMPARED = 50  # steps up to which samplers stand side by side: beyond, there is little to tell them apart
-BUDGET_S = {"DDIM by steps": 900, "samplers side by side": 300}  # seconds, as timed; no limit at tier paper
+BUDGET_S = {"DDIM by steps": 1800, "samplers side by side": 300}  # seconds, as timed; no limit at tier paper
 ORDER_STEPS = (5, 10, 20, 40, 50, 100, 200)  # divisors of 1000, so that all strides of a sampler are equal
 ORDER_RANGE = (20, 100)  # steps over which an order of convergence is fitted
 ETAS = {"": 0.0, "_half": 0.5}  # at which a sampler that takes eta is compared, by the end of its curves' names
@@ -66,8 +69,8 @@ def deterministic() -> list[str]:
 
 
 def curve_name(key: str) -> str:
-    """What a record calls the FD-lab of one of `variants` over steps."""
-    return FD if key == "ddim" else f"{FD}_{key}"
+    """What a record calls the KD-EffNet of one of `variants` over steps."""
+    return NAMES.get(key, f"{BY_STEPS}_{key}")
 
 
 def compared_steps(plan: EvaluationSpec) -> tuple[int, ...]:
@@ -101,14 +104,14 @@ def side_by_side(run: Run, y: Int[Tensor, " n"], num_steps: int) -> dict[str, Fl
 
 
 def record_sampling(run: Run) -> Record:
-    """FD-lab and pictures a second of one model over DDIM steps, and FD-lab of the samplers side by side.
+    """KD-EffNet and pictures a second of one model over DDIM steps, eta 0 and 1, and KD-EffNet of the other samplers.
 
     What was measured before, on the same model and by the same network, is loaded. Numbers of steps that would exceed
     BUDGET_S are left out, and the record's events say which; none up to that of the tier's protocol is.
     """
     diffusion, scorer, plan = run.diffusion, run.scorer, run.spec.evaluation
     record = run.new_record()
-    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs("fd_lab")
+    record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs(KD)
     if (known := run.measured_before(record)) is not None:
         return known
     record.protocol |= scorer.protocol | {
@@ -143,8 +146,8 @@ def plan_jobs(
     """What to score, fewer steps first; and a sentence on each number of steps that the budgets leave out."""
     rate = median(steps * value for steps, value in images_per_s)
     few = compared_steps(plan)
-    others = [key for key in variants() if key != "ddim"]
-    parts = zip(BUDGET_S.items(), ((("ddim",), {*few, *plan.speed_steps}), (others, few)), strict=True)
+    others = [key for key in variants() if key not in NAMES]
+    parts = zip(BUDGET_S.items(), ((tuple(NAMES), {*few, *plan.speed_steps}), (others, few)), strict=True)
     jobs: list[Job] = []
     notes: list[str] = []
     for (part, budget), (keys, steps) in parts:
@@ -169,10 +172,10 @@ def _score_job(record: Record, run: Run, y: Tensor, job: Job, advance: Callable[
         advance((now - done) * calls(job))
         done = now
 
-    scores = run.scorer.score(sample_with(run, key, y, num_steps, on_pictures), ("fd_lab",))
+    scores = run.scorer.score(sample_with(run, key, y, num_steps, on_pictures), (KD,))
     if (key, num_steps) == ("ddim", run.spec.evaluation.num_steps):
         record.metrics |= as_metrics(scores)
-    add_points(record, {curve_name(key): scores["fd_lab"]}, num_steps)
+    add_points(record, {curve_name(key): scores[KD]}, num_steps)
 
 
 # --- What is read off it ----------------------------------------------------------------------------------------------
@@ -210,8 +213,8 @@ def order(curve: Sequence[tuple[int, float]]) -> float:
 
 
 def enough_steps(record: Record) -> Mapping[str, int | None]:
-    """For each variant, the fewest steps whose FD-lab lies within DDIM's interval at its most steps, or below it."""
-    _, high = max(record.curves[f"{FD}_high"])
+    """For each variant, the fewest steps whose KD-EffNet lies within DDIM's interval at its most steps, or below it."""
+    _, high = max(record.curves[f"{BY_STEPS}_high"])
     found: dict[str, int | None] = {}
     for key, variant in variants().items():
         good = [int(steps) for steps, value in record.curves.get(curve_name(key), ()) if value <= high]

@@ -1,6 +1,7 @@
 """Sampling beyond the training size with and without rescaled latents, in numbers [LDM v2, App. D.1, Fig. 15].
 
-Three models that differ in their latent alone: KL as it comes, KL divided by its standard deviation, VQ as it comes.
+Four models that differ in their latent alone: KL and VQ as they come, and divided by their standard deviation. Scores
+are `kd_effnet_<view>_<model>` for samples with eta = 0, and with `_eta1` for eta = 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,19 +13,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ldmlab.data.images import quantize_8bit, to_float
-from ldmlab.evaluation.distances import Interval
+from ldmlab.evaluation.distances import FeatureMoments, Interval
+from ldmlab.evaluation.metrics import SCORE_NETWORK
+from ldmlab.evaluation.uncertainty import kernel_contrast
 from ldmlab.experiments.latent_scale import BANDS, cosines, settled
 from ldmlab.study.records.compare import comparison_key
 from ldmlab.study.records.record import Record, as_metrics, load_records
 from ldmlab.study.runs.conditioners import sample_labels
 from ldmlab.study.runs.pictures import open_set
 from ldmlab.study.runs.run import Run
+from ldmlab.study.runs.run_scoring import ETAS
 from ldmlab.study.training.progress import progress
 
+KD = "kd_effnet"
 FACTOR = 2  # samples are this many times the training size
-VARIANTS = {"kl_none": ("kl", "none"), "kl_rescaled": ("kl", "first_batch"), "vq_none": ("vq", "none")}
-TITLES = {"kl_none": "KL, as it comes", "kl_rescaled": "KL, rescaled", "vq_none": "VQ, as it comes"}
-RESAMPLES = 100
+VARIANTS = {"kl_none": ("kl", "none"), "kl_rescaled": ("kl", "first_batch"), "vq_none": ("vq", "none"),
+            "vq_rescaled": ("vq", "first_batch")}
+TITLES = {"kl_none": "KL, as it comes", "kl_rescaled": "KL, rescaled", "vq_none": "VQ, as it comes",
+          "vq_rescaled": "VQ, rescaled"}
+RESAMPLES = 100  # of the bootstrap of spectra and of steps t
 
 
 def variants(run: Run) -> dict[str, Run]:
@@ -48,7 +55,7 @@ def train_all(runs: Mapping[str, Run]) -> dict[str, str]:
 
 
 def sample_at(
-    run: Run, y: Int[Tensor, " n"], factor: int = FACTOR, label: str = "samples"
+    run: Run, y: Int[Tensor, " n"], factor: int = FACTOR, label: str = "samples", eta: float | int = 0.0
 ) -> Float[Tensor, "n 3 H W"]:
     """Samples at `factor` times the training size, by the same networks on larger latents [LDM v2, Sec. 4.3.2].
 
@@ -56,7 +63,7 @@ def sample_at(
     """
     plan, model = run.spec.evaluation, replace(run.diffusion.model, size=factor * run.spec.data.size)
     with progress(len(y), label, unit="pictures") as bar:
-        return model.sample(y, num_steps=plan.num_steps, seed=run.spec.seed,
+        return model.sample(y, num_steps=plan.final_steps, eta=eta, seed=run.spec.seed,
                             batch_size=max(1, plan.batch_size // factor**2),
                             progress=lambda done: bar.update(done - bar.n))
 
@@ -95,47 +102,56 @@ def record_rescaling(runs: Mapping[str, Run]) -> Record:
     run = runs["kl_rescaled"]
     record, size = run.new_record(), run.spec.data.size
     record.inputs |= {f"denoiser_{key}": each.diffusion.hash for key, each in runs.items()}
-    record.inputs |= {"first_stage_vq": runs["vq_none"].first_stage.hash} | run.scorer.inputs("fd_lab")
+    record.inputs |= {"first_stage_vq": runs["vq_none"].first_stage.hash} | run.scorer.inputs(KD)
     if (known := run.measured_before(record)) is not None:
         return known
     record.protocol |= run.scorer.protocol | {
-        "large_size": FACTOR * size, "windows": f"one of {size} px a picture", "whole": f"bicubic to {size} px"}
+        "num_steps": run.spec.evaluation.final_steps, "large_size": FACTOR * size,
+        "windows": f"one of {size} px a picture", "whole": f"bicubic to {size} px"}
 
     y = sample_labels(run.pictures.train.num_classes, run.spec.num_scored)
     real = real_at(run)
-    # Of fewer no Fréchet distance can be taken, and these two are for comparison only.
-    if len(real) > run.scorer.net("fd-lab").dim:
-        _score_views(record, run, "real", {"2x": windows(real, size), "2x_whole": reduced(real, size)})
+    found = _score_views(record, run, "real", {"2x": windows(real, size), "2x_whole": reduced(real, size)})
     power = {"real": spectrum(real)}
     for key, each in runs.items():
-        large = quantize_8bit(sample_at(each, y, label=f"{TITLES[key]}, {FACTOR * size} px"))
-        small = quantize_8bit(sample_at(each, y, 1, label=f"{TITLES[key]}, {size} px"))
-        _score_views(record, run, key, {"1x": small, "2x": windows(large, size), "2x_whole": reduced(large, size)})
-        power[key] = spectrum(large)
+        for eta, suffix in ETAS:
+            at = f"{TITLES[key]}, eta {eta:g}"
+            large = quantize_8bit(sample_at(each, y, label=f"{at}, {FACTOR * size} px", eta=eta))
+            small = quantize_8bit(sample_at(each, y, 1, label=f"{at}, {size} px", eta=eta))
+            views = {"1x": small, "2x": windows(large, size), "2x_whole": reduced(large, size)}
+            found |= _score_views(record, run, key, views, suffix)
+            if eta == 0:
+                power[key] = spectrum(large)
         _add_latent(record, key, each)
-    _add_gains(record)
+    for _, suffix in ETAS:
+        _add_gains(record, found, run.scorer.reference(SCORE_NETWORK), suffix)
     _add_spectra(record, power, FACTOR * size)
     _add_prediction(record, runs)
     return record
 
 
-def _score_views(record: Record, run: Run, key: str, views: Mapping[str, Tensor]) -> None:
-    """FD-lab of each view against the training pictures, with its interval, into the record."""
-    for view, x in views.items():
-        scores = run.scorer.score(run.scorer.moments(x, "fd-lab"), ("fd_lab",), num_resamples=RESAMPLES, seed=0)
-        record.metrics |= as_metrics({f"fd_lab_{view}_{key}": scores["fd_lab"]})
+def _score_views(
+    record: Record, run: Run, key: str, views: Mapping[str, Tensor], suffix: str = ""
+) -> dict[str, FeatureMoments]:
+    """KD-EffNet of each view against the training pictures, with its interval, into the record; features by name."""
+    found = {f"{KD}_{view}_{key}{suffix}": run.scorer.moments(x) for view, x in views.items()}
+    for name, moments in found.items():
+        record.metrics |= as_metrics({name: run.scorer.score(moments, (KD,))[KD]})
+    return found
 
 
-def _add_gains(record: Record) -> None:
-    """What rescaling gains at the large size, and what of it is not gained at the training size already."""
-    at = {view: [record.metrics[f"fd_lab_{view}_{key}"] for key in ("kl_none", "kl_rescaled")] for view in ("2x", "1x")}
-    gain = {view: before["value"] - after["value"] for view, (before, after) in at.items()}
-    for name, value, parts in (("rescaling_gain_2x", gain["2x"], at["2x"]),
-                               ("rescaling_gain_beyond_1x", gain["2x"] - gain["1x"], at["2x"] + at["1x"])):
-        reach = sum((part["interval"]["high"] - part["value"]) ** 2 for part in parts) ** 0.5
-        interval = Interval(value - reach, value + reach, 0.95, "errors of the scores, taken as independent")
-        record.metrics[name] = {"value": value, "name": "FD-lab", "unit": "1", "n_fake": parts[0]["n_fake"],
-                                "interval": asdict(interval)}
+def _add_gains(record: Record, found: Mapping[str, FeatureMoments], real: FeatureMoments, suffix: str) -> None:
+    """What rescaling gains at the large size, and what of it is not gained at the training size already.
+
+    Differences of distances to one reference, of samples that share labels and noise, with paired intervals.
+    """
+    names = [f"{KD}_{view}_{key}{suffix}" for view in ("2x", "1x") for key in ("kl_none", "kl_rescaled")]
+    for gain, used, weights in (("rescaling_gain_2x", names[:2], (1, -1)),
+                                ("rescaling_gain_beyond_1x", names, (1, -1, -1, 1))):
+        value, interval = kernel_contrast(real, [found[name] for name in used], weights, times=1000)
+        about = {entry: record.metrics[names[0]][entry] for entry in ("n_fake", "n_real", "extractor", "weights_hash")}
+        record.metrics[gain + suffix] = about | {"value": value, "name": "difference of KD-EffNet", "unit": "1",
+                                                 "interval": asdict(interval)}
 
 
 def _between(drawn: Sequence[float] | np.ndarray) -> dict[str, float | str]:
@@ -199,7 +215,7 @@ def comparable(record: Record) -> list[Record]:
 
     def key(r: Record) -> tuple:
         return (r.params["f"], *(r.protocol.get(name) for name in ("sampler", "num_steps", "noise", "large_size")),
-                comparison_key(r, "fd_lab_2x_kl_rescaled"))
+                comparison_key(r, f"{KD}_2x_kl_rescaled"))
 
     others = [r for r in load_records(record.notebook) if r.file_name != record.file_name and key(r) == key(record)]
     return sorted([record, *others], key=lambda r: r.params["seed"])

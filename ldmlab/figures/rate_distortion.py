@@ -24,6 +24,7 @@ from ldmlab.figures.style import (
     label_ends,
     line_style,
     log_axis,
+    log_axis_if_positive,
     mark_smoke,
     seed_range,
     set_layout,
@@ -38,9 +39,9 @@ from ldmlab.study.records.record import Record
 FILE_LINES = {"jpeg": "-", "webp": (0, (1.2, 1.4))}
 FILE_NAMES = {"jpeg": "JPEG", "webp": "WebP"}
 LEAST_RATE = 1e-3  # bits per pixel: lower limit of the axis of (d)
-TITLES = {"psnr": "pixels", "perceptual": "features of the loss", "rfd_lab": "features independent of the loss"}
+TITLES = {"psnr": "pixels", "perceptual": "features of the loss", "rkd_effnet": "features independent of the loss"}
 DISTORTIONS = {"psnr": "PSNR [dB]  (higher is better)", "perceptual": "{name}  (lower is better)",
-               "rfd_lab": "rFD-lab  (lower is better)"}
+               "rkd_effnet": "rKD-EffNet  (lower is better)"}
 
 
 def stage_name(reg: str, f: int) -> str:
@@ -55,7 +56,7 @@ def fig_rate_distortion(records: Sequence[Record]) -> Figure:
     Rates are bits per pixel of an entropy code. ValueError for no records, and for records that are not comparable.
     Records of tier smoke get a watermark.
     """
-    check_comparable(records, "rfd_lab")
+    check_comparable(records, "rkd_effnet")
     check_comparable(records, "perceptual")
     series = grouped(records)
     fig, axes = plt.subplots(2, 2, figsize=(9.6, 7.2), layout="constrained")
@@ -66,8 +67,10 @@ def fig_rate_distortion(records: Sequence[Record]) -> Figure:
         for s in series:
             _first_stage(ax, s, what)
         log_axis(ax.xaxis)
-        if what != "psnr":
+        if what == "perceptual":
             log_axis(ax.yaxis)
+        elif what == "rkd_effnet":
+            log_axis_if_positive(ax.yaxis, [y for line in ax.get_lines() for y in line.get_ydata()])
         ax.set(title=f"({letter})  {TITLES[what]}", xlabel="rate [bits per pixel of the picture]",
                ylabel=label.format(name=name))
         ax.margins(x=0.08, y=0.13)  # room for names under the marks
@@ -90,7 +93,7 @@ def _files(ax: Axes, record: Record, what: str) -> None:
 def _first_stage(ax: Axes, s: Series, what: str) -> None:
     """Draw one f and regularizer: its curve over the quantization step, and its working point with name and bars."""
     if not all(f"latent_{what}" in run.curves for run in s.runs):
-        return  # f = 1 has no latent to code, and rFD-lab needs enough pictures
+        return  # f = 1 has no latent to code
     _, rate, *_ = s.curve("latent_bpp")
     _, value, low, high = s.curve(f"latent_{what}")
     line = _drawable(np.stack([rate, value], 1), what)
@@ -100,7 +103,7 @@ def _first_stage(ax: Axes, s: Series, what: str) -> None:
         ax.fill_between(rate[order], low[order], high[order], color=line_style(s)["color"], alpha=0.16, lw=0)
     marks = [working_point(run) for run in s.runs]
     x, y = (np.array([mark[name] for mark in marks]) for name in ("bpp", what))
-    if x.mean() > 0 and (what == "psnr" or y.mean() > 0):
+    if x.mean() > 0 and (what != "perceptual" or y.mean() > 0):
         error = seed_range(x) or 2 * marks[0]["bpp_se"]
         ax.errorbar(x.mean(), y.mean(), xerr=error, yerr=seed_range(y), ms=7, elinewidth=1,
                     **line_style(s) | {"ls": "none"})
@@ -110,9 +113,9 @@ def _first_stage(ax: Axes, s: Series, what: str) -> None:
 
 
 def _drawable(line: Sequence[Sequence[float]] | np.ndarray, what: str) -> np.ndarray:
-    """The points of a line that a logarithmic axis can show, (n, 2)."""
+    """The points of a line that can be shown on its axes, of which that of `perceptual` is logarithmic, (n, 2)."""
     line = np.array(line, dtype=float).reshape(-1, 2)
-    return line[(line[:, 0] > 0) & ((line[:, 1] > 0) | (what == "psnr"))]
+    return line[(line[:, 0] > 0) & ((line[:, 1] > 0) | (what != "perceptual"))]
 
 
 def _legend() -> list[Line2D]:
@@ -147,14 +150,15 @@ def _progressive(ax: Axes, series: list[Series]) -> None:
 
 
 def _print(fig: Figure, records: Sequence[Record], series: list[Series]) -> None:
-    record, score = records[0], records[0].metrics.get("rfd_lab", {})
+    record, score = records[0], records[0].metrics["rkd_effnet"]
     protocol, params = record.protocol, record.params
     seeds = sorted({len(s.runs) for s in series})
     sentences = [f"n = {protocol['num_val']} validation pictures, {data_name(record)} at {params['size']} px, tier "
             f"{params['tier']}; {format_range(seeds)} seed{'s' if seeds[-1] > 1 else ''} per model"
             f"{', bars and bands: their range' if seeds[-1] > 1 else ''}; horizontal bars: two standard errors over "
-            f"pictures for one seed. rFD-lab with features of {score.get('extractor')} "
-            f"({score.get('weights_hash', '')[:8]}). git {commits(records)}.",
+            f"pictures for one seed. rKD-EffNet: kernel distance times 1000 on {score['extractor']} "
+            f"({score.get('weights_hash', '')[:8]}) of {protocol.get('rkd_num')} of them to {score['n_real']} training "
+            f"pictures, 0 or below where they are as near as those to each other. git {commits(records)}.",
             f"Latents: length of an ideal arithmetic code with one table per channel and position, estimated on "
             f"{protocol['tables_from']} training pictures. Marker on a KL line: the coarsest quantization step that "
             f"costs less than {FREE_DB:g} dB. Files: Pillow {protocol['pillow']}; payload excludes headers, which do "
@@ -170,7 +174,7 @@ def _print(fig: Figure, records: Sequence[Record], series: list[Series]) -> None
 
 
 def equal_rate_table(records: Sequence[Record]) -> pd.DataFrame:
-    """PSNR and rFD-lab of each first stage at its coded rate, and of JPEG and WebP interpolated to the same rate.
+    """PSNR and rKD-EffNet of each first stage at its coded rate, and of JPEG and WebP interpolated to the same rate.
 
     Cells are empty outside the range of the files. File rates exclude headers, as in
     `ldmlab.evaluation.rate.file_codec`.
@@ -181,7 +185,7 @@ def equal_rate_table(records: Sequence[Record]) -> pd.DataFrame:
             continue
         row = {"model": stage_name(record.params["reg"], record.params["f"]), "seed": record.params["seed"],
                "bpp": mark["bpp"]}
-        for what, name in (("psnr", "PSNR [dB]"), ("rfd_lab", "rFD-lab")):
+        for what, name in (("psnr", "PSNR [dB]"), ("rkd_effnet", "rKD-EffNet")):
             row[name] = mark.get(what)
             row |= {f"{name}, {FILE_NAMES[codec]}": at_rate(points(record, codec, what), mark["bpp"])
                     for codec in CODECS}
@@ -205,6 +209,6 @@ def tab8_rates(records: Sequence[Record]) -> pd.DataFrame:
             if record and (mark := working_point(record)):
                 fixed = record.metrics.get("fixed_bpp", {}).get("value")
                 row |= {"ours: bpp, fixed length": fixed, "ours: bpp, coded": mark["bpp"],
-                        "ours: PSNR [dB]": mark["psnr"], "ours: rFD-lab": mark.get("rfd_lab")}
+                        "ours: PSNR [dB]": mark["psnr"], "ours: rKD-EffNet": mark.get("rkd_effnet")}
             rows.append(row)
     return pd.DataFrame(rows).set_index("model").round(3)

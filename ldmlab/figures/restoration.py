@@ -239,25 +239,32 @@ def fig_semantic(record: Record) -> Figure:
 
 @styled
 def fig_beyond(record: Record) -> Figure:
-    """Notebook 15: FD-lab against real pictures of the same size over that size, by task, and of reconstructions."""
+    """Notebook 15: KD-EffNet against real pictures of the same size over that size, by task, and of reconstructions.
+
+    ValueError for records of earlier versions, which have FD-lab.
+    """
+    check_comparable([record], "kd_effnet_by_size_real")
     names = {"super_resolution": ("super-resolution", ACCENT), "inpainting": ("inpainting", SECOND),
              "semantic": ("semantic synthesis", "#7d5a96"), "reconstructions": ("first stage alone", "#5b8c5a"),
              "real": ("other real pictures", GREY)}
     fig, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    seen: list[float] = []
     for key, (name, tint) in names.items():
-        curve = f"fd_lab_by_size_{key}"
+        curve = f"kd_effnet_by_size_{key}"
         if curve in record.curves:
             x, y = np.array(record.curves[curve]).T
             ax.plot(x, y, color=tint, marker="o", ms=4, label=name)
             if f"{curve}_low" in record.curves:
                 ends = [np.array(record.curves[f"{curve}{end}"]).T[1] for end in ("_low", "_high")]
                 ax.fill_between(x, *ends, color=tint, alpha=0.15, lw=0)
-    log_axis(ax.yaxis)
+                seen += ends[0].tolist()
+            seen += y.tolist()
+    log_axis_if_positive(ax.yaxis, seen)
     ax.set_xticks(x, [f"{side:g}" for side in x])
-    ax.set(xlabel="side of the picture [px]", ylabel="FD-lab  (lower is better)",
+    ax.set(xlabel="side of the picture [px]", ylabel="KD-EffNet  (lower is better)",
            title=f"{record.name}, trained at {record.params['size']} px")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    small_print(fig, *_about([record], "Reference: training pictures rendered or resized to each size; values are "
-                             "comparable at one size only."))
+    small_print(fig, *_about([record], "KD-EffNet: kernel distance times 1000; reference: training pictures "
+                             "rendered or resized to each size; values are comparable at one size only."))
     mark_smoke(fig, [record])
     return fig

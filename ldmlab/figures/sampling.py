@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 
 from ldmlab.diffusion.samplers import SAMPLERS
 from ldmlab.experiments.sampling import (
-    FD,
+    BY_STEPS,
+    NAMES,
     ORDER_RANGE,
     calls,
     curve_name,
@@ -31,6 +32,7 @@ from ldmlab.figures.style import (
     label_ends,
     line_style,
     log_axis,
+    log_axis_if_positive,
     mark_smoke,
     set_layout,
     set_log_limits,
@@ -58,46 +60,53 @@ _TINTS = (TINTS[0], TINTS[4], TINTS[1], TINTS[2], TINTS[3])
 
 @styled
 def fig_steps(records: Sequence[Record]) -> Figure:
-    """FD-lab against throughput and against DDIM steps, a line per f, with the Pareto front [LDM v2, Fig. 7].
+    """KD-EffNet against throughput and against DDIM steps, eta 0 and 1, a line per f [LDM v2, Fig. 7].
 
     Bars are intervals over samples where there is one seed, and the range of the seeds elsewhere. ValueError for
-    records that are not comparable.
+    records that are not comparable, and for those of earlier versions, which have FD-lab.
     """
     check_comparable(records)
     here, timed = timed_alike(records)
-    fig, (speed, steps) = plt.subplots(1, 2, figsize=(10.4, 4.3), layout="constrained")
+    fig, (speed, steps, noisy) = plt.subplots(1, 3, figsize=(13.2, 4.1), layout="constrained")
     set_layout(fig, w_pad=0.08, wspace=0.04)
     _by_speed(speed, grouped(timed))
-    _by_steps(steps, grouped(records))
-    seen = [y for record in records for end in ("_low", "", "_high") for _, y in record.curves[FD + end] if y > 0]
-    for ax in (speed, steps):
-        ax.set_ylabel("FD-lab of samples  (lower is better)")
+    _by_steps(steps, grouped(records), "ddim")
+    _by_steps(noisy, grouped(records), "ddpm")
+    seen = [y for record in records for name in NAMES.values() for end in ("_low", "", "_high")
+            for _, y in record.curves[name + end]]
+    for ax in (speed, steps, noisy):
+        ax.set_ylabel("KD-EffNet of samples  (lower is better)")
         log_axis(ax.xaxis)
-        log_axis(ax.yaxis)
-        set_log_limits(ax, seen, margin=1.15)
+        if log_axis_if_positive(ax.yaxis, seen):
+            set_log_limits(ax, seen, margin=1.15)
+        else:
+            ax.set_ylim(min(seen) - 0.05 * (max(seen) - min(seen)), max(seen) + 0.05 * (max(seen) - min(seen)))
     speed.set(title="(a)  quality and throughput  [cf. Fig. 7]", xlabel="throughput, decoding included [images/s]")
     steps.set(title="(b)  the same runs by number of steps", xlabel="DDIM steps, eta 0")
-    for ax in (speed, steps):
+    noisy.set(title="(c)  with noise at each step", xlabel="DDIM steps, eta 1")
+    for ax in (speed, steps, noisy):
         low, high = ax.get_xlim()
         ax.set_xlim(low, high * (high / low) ** 0.16)  # room for the names
     label_ends(speed, [_end(s, throughput=True) for s in grouped(timed)])
-    label_ends(steps, [_end(s, throughput=False) for s in grouped(records)])
+    for ax, key in ((steps, "ddim"), (noisy, "ddpm")):
+        label_ends(ax, [_end(s, throughput=False, key=key) for s in grouped(records)])
     left_out = len(records) - len(timed)
     first = records[0].protocol
-    small_print(fig, _protocol(records), f"(a) Timed on {here}, batches of {first.get('timed_batch')}, median of "
-                f"{first.get('timed_repeats')}. Along a line from left to right: {_listed(records)} steps. Grey line "
-                "and rings: Pareto front, the points that no other point exceeds in both speed and quality; where "
+    small_print(fig, _protocol(records), f"(a) eta 0. Timed on {here}, batches of {first.get('timed_batch')}, median "
+                f"of {first.get('timed_repeats')}. Along a line from left to right: {_listed(records)} steps. Grey "
+                "line and rings: Pareto front, the points that no other point exceeds in both speed and quality; where "
                 "intervals overlap, membership may be due to chance."
                 + (f" {left_out} record(s) timed on another device left out." if left_out else ""))
     mark_smoke(fig, records)
     return fig
 
 
-def _points(s: Series, throughput: bool) -> tuple[np.ndarray, ...]:
-    """x, FD-lab, its lower and its upper end, by growing number of steps."""
-    steps, mean, low, high = s.curve(FD)
+def _points(s: Series, throughput: bool, key: str = "ddim") -> tuple[np.ndarray, ...]:
+    """x, KD-EffNet, its lower and its upper end, by growing number of steps."""
+    name = curve_name(key)
+    steps, mean, low, high = s.curve(name)
     if len(s.runs) == 1:
-        low, high = s.curve(f"{FD}_low")[1], s.curve(f"{FD}_high")[1]
+        low, high = s.curve(f"{name}_low")[1], s.curve(f"{name}_high")[1]
     if not throughput:
         return steps, mean, low, high
     rates = dict(zip(*s.curve("images_per_s")[:2], strict=True))
@@ -106,9 +115,9 @@ def _points(s: Series, throughput: bool) -> tuple[np.ndarray, ...]:
     return x, mean[kept], low[kept], high[kept]
 
 
-def _end(s: Series, throughput: bool) -> tuple:
+def _end(s: Series, throughput: bool, key: str = "ddim") -> tuple:
     """Position, text and colour of a line's label at its right end: the fewest steps if x is throughput."""
-    x, mean, *_ = _points(s, throughput)
+    x, mean, *_ = _points(s, throughput, key)
     return float(x.max()), float(mean[x.argmax()]), s.name, text_colour(s.f)
 
 
@@ -130,14 +139,14 @@ def _by_speed(ax: Axes, series: list[Series]) -> None:
         Line2D([], [], color=GREY, lw=5, alpha=0.4, marker="o", ms=10, mfc="none", mec=INK, label="Pareto front")])
 
 
-def _by_steps(ax: Axes, series: list[Series]) -> None:
+def _by_steps(ax: Axes, series: list[Series], key: str) -> None:
     for s in series:
-        _line(ax, s, _points(s, throughput=False))
+        _line(ax, s, _points(s, False, key))
 
 
 @styled
 def fig_samplers(records: Sequence[Record]) -> Figure:
-    """FD-lab of several samplers against the number of denoiser calls, all from the same noise; a panel per f.
+    """KD-EffNet of several samplers against the number of denoiser calls, all from the same noise; a panel per f.
 
     Bars are intervals over samples where there is one seed, and the range of the seeds elsewhere. ValueError for
     records that are not comparable.
@@ -153,7 +162,7 @@ def fig_samplers(records: Sequence[Record]) -> Figure:
     for ax in axes.flat[len(series):]:
         ax.axis("off")
     for ax in axes[:, 0]:
-        ax.set_ylabel("FD-lab  (lower is better)")
+        ax.set_ylabel("KD-EffNet  (lower is better)")
     handles = [Line2D([], [], **_look(key), ms=5, label=variant.name) for key, variant in variants().items()]
     if columns == 1:
         axes[0, 0].legend(handles=handles, loc="best", fontsize=7)
@@ -174,6 +183,7 @@ def _look(key: str) -> dict[str, Any]:
 
 def _samplers(ax: Axes, s: Series) -> None:
     """Draw one f and regularizer; points at equal numbers of calls are offset slightly."""
+    seen: list[float] = []
     for i, key in enumerate(variants()):
         name = curve_name(key)
         if not all(name in run.curves for run in s.runs):
@@ -185,15 +195,16 @@ def _samplers(ax: Axes, s: Series) -> None:
         x = np.array([calls((key, int(steps[j]))) for j in shared]) * 1.018 ** (i - 2)
         bars = np.maximum([(mean - low)[shared], (high - mean)[shared]], 0)
         ax.errorbar(x, mean[shared], yerr=bars, **_look(key), ms=4.6, lw=1.2, elinewidth=0.9)
+        seen += [*mean[shared], *low[shared]]
     log_axis(ax.xaxis)
-    log_axis(ax.yaxis)
+    log_axis_if_positive(ax.yaxis, seen)
     ax.set_title(s.name)
     ax.set_xlabel("calls of the denoiser")
 
 
 def _is_compared(s: Series, num_steps: int) -> bool:
-    """Whether another sampler than DDIM was scored at this number of steps."""
-    others = [curve_name(key) for key in variants() if key != "ddim"]
+    """Whether other samplers than DDIM, eta 0 and 1, were scored at this number of steps."""
+    others = [curve_name(key) for key in variants() if key not in NAMES]
     return any(num_steps == steps for run in s.runs for name in others for steps, _ in run.curves.get(name, ()))
 
 
@@ -225,7 +236,7 @@ def fig_convergence(curves: Mapping[str, Sequence[tuple[int, float]]], caption: 
 
 def _listed(records: Sequence[Record]) -> str:
     """All numbers of steps that were both timed and scored, in descending order."""
-    found = {steps for r in records for steps, _ in r.curves[FD]} & {steps for r in records
+    found = {steps for r in records for steps, _ in r.curves[BY_STEPS]} & {steps for r in records
                                                                     for steps, _ in r.curves["images_per_s"]}
     return ", ".join(map(str, sorted(found, reverse=True)))
 
@@ -233,14 +244,14 @@ def _listed(records: Sequence[Record]) -> str:
 def _protocol(records: Sequence[Record]) -> str:
     """Score, data, tier, seeds and gaps of the records, in words for the small print."""
     record = records[0]
-    score, params = record.metrics["fd_lab"], record.params
+    score, params = record.metrics["kd_effnet"], record.params
     seeds = sorted({len(s.runs) for s in grouped(records)})
     level = score.get("interval", {}).get("level", 0.95)
     bars = f"bars: {level:.0%} intervals over samples for one seed, else the range over seeds"
     skipped = sum(any("left out:" in event for event in r.events) for r in records)
     gaps = (f" {skipped} of {len(records)} records lack the numbers of steps that exceeded the time budget."
             if skipped else "")
-    return (f"FD-lab: Fréchet distance of features of {score['extractor']} ({score.get('weights_hash', '')[:8]}), n = "
+    return (f"KD-EffNet: kernel distance times 1000 on {score['extractor']} ({score.get('weights_hash', '')[:8]}), n = "
             f"{score['n_fake']} samples against {score['n_real']} training pictures; EMA weights, no guidance. Data "
             f"{data_name(record)} at {params['size']} px, tier {params['tier']}; {format_range(seeds)} "
             f"seed{'s' if seeds[-1] > 1 else ''} per line, {bars}. git {commits(records)}.{gaps}")

@@ -23,6 +23,7 @@ from ldmlab.figures.style import (
     TINTS,
     format_number,
     log_axis,
+    log_axis_if_positive,
     mark_smoke,
     seed_range,
     set_layout,
@@ -31,8 +32,9 @@ from ldmlab.figures.style import (
 )
 from ldmlab.study.records.compare import check_comparable, commits, data_name
 from ldmlab.study.records.record import Record
+from ldmlab.study.runs.run_scoring import ETAS
 
-VARIANT_TINTS = dict(zip(VARIANTS, (SECOND, ACCENT, TINTS[2]), strict=True))
+VARIANT_TINTS = dict(zip(VARIANTS, (SECOND, ACCENT, TINTS[2], TINTS[3]), strict=True))
 DASHED = (0, (4, 1.6))
 BAND_LINES = dict(zip(BANDS, ("-", DASHED), strict=True))
 VIEWS = {  # marker, face, name
@@ -75,16 +77,18 @@ def _log_snr_line(ax: Axes, schedule: Schedule, std: float, tint: str, line: Any
 
 @styled
 def fig_rescaling(records: Sequence[Record]) -> Figure:
-    """Effect of rescaling the latent [cf. LDM v2, Fig. 15]: FD-lab at 1x and 2x the training size, power spectrum of
-    samples, and the t at which layout and texture are determined.
+    """Effect of rescaling the latent [cf. LDM v2, Fig. 15]: KD-EffNet at 1x and 2x the training size under two
+    samplers, power spectrum of samples, and the t at which layout and texture are determined.
 
     Bars are intervals over samples for one record, the range over seeds for several. ValueError for records that are
-    not comparable.
+    not comparable, and for those of earlier versions, which have FD-lab.
     """
-    check_comparable(records, "fd_lab_2x_kl_rescaled")
-    fig, (scores, waves, times) = plt.subplots(1, 3, figsize=(11.4, 3.7), layout="constrained")
-    set_layout(fig, w_pad=0.07, wspace=0.04)
-    _scores(scores, records)
+    check_comparable(records, "kd_effnet_2x_kl_rescaled")
+    fig, axes = plt.subplots(2, 2, figsize=(9.6, 7.2), layout="constrained")
+    set_layout(fig, w_pad=0.07, h_pad=0.06, wspace=0.04, hspace=0.04)
+    (deterministic, ancestral), (waves, times) = axes
+    ends = [_scores(ax, records, suffix) for ax, (_, suffix) in zip((deterministic, ancestral), ETAS, strict=True)]
+    _score_axes((deterministic, ancestral), [y for part in ends for y in part])
     _waves(waves, records)
     _times(times, records)
     small_print(fig, *_rescaling_print(records))
@@ -94,19 +98,19 @@ def fig_rescaling(records: Sequence[Record]) -> Figure:
 
 def _rescaling_print(records: Sequence[Record]) -> tuple[str, ...]:
     first, seeds = records[0], len(records)
-    params, metric, large = first.params, first.metrics["fd_lab_2x_kl_rescaled"], first.protocol.get("large_size")
-    intervals = "1 seed: 95 % bootstrap intervals over pictures" if seeds == 1 else f"{seeds} seeds: means and ranges"
-    real = first.metrics.get("fd_lab_2x_real")
+    params, metric, large = first.params, first.metrics["kd_effnet_2x_kl_rescaled"], first.protocol.get("large_size")
+    intervals = "1 seed: 95 % intervals over pictures" if seeds == 1 else f"{seeds} seeds: means and ranges"
+    real = first.metrics["kd_effnet_2x_real"]
     return (
         f"LDM-{params['f']}, data {data_name(first)}, trained at {params['size']} px, also sampled at {large} px; tier "
-        f"{params['tier']}; {intervals}. DDIM, {first.protocol.get('num_steps')} steps, eta 0, EMA weights. git "
+        f"{params['tier']}; {intervals}. DDIM, {first.protocol.get('num_steps')} steps, EMA weights. git "
         f"{commits(records)}.",
-        f"(a) FD-lab with features of {metric['extractor']} ({metric['weights_hash'][:8]}), n = {metric['n_fake']} "
-        f"against {metric['n_real']} training pictures."
-        + (f" Grey: real pictures of {large} px, n = {real['n_fake']}." if real else ""),
-        f"(b) Cosine transform of brightness, n = {metric['n_fake']}; shaded: 95 % bootstrap intervals over pictures"
-        f"{'' if seeds == 1 else ' of the first seed'}; dashed: side of a training picture.",
-        f"(c) From the share of variance explained by one denoising step, over "
+        f"(a), (b) KD-EffNet: kernel distance times 1000 on {metric['extractor']} ({metric['weights_hash'][:8]}), n = "
+        f"{metric['n_fake']} against {metric['n_real']} training pictures. Grey: real pictures of {large} px, n = "
+        f"{real['n_fake']}.",
+        f"(c) Samples of eta 0. Cosine transform of brightness, n = {metric['n_fake']}; shaded: 95 % bootstrap "
+        f"intervals over pictures{'' if seeds == 1 else ' of the first seed'}; dashed: side of a training picture.",
+        f"(d) From the share of variance explained by one denoising step, over "
         f"{first.metrics['layout_t_kl_none']['n']} validation pictures of {params['size']} px. Layout: wavelengths of "
         "at least half a picture; texture: less than a quarter.",
     )
@@ -121,26 +125,40 @@ def _point(records: Sequence[Record], name: str) -> tuple[float, list[list[float
     return mean, over_samples and [[mean - over_samples["low"]], [over_samples["high"] - mean]]
 
 
-def _scores(ax: Axes, records: Sequence[Record]) -> None:
+def _scores(ax: Axes, records: Sequence[Record], suffix: str) -> list[float]:
+    """Draw the distances under one sampler; returns them with the ends of their bars."""
+    seen: list[float] = []
     for i, key in enumerate(VARIANTS):
         for shift, (view, (marker, face, _)) in zip((-0.22, 0.0, 0.22), VIEWS.items(), strict=True):
-            y, bars = _point(records, f"fd_lab_{view}_{key}")
+            y, bars = _point(records, f"kd_effnet_{view}_{key}{suffix}")
+            seen += [y, y - bars[0][0]] if bars else [y]
             ax.errorbar(i + shift, y, yerr=bars, marker=marker, color=VARIANT_TINTS[key], mfc=face, ms=6.5, capsize=2.5,
                         lw=1.2, ls="none")
     for view, line in (("2x", ":"), ("2x_whole", DASHED)):
-        if f"fd_lab_{view}_real" in records[0].metrics:
-            ax.axhline(records[0].value(f"fd_lab_{view}_real"), color=GREY, lw=1, ls=line)
-    log_axis(ax.yaxis)
-    ax.set_xticks(range(len(VARIANTS)), list(TITLES.values()))
-    ax.set(title="(a)  distance to training pictures", ylabel="FD-lab  (lower is better)", xlim=(-0.5, 2.5))
+        seen.append(records[0].value(f"kd_effnet_{view}_real"))
+        ax.axhline(seen[-1], color=GREY, lw=1, ls=line)
+    ax.set_xticks(range(len(VARIANTS)), [title.replace(", ", ",\n") for title in TITLES.values()])
+    ax.set(ylabel="KD-EffNet  (lower is better)", xlim=(-0.5, len(VARIANTS) - 0.5))
     ax.grid(axis="x", visible=False)
-    low, high = ax.get_ylim()
-    ax.set_ylim(low / 1.15, high * (high / low) ** 0.62)  # room for the legend
+    return seen
+
+
+def _score_axes(axes: Sequence[Axes], seen: Sequence[float]) -> None:
+    """Titles of (a) and (b), one scale for both, and the legend in (a)."""
+    limits = []
+    for ax, letter, (eta, _) in zip(axes, "ab", ETAS, strict=True):
+        logarithmic = log_axis_if_positive(ax.yaxis, seen)
+        ax.set_title(f"({letter})  distance to training pictures, eta {eta:g}")
+        limits.append(ax.get_ylim())
+    low, high = min(low for low, _ in limits), max(high for _, high in limits)
+    top = high * (high / low) ** 0.5 if logarithmic else high + 0.5 * (high - low)  # room for the legend
+    for ax in axes:
+        ax.set_ylim(low, top)
     marks = [Line2D([], [], color=INK, marker=marker, mfc=face, ls="none", label=text)
              for marker, face, text in VIEWS.values()]
     real = [Line2D([], [], color=GREY, lw=1, ls=":", label="real, crops"),
             Line2D([], [], color=GREY, lw=1, ls=DASHED, label="real, downsampled")]
-    ax.legend(handles=marks + real, loc="upper right", fontsize=6.8, labelspacing=0.3)
+    axes[0].legend(handles=marks + real, loc="upper right", fontsize=6.8, labelspacing=0.3)
 
 
 def _waves(ax: Axes, records: Sequence[Record]) -> None:
@@ -156,7 +174,7 @@ def _waves(ax: Axes, records: Sequence[Record]) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
     log_axis(ax.yaxis)
     ax.invert_xaxis()
-    ax.set(title="(b)  power spectrum of samples at 2x", xlabel="wavelength [px]  (long to short)",
+    ax.set(title="(c)  power spectrum of samples at 2x", xlabel="wavelength [px]  (long to short)",
            ylabel="power relative to real pictures")
     ax.legend(loc="best")
 
@@ -171,7 +189,8 @@ def _times(ax: Axes, records: Sequence[Record]) -> None:
             for band, shift in zip(BANDS, (0.13, -0.13), strict=True):
                 ax.plot(_point(records, f"{band}_t_kl_none_predicted")[0], row + shift, "x", color=INK, ms=6, zorder=4)
     ax.set_yticks(range(len(VARIANTS)), [TITLES[key] for key in reversed(VARIANTS)])
-    ax.set(title="(c)  t at which half the variance is explained", xlabel="t", xlim=(0, 1000), ylim=(-0.6, 3.3))
+    ax.set(title="(d)  t at which half the variance is explained", xlabel="t", xlim=(0, 1000),
+           ylim=(-0.6, len(VARIANTS) + 0.3))
     ax.grid(axis="y", visible=False)
     ax.legend(loc="upper left", ncols=3, fontsize=6.8, columnspacing=1, handletextpad=0.2, handles=[
         Line2D([], [], color=INK, marker="o", ls="none", label="layout"),

@@ -9,6 +9,7 @@ from ldmlab.evaluation.distances import FeatureMoments, frechet, frechet_distanc
 from ldmlab.evaluation.uncertainty import (
     frechet_infinity,
     frechet_interval,
+    kernel_contrast,
     kernel_estimate,
     kernel_interval,
     kernel_score,
@@ -138,6 +139,26 @@ def test_the_interval_of_a_kernel_distance_covers(shift):
                                 moments(torch.randn(60, 4, generator=g) + shift))
         inside += found.low <= truth <= found.high
     assert 178 <= inside <= 200
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.4])
+def test_a_difference_of_distances_lies_in_its_paired_interval(gain):
+    """Two sets of one noise, against one reference: inside 90 % of 60 intervals, narrower than without pairs."""
+    g = torch.Generator().manual_seed(7)
+    draw_sets = lambda n: (moments(torch.randn(n, 4, generator=g)), u := torch.randn(n, 4, generator=g),  # noqa: E731
+                           moments(u + 0.8), moments(1.1 * u + 0.8 - gain))
+    truth = sum(kernel_contrast(real, pair, (1, -1))[0] for real, _, *pair in (draw_sets(800) for _ in range(6))) / 6
+    inside, widths = 0, torch.zeros(2)
+    for _ in range(60):
+        real, _, *pair = draw_sets(40)
+        value, found = kernel_contrast(real, pair, (1, -1))
+        one, two = (kernel_interval(real, fake) for fake in pair)
+        inside += found.low <= truth <= found.high
+        widths += torch.tensor([found.high - found.low, math.hypot(one.high - one.low, two.high - two.low)])
+        assert value == pytest.approx((one.low + one.high - two.low - two.high) / 2)
+    assert 54 <= inside <= 60 and widths[0] < 0.8 * widths[1]
+    with pytest.raises(ValueError, match="sets of 40, 30 pictures"):
+        kernel_contrast(real, [pair[0], moments(torch.randn(30, 4))], (1, -1))
 
 
 def test_a_kernel_distance_is_the_mean_over_all_pairs():

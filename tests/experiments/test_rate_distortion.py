@@ -16,11 +16,11 @@ PSNR = {"latent": [24.0, 23.95, 20.0], "jpeg": [18.0, 22.0, 26.0], "webp": [19.0
 
 
 def a_record(f: int = 8, reg: str = "kl", seed: int = 0, *, tier: str = "laptop", n: int = 1024, flat: bool = True,
-             rate: float = 1.0) -> Record:
+             rate: float = 1.0, nearest: float = 10.0) -> Record:
     """A run as `record_rate_distortion` writes it, with invented numbers."""
     reg = "none" if f == 1 else reg
-    scored = {"unit": "1", "n_real": n, "n_fake": n, "extractor": "fd-lab", "weights_hash": "ab12cd34"}
-    metrics = {"rfd_lab": scored | {"value": 10.0 * f}, "first_stage_flat": {"value": None if f == 1 else flat},
+    scored = {"unit": "1", "n_real": n, "n_fake": n, "extractor": "effnet", "weights_hash": "ab12cd34"}
+    metrics = {"rkd_effnet": scored | {"value": 10.0 * f}, "first_stage_flat": {"value": None if f == 1 else flat},
                "perceptual": scored | {"value": 0.1, "name": "PSIM-lab", "extractor": "PSIM-lab"}}
     curves = {}
     for coder in ("latent", "jpeg", "webp"):
@@ -31,7 +31,7 @@ def a_record(f: int = 8, reg: str = "kl", seed: int = 0, *, tier: str = "laptop"
         for i, setting in enumerate(settings):
             bpp = BPP[coder][i] * own
             values = {"bpp": bpp, "bpp_se": 0.01, "file_bpp": bpp + 2 * (coder == "jpeg"),
-                      "psnr": PSNR[coder][i] + seed / 10, "perceptual": 0.1 + i / 10, "rfd_lab": 10.0 + 20 * i}
+                      "psnr": PSNR[coder][i] + seed / 10, "perceptual": 0.1 + i / 10, "rkd_effnet": nearest + 20 * i}
             for what, value in values.items():
                 curves.setdefault(f"{coder}_{what}", []).append([setting, value])
     times = [999, 500, 100, 0]
@@ -44,7 +44,7 @@ def a_record(f: int = 8, reg: str = "kl", seed: int = 0, *, tier: str = "laptop"
         metrics["fixed_bpp"] = {"value": 9 / f**2}
     params = {"f": f, "reg": reg, "data": "scenes", "size": 32, "tier": tier, "seed": seed}
     return Record("05_rate_distortion", f"LDM-{f}", params, metrics, curves,
-                  {"num_val": n, "tables_from": 20_000, "pillow": "12", "progressive_num": 256,
+                  {"num_val": n, "tables_from": 20_000, "rkd_num": 256, "pillow": "12", "progressive_num": 256,
                    "progressive_times": 40},
                   {"data": "0f" * 32}, env={"git": {"commit": "abc1234def", "dirty": False}})
 
@@ -65,7 +65,7 @@ def test_the_figure_stands_on_any_number_of_records(records):
     for r in records:
         f, reg = r.params["f"], r.params["reg"]
         assert f"LDM-{f}" in said and (f == 1 or f"{reg.upper()}-f{f}" in said)
-    for part in ("1024 validation pictures", "scenes at 32 px", "tier laptop", "20000 training", "fd-lab (ab12cd34)",
+    for part in ("1024 validation pictures", "scenes at 32 px", "tier laptop", "20000 training", "effnet (ab12cd34)",
                  "abc1234", "256 pictures", "PSIM-lab"):
         assert part in said
 
@@ -87,6 +87,14 @@ def test_smoke_records_and_unfinished_first_stages_are_marked():
 def test_a_first_stage_without_bits_does_not_break_the_figure():
     """At smoke, the latents of an untrained KL model round to one symbol, which costs nothing."""
     assert "KL-f8" not in words(fig_rate_distortion([a_record(8, rate=0.0, tier="smoke")]))
+
+
+def test_a_kernel_distance_below_zero_is_drawn_on_a_linear_axis():
+    """Nothing is dropped because a logarithm has no place for it."""
+    for nearest, scale in ((10.0, "log"), (-0.5, "linear")):
+        ax = fig_rate_distortion([a_record(8, nearest=nearest)]).axes[2]
+        assert ax.get_yscale() == scale
+        assert min(y for line in ax.get_lines() for y in line.get_ydata()) == nearest
 
 
 def test_files_are_compared_at_equal_bits():

@@ -1,19 +1,27 @@
 """Sampling measured: samplers from equal noise, budgets that say what they leave out, fronts and orders that are so."""
 
-import json
+from dataclasses import replace
 from functools import partial
-from math import exp, log
-from pathlib import Path
+from math import exp
 
 import numpy as np
 import pytest
 import torch
 
-from ldmlab.claims.quantities import rate_by_steps
+from ldmlab.claims.quantities import by_steps, rate_by_steps
 from ldmlab.diffusion.samplers import SAMPLERS, SamplerRow, ddim
 from ldmlab.diffusion.schedules import scaled_linear
 from ldmlab.experiments import sampling
-from ldmlab.experiments.sampling import FD, curve_name, enough_steps, order, pareto_front, plan_jobs, variants
+from ldmlab.experiments.sampling import (
+    BY_STEPS,
+    NAMES,
+    curve_name,
+    enough_steps,
+    order,
+    pareto_front,
+    plan_jobs,
+    variants,
+)
 from ldmlab.figures.sampling import fig_convergence, fig_samplers, fig_steps, paper_rates
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.config.specs import EvaluationSpec
@@ -24,22 +32,23 @@ STEPS, FEW = (10, 20, 50, 100, 200), (5, 10, 20, 50)
 
 def a_record(f: int = 8, reg: str = "kl", seed: int = 0, *, tier: str = "laptop", n: int = 512, fd: float = 60.0,
              rate: float = 1600.0, cpu: str = "x86", most: int = 200) -> Record:
-    """A run as `record_sampling` writes it, with invented numbers: FD-lab falls as 1 + 4 / steps."""
+    """A run as `record_sampling` writes it, with invented numbers: KD-EffNet falls as 1 + 4 / steps."""
     curves = {"images_per_s": [[k, rate / k] for k in STEPS]}
     for i, key in enumerate(variants()):
-        for k in sorted({*FEW, *(STEPS if key == "ddim" else ())}):
+        for k in sorted({*FEW, *(STEPS if key in NAMES else ())}):
             value = (fd + seed) * (1 + 4 / k) * (1 + i / 10)
             for end, factor in (("", 1.0), ("_low", 0.95), ("_high", 1.05)):
                 if k <= most:
                     curves.setdefault(curve_name(key) + end, []).append([k, value * factor])
-    scored = {"value": dict(map(tuple, curves[FD]))[20], "unit": "1", "n_real": 10_000, "n_fake": n, "name": "FD-lab",
-              "extractor": "fd-lab", "weights_hash": "ab12cd34",
+    scored = {"value": dict(map(tuple, curves[BY_STEPS]))[20], "unit": "1", "n_real": 10_000, "n_fake": n,
+              "name": "KD-EffNet", "extractor": "effnet", "weights_hash": "ab12cd34",
               "interval": {"low": 50.0, "high": 80.0, "level": 0.95, "method": "bootstrap"}}
     params = {"f": f, "reg": "none" if f == 1 else reg, "data": "scenes", "size": 32, "tier": tier, "seed": seed}
     protocol = {"sampler": "ddim", "num_steps": 20, "eta": 0.0, "timed_batch": 16, "timed_repeats": 3}
     events = [] if most >= 200 else ["DDIM by steps: 200 steps left out: over the budget"]
-    return Record("07_sampling", f"LDM-{f}", params, {"fd_lab": scored}, curves, protocol, {"data": "0f" * 32}, events,
-                  {"device": "cpu", "device_name": cpu, "threads": 1, "git": {"commit": "abc1234def", "dirty": False}})
+    return Record("07_sampling", f"LDM-{f}", params, {"kd_effnet": scored}, curves, protocol, {"data": "0f" * 32},
+                  events, {"device": "cpu", "device_name": cpu, "threads": 1,
+                           "git": {"commit": "abc1234def", "dirty": False}})
 
 
 def words(fig) -> str:
@@ -77,15 +86,15 @@ def test_a_budget_leaves_out_long_runs_and_says_so():
     """A slow model keeps all steps up to the protocol's, whatever they cost; without a limit nothing is left out."""
     plan = EvaluationSpec(512, 20, 128, 10_000)
     fast, slow = ([[k, rate / k] for k in STEPS] for rate in (1600, 100))
-    everything = [("ddim", k) for k in (5, 10, 20, 50, 100, 200)] + [
-        (key, k) for k in FEW for key in variants() if key != "ddim"]
+    everything = [(key, k) for k in (5, 10, 20, 50, 100, 200) for key in NAMES] + [
+        (key, k) for k in FEW for key in variants() if key not in NAMES]
     assert plan_jobs(plan, fast) == (everything, []) and plan_jobs(plan, slow, limited=False) == (everything, [])
-    jobs, notes = plan_jobs(plan, slow)  # 5.12 s a step: 435 s are spent at 50 steps of DDIM, 100 more take 512 s
+    jobs, notes = plan_jobs(plan, slow)  # 5.12 s a step: 870 s are spent at 50 steps of both, 100 more take 1024 s
     assert [k for key, k in jobs if key == "ddim"] == [5, 10, 20, 50]
-    assert sorted({k for key, k in jobs if key != "ddim"}) == [5, 10, 20]
+    assert sorted({k for key, k in jobs if key not in NAMES}) == [5, 10, 20]
     assert [note.partition(" left out")[0] for note in notes] == [
         "DDIM by steps: 100 steps", "DDIM by steps: 200 steps", "samplers side by side: 50 steps"]
-    assert "8 min 32 s on top of 7 min 15 s" in notes[0] and "100 picture steps/s" in notes[0]
+    assert "17 min 4 s on top of 14 min 30 s" in notes[0] and "100 picture steps/s" in notes[0]
 
 
 @pytest.mark.parametrize("tier", ["smoke", "laptop", "gpu", "paper"])
@@ -99,12 +108,12 @@ def test_every_tier_scores_the_steps_of_its_protocol(tier):
 # The figures and the table
 @pytest.mark.parametrize("records", [
     [a_record()], [a_record(1)],
-    [a_record(f, reg, seed, rate=200.0 * f) for f in (1, 4, 8) for reg in ("kl", "vq") for seed in (0, 1)]])
+    [a_record(f, reg, seed, rate=200.0 * f) for f in (1, 8) for reg in ("kl", "vq") for seed in (0, 1)]])
 def test_the_figures_stand_on_any_number_of_records(records):
     """After one run or many: every model is named, and what the numbers rest on."""
     for fig in (fig_steps(records), fig_samplers(records)):
         said = words(fig)
-        for part in ("n = 512 samples against 10000", "scenes at 32 px", "tier laptop", "fd-lab (ab12cd34)", "abc1234",
+        for part in ("n = 512 samples against 10000", "scenes at 32 px", "tier laptop", "effnet (ab12cd34)", "abc1234",
                      *(f"LDM-{r.params['f']}" for r in records)):
             assert part in said
     assert "Pareto front" in words(fig_steps(records)) and "200, 100, 50, 20, 10 steps" in words(fig_steps(records))
@@ -116,7 +125,7 @@ def test_what_does_not_compare_is_refused_or_marked():
     with pytest.raises(ValueError, match="differ in"):
         fig_steps([a_record(), a_record(4, n=256)])
     fig = fig_steps([a_record(8), a_record(4), a_record(2, cpu="another")])
-    speed, steps = fig.axes
+    speed, steps, _ = fig.axes
     assert "1 record(s) timed on another device" in words(fig)
     assert [sum("LDM-2" == text.get_text() for text in ax.texts) for ax in (speed, steps)] == [0, 1]
 
@@ -179,18 +188,20 @@ def test_a_run_measures_all_samplers_and_is_found_again(a_run, monkeypatch, caps
         assert [k for k, _ in record.curves[name]] == [1, 2, 4]
         for (_, low), (_, value), (_, high) in zip(*(record.curves[name + end] for end in ("_low", "", "_high")),
                                                    strict=True):
-            assert 0 <= low < value < high
-    assert record.curves[FD][1:] != record.curves[curve_name("ddpm")][1:]
-    fd = record.value("fd_lab")
-    assert dict(map(tuple, record.curves[FD]))[4] == pytest.approx(fd, rel=1e-5)
-    assert record.metrics["fd_lab"]["n_fake"] == 12 and record.metrics["fd_lab"]["interval"]["level"] == 0.95
+            assert low < value < high
+    assert record.curves[BY_STEPS][1:] != record.curves[curve_name("ddpm")][1:]
+    kd = record.value("kd_effnet")
+    assert dict(map(tuple, record.curves[BY_STEPS]))[4] == pytest.approx(kd, rel=1e-5)
+    assert record.metrics["kd_effnet"]["n_fake"] == 12 and record.metrics["kd_effnet"]["interval"]["level"] == 0.95
     assert record.protocol["curves"][curve_name("ddpm")] == {"sampler": "ddpm", "eta": 1.0}
 
     rate = dict(map(tuple, record.curves["images_per_s"]))[4]  # as the ledger of claims reads it
+    for quantity, curve in zip(by_steps(4).views.values(), NAMES.values(), strict=True):
+        assert quantity.read(record, None) == dict(map(tuple, record.curves[curve]))[4]
     assert exp(rate_by_steps(4).views["", ""].read(record, None)) == pytest.approx(rate)
 
-    judged = run.scorer.score(run.scorer.sample(run.diffusion.model), ("fd_lab",), intervals=False)["fd_lab"]
-    assert log(fd) == pytest.approx(log(judged.value), abs=1e-4)  # that of 04: the same noise, steps and judge
+    judged = run.scorer.score(run.scorer.sample(run.diffusion.model), ("kd_effnet",), intervals=False)["kd_effnet"]
+    assert kd == pytest.approx(judged.value, rel=1e-4)  # that of 04: the same noise, steps and judge
 
     run.finish(record)
     monkeypatch.setattr(sampling, "_score_job", lambda *_: pytest.fail("measured again"))
@@ -216,7 +227,7 @@ def test_a_sampler_is_one_row(a_run, monkeypatch):
     assert sampling.calls(("coarse_pp", 50)) == 25
     jobs, _ = plan_jobs(EvaluationSpec(512, 20, 128, 10_000), [[k, 1600 / k] for k in STEPS])
     assert {k for key, k in jobs if key == "coarse_pp"} == set(FEW)
-    assert row.title in words(fig_samplers([a_record()])) and "fd_lab_by_steps_coarse_pp" in a_record().curves
+    assert row.title in words(fig_samplers([a_record()])) and "kd_effnet_by_steps_coarse_pp" in a_record().curves
     monkeypatch.setattr(sampling, "ORDER_STEPS", (20, 40))
     assert row.title in words(fig_convergence(sampling.convergence_curves(scaled_linear())))
 
@@ -230,8 +241,9 @@ def test_pictures_of_all_samplers_start_from_one_noise(a_run):
     assert (ddim - plms).abs().mean() < 0.5 * (ddim - other).abs().mean()
 
 
-def test_curves_keep_the_names_that_committed_records_have():
-    """A renamed curve would drop out of every figure over older records without a word."""
-    records = sorted((Path(__file__).parents[2] / "results" / "07_sampling").glob("*_scenes_*.json"))
-    curves = set(json.loads(records[0].read_text())["curves"])
-    assert {curve_name(key) for key in variants()} <= curves
+def test_records_of_the_former_score_are_refused_by_name():
+    """They have FD-lab: it never stands beside KD-EffNet, and the error says what to do."""
+    old = replace(a_record(4), metrics={"fd_lab": {"value": 50.0}})
+    for draw, records in ((fig_steps, [a_record(), old]), (fig_samplers, [old])):
+        with pytest.raises(ValueError, match="no kd_effnet in this record.*Run notebook 07_sampling again"):
+            draw(records)

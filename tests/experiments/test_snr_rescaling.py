@@ -1,10 +1,14 @@
 """The scale of a latent: released schedules as derived, a scale as a shift in time, measures of large samples."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ldmlab.claims.quantities import GAIN_2X, GAIN_BEYOND, VQ_2X
 from ldmlab.diffusion.model import LatentDiffusion
 from ldmlab.diffusion.samplers import SampleNoise
 from ldmlab.diffusion.schedules import scaled_linear
@@ -129,7 +133,7 @@ def params(**changes):
 
 
 def test_the_variants_differ_in_their_latent_alone_and_share_a_model_with_the_study(lab_root):
-    """Three runs on the same pictures; the rescaled one is 04's, so that it is trained once."""
+    """Four runs on the same pictures; the rescaled KL is 04's, so that it is trained once."""
     run = Run("06_snr_rescaling", params(), device="cpu", quiet=True)
     made = snr_rescaling.variants(run)
     specs = {key: each.spec for key, each in made.items()}
@@ -147,14 +151,16 @@ def test_pixels_are_refused_before_any_work(lab_root):
     assert not (lab_root / "results").exists()
 
 
-def made_up(seed=0, **changes):
+def made_up(seed=0, nearest=1.0, **changes):
     """A record as the notebook leaves it, with made-up numbers."""
     interval = {"low": 40.0, "high": 60.0, "level": 0.95, "method": "made up"}
+    scored = {"n_fake": 512, "n_real": 1000, "extractor": "effnet", "weights_hash": "0" * 64}
     metrics, curves = {}, {}
     for i, key in enumerate(snr_rescaling.VARIANTS):
         for view in ("1x", "2x", "2x_whole"):
-            metrics[f"fd_lab_{view}_{key}"] = {"value": 50.0 + seed + i, "interval": interval, "n_fake": 512,
-                                               "n_real": 1000, "extractor": "fd-lab", "weights_hash": "0" * 64}
+            for suffix in ("", "_eta1"):
+                metrics[f"kd_effnet_{view}_{key}{suffix}"] = scored | {"value": 50.0 + seed + i, "interval": interval}
+            metrics[f"kd_effnet_{view}_real"] = scored | {"value": nearest}
         for band in latent_scale.BANDS:
             metrics[f"{band}_t_{key}"] = {"value": 50.0, "interval": interval, "n": 64}
         for end in ("", "_low", "_high"):
@@ -167,12 +173,39 @@ def made_up(seed=0, **changes):
 
 def test_the_figure_draws_intervals_of_one_record_and_ranges_of_several():
     """Error bars are over samples or over seeds, and the small print says which."""
-    for records, said, reach in (([made_up()], "1 seed: 95 % bootstrap intervals", (40, 60)),
+    for records, said, reach in (([made_up()], "1 seed: 95 % intervals", (40, 60)),
                                  ([made_up(0), made_up(4)], "2 seeds: means and ranges", (50, 54))):
         fig = figures.fig_rescaling(records)
         assert said in " ".join(" ".join(text.get_text() for text in fig.texts).split())
         (bar,) = fig.axes[0].containers[0].lines[2]
         assert bar.get_segments()[0][:, 1] == pytest.approx(reach)
+
+
+def test_both_samplers_share_an_axis_that_holds_what_is_not_positive():
+    """Logarithmic only where every distance and the end of its bar can be shown."""
+    for nearest, scale in ((1.0, "log"), (-1.0, "linear")):
+        eta_0, eta_1 = figures.fig_rescaling([made_up(nearest=nearest)]).axes[:2]
+        assert eta_0.get_yscale() == eta_1.get_yscale() == scale
+        assert eta_0.get_ylim() == eta_1.get_ylim() and eta_0.get_ylim()[0] < nearest
+
+
+def test_the_record_has_the_names_that_claims_read(tiny_run, monkeypatch):
+    """Every view under both samplers; gains are differences of them, their intervals paired."""
+    run, g = tiny_run("06_snr_rescaling"), torch.Generator().manual_seed(0)
+    run.spec = replace(run.spec, evaluation=replace(run.spec.evaluation, num_samples=5, num_reference=8))
+    run.first_stage = run.diffusion = SimpleNamespace(hash="untrained", curve=SimpleNamespace(events=[]))
+    monkeypatch.setattr(snr_rescaling, "sample_at", lambda run, y, factor=2, label="", eta=0.0: torch.rand(
+        len(y), 3, 32 * factor, 32 * factor, generator=g) * 2 - 1)
+    for measured_on_models in ("_add_latent", "_add_prediction"):
+        monkeypatch.setattr(snr_rescaling, measured_on_models, lambda *_: None)
+    record = snr_rescaling.record_rescaling(dict.fromkeys(snr_rescaling.VARIANTS, run))
+    for measure in (GAIN_2X, GAIN_BEYOND, VQ_2X):
+        assert all(quantity.read(record, None) is not None for quantity in measure.views.values())
+    for suffix in ("", "_eta1"):
+        gain, (before, after) = record.metrics[f"rescaling_gain_2x{suffix}"], (
+            record.value(f"kd_effnet_2x_{key}{suffix}") for key in ("kl_none", "kl_rescaled"))
+        assert gain["value"] == pytest.approx(before - after) and gain["extractor"] == "effnet"
+        assert gain["interval"]["low"] < gain["value"] < gain["interval"]["high"]
 
 
 def test_records_of_other_data_are_refused_in_one_figure():

@@ -135,9 +135,17 @@ def test_semantic_synthesis_shows_every_method_of_every_measure():
 def test_beyond_training_size_is_drawn_over_the_side_of_the_picture():
     """Each task's distances at the sizes that were measured."""
     (record,) = records("15_beyond_training_size")
+    if "kd_effnet_by_size_real" not in record.curves:
+        with pytest.raises(ValueError, match="no kd_effnet_by_size_real in this record"):
+            fig_beyond(record)
+        record = replace(record, curves={name.replace("fd_lab", "kd_effnet"): c for name, c in record.curves.items()})
     ax = fig_beyond(record).axes[0]
+    assert ax.get_yscale() == "log"
+    lowest = [[x, -0.1] for x, _ in record.curves["kd_effnet_by_size_real"]]
+    below = replace(record, curves=record.curves | {"kd_effnet_by_size_real": lowest})
+    assert fig_beyond(below).axes[0].get_yscale() == "linear"
     for name, curve in record.curves.items():
-        if name.startswith("fd_lab_by_size_") and not name.endswith(("_low", "_high")):
+        if name.startswith("kd_effnet_by_size_") and not name.endswith(("_low", "_high")):
             assert {tuple(map(float, xy)) for xy in curve} <= set(points(ax)), name
 
 

@@ -29,7 +29,7 @@ _FORMER = {"judge": "fd_extractor", "judge_of_success": "caption_judge", "fd-lab
 _FORMER_OF = {"11_semantic_synthesis": {"judge": "caption_judge"}}
 # Metrics and curves by the beginning of their names, for those that do not say what they were taken with.
 _BY_NAME = {
-    "score_network": r"r?kd_effnet|fd_effnet|precision|recall",
+    "score_network": r"r?kd_effnet|fd_effnet|precision|recall|.*_rkd_effnet$",
     "fd_extractor": r"r?fd_lab|kid_lab|precision|recall|memorisation_|nearness_|planted_fd_lab|game_fd_lab|"
                     r"rescaling_gain|.*_rfd_lab$",
     "fd_referee": r"r?fd_referee|pd_referee|rank_correlation",
