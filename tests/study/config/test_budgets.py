@@ -27,7 +27,7 @@ def test_a_tier_is_one_row(monkeypatch):
     row = replace(BUDGETS["laptop"], size=64, num_train=30_000, evaluation={**BUDGETS["gpu"].evaluation})
     monkeypatch.setitem(BUDGETS, "overnight", row)
     spec, laptop = study_spec(8, tier="overnight"), study_spec(8, size=64)
-    assert (spec.data.size, spec.data.num_train, spec.evaluation.num_samples) == (64, 30_000, 2048)
+    assert (spec.data.size, spec.data.num_train, spec.evaluation.num_samples) == (64, 30_000, 2560)
     assert content_key(spec.diffusion, spec.first_stage) == content_key(laptop.diffusion, laptop.first_stage)
     assert classifier_spec(spec, 12) == classifier_spec(laptop, 12) and regression_spec(spec) == regression_spec(laptop)
     assert "overnight" in TIERS and "overnight" in evidence_tiers() and spec.budget is row
