@@ -211,8 +211,8 @@ _ROWS = (
         display_only=("caption",), experiment="released.scores",
         run_class="ldmlab.experiments.released.run.ReleasedRun"),
     Notebook(
-        "20_report", "all figures and tables, and a ledger of 27 claims", "Sec. 4.1, App. D",
-        minutes="1", expect="`scenes`: 15 claims supported, 12 underpowered",
+        "20_report", "all figures and tables, and a ledger of 29 claims", "Sec. 4.1, App. D",
+        minutes="1", expect="`scenes`: 5 claims supported, 1 contradicted, 23 underpowered",
         parameters=("data", "size", "tier"), machine="any", run_class="ldmlab.report.Report"),
 )
 NOTEBOOKS: dict[str, Notebook] = {row.name: row for row in _ROWS}
