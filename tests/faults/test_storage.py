@@ -186,7 +186,7 @@ def test_a_run_whose_results_cannot_be_kept_does_not_start(tmp_path, monkeypatch
     monkeypatch.setenv("LDMLAB_ROOT", str(tmp_path))
     if made:
         (tmp_path / "results").mkdir()
-    params = {"f": 8, "reg": "kl", "data": "scenes", "size": 0, "tier": "smoke", "seed": 0}
+    params = {"f": 8, "reg": "kl", "data": "scenes", "size": 0, "tier": "smoke", "seed": 0, "perceptual": ""}
     message = f"nothing can be written to {tmp_path}/results.*LDMLAB_ROOT"
     with read_only(tmp_path), pytest.raises(OSError, match=message):
         start_run("07_sampling", params)

@@ -68,7 +68,12 @@ def test_a_subset_is_drawn_by_names(pictures, folder):
 class Asked:
     """A scorer, latents and a model that only note what they are given."""
 
-    def moments(self, parts, extractor):
+    is_smoke = False
+
+    def __init__(self, pictures=None):
+        self.reference_set = pictures and pictures.train
+
+    def moments(self, parts, extractor="effnet"):
         return FeatureMoments(1, extractor="none").update(torch.zeros(sum(map(len, parts)), 1))
 
     def __getitems__(self, rows):
@@ -86,7 +91,7 @@ def run(pictures, monkeypatch):
     identity.sample_latent = lambda moments, generator: moments
     made = object.__new__(Run)
     vars(made).update(
-        pictures=pictures, spec=SimpleNamespace(budget=SimpleNamespace(num_restored=N), seed=0), scorer=Asked(),
+        pictures=pictures, spec=SimpleNamespace(budget=SimpleNamespace(num_restored=N), seed=0), scorer=Asked(pictures),
         latents=Asked(), first_stage=SimpleNamespace(model=identity, stats=stats))
     return made
 
