@@ -85,7 +85,8 @@ def read_sweep(config: Mapping[str, Any], environ: Mapping[str, str] = os.enviro
     fs = _factors(given.pop("fs", None))
     if given["tier"] == "auto":
         raise ValueError(f"tier=auto: the jobs of one study must not differ in tier; name one of {' '.join(TIERS)}")
-    values = read_parameters("04_tradeoff", {"f": fs[0], "size": 0, "perceptual": "", "compile": False, **given}).as_dict()
+    own = {"f": fs[0], "size": 0, "perceptual": "", "compile": False}
+    values = read_parameters("04_tradeoff", {**own, **given}).as_dict()
     return Sweep(fs, values["reg"], _located(values["data"]), values["tier"], values["seed"])
 
 
