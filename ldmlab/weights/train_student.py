@@ -1,0 +1,266 @@
+"""Train PSIM-lab, the shipped student of LPIPS: `python -m ldmlab.weights.train_student --pictures PATH@SIDE ...`.
+
+The student learns the distance of two pictures, and its gradient, from LPIPS with VGG16. It starts on distorted
+pictures. Then, in rounds, it is used as a loss, on pictures and to train small autoencoders, and learns from what
+comes out: pictures that minimise the student's mistakes.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldmlab.atomic import atomic_write
+from ldmlab.data.scenes.scene import VERSION
+from ldmlab.first_stage.autoencoder import AutoencoderKL
+from ldmlab.first_stage.networks import AutoencoderConfig
+from ldmlab.perception.files import WEIGHTS, file_hash, freeze
+from ldmlab.perception.lab_networks import PsimNet
+from ldmlab.perception.losses import LpipsLoss, feature_distance, perceptual_loss
+from ldmlab.weights.student_pairs import HELD_OUT, TRAINED, distort, photographs, scene_pictures
+
+SEED = 71
+NUM_PICTURES = {32: 3_000, 64: 800}  # by size and source
+NUM_PAIRS = {32: 6_000, 64: 800}
+NUM_MINED = {32: 1_440, 64: 192}  # by round
+NUM_VALIDATION = {32: 1_000, 64: 250}
+BATCH = {32: 48, 64: 12}
+STEPS, STEPS_ROUND, ROUNDS = 1_000, 500, 2
+STEPS_AUTOENCODER = 120
+MAX_LR = 2e-3
+FACTORS = (4, 8, 16)  # of the autoencoders
+
+
+class Pairs(NamedTuple):
+    """Pairs of pictures with their LPIPS and its gradient by `y`."""
+
+    x: Tensor  # (n, 3, s, s)
+    y: Tensor  # (n, 3, s, s)
+    distance: Tensor  # (n,)
+    gradient: Tensor  # (n, 3, s, s)
+
+
+def label(teacher: LpipsLoss, x: Tensor, y: Tensor) -> Pairs:
+    """Pairs with what the teacher says of them."""
+    distances, gradients = [], []
+    for a, b in zip(x.split(32), y.split(32), strict=True):
+        b = b.clone().requires_grad_()
+        distance = teacher(a, b)
+        gradients.append(torch.autograd.grad(distance.sum(), b)[0])
+        distances.append(distance.detach())
+    return Pairs(x, y, torch.cat(distances), torch.cat(gradients))
+
+
+def joined(parts: list[Pairs]) -> Pairs:
+    """One set of pairs from several of one size."""
+    return Pairs(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def mistakes(net: PsimNet, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Squared error of the logarithm of the distance, and relative squared error of the gradient, by pair."""
+    y = pairs.y.clone().requires_grad_()
+    distance = feature_distance(net, pairs.x, y)
+    (gradient,) = torch.autograd.grad(distance.sum(), y, create_graph=True)
+    # The constants, about the distance and gradient of faint noise, keep pairs that are nearly equal from dominating.
+    log_error = ((distance + 0.01).log() - (pairs.distance + 0.01).log()).square()
+    power = pairs.gradient.square().sum((1, 2, 3))
+    error = (gradient - pairs.gradient).square().sum((1, 2, 3))
+    return log_error, error / (power + 0.01 * power.mean())
+
+
+def fit(net: PsimNet, pairs: dict[int, list[Pairs]], steps: int, lr: float, generator: torch.Generator) -> None:
+    """Train the student; every fourth batch is of 64 px, and sets of pairs are drawn from alike."""
+    net.train().requires_grad_(True)
+    params = [*net.parameters()]
+    optimizer = torch.optim.Adam(params, lr=lr, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    start, sums = time.perf_counter(), torch.zeros(3)
+    for step in range(1, steps + 1):
+        size = 64 if step % 4 == 0 else 32
+        share = BATCH[size] // len(pairs[size])
+        batch = joined([Pairs(*(t[chosen] for t in part)) for part in pairs[size]
+                        for chosen in [torch.randint(len(part.x), (share,), generator=generator)]])
+        if step % 2:
+            batch = Pairs(*(t.flip(3) if t.ndim == 4 else t for t in batch))
+        log_error, gradient_error = mistakes(net, batch)
+        loss = log_error.mean() + gradient_error.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            net.channel_weights.clamp_(min=0)
+        sums += torch.tensor([1.0, log_error.mean().item(), gradient_error.mean().item()])
+        if step % 50 == 0 or step == steps:
+            seconds = time.perf_counter() - start
+            print(f"step {step}/{steps}  log error {sums[1] / sums[0]:.4f}  gradient {sums[2] / sums[0]:.3f}"
+                  f"  {seconds:.0f} s", flush=True)
+            sums.zero_()
+    freeze(net)
+
+
+def optimised(net: PsimNet, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures that minimise the student's distance to `x`, from distorted ones; each group stops at a random step."""
+    parts = []
+    for part in x.split(40):
+        start = distort(part, TRAINED, generator, two=0.5)[0]
+        y, lr = start.clone().requires_grad_(), 0.01 + 0.04 * torch.rand((), generator=generator).item()
+        optimizer = torch.optim.Adam([y], lr=lr)
+        for _ in range(int(torch.randint(5, 60, (), generator=generator))):
+            optimizer.zero_grad()
+            feature_distance(net, part, y).sum().backward()
+            optimizer.step()
+        parts.append(y.detach().clamp(-1, 1))
+    return torch.cat(parts)
+
+
+def reconstructions(
+    net: PsimNet, pictures: dict[int, Tensor], num: dict[int, int], steps: int, generator: torch.Generator
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Pairs (x, reconstruction) by size, from autoencoders that train on L1 and the student, taken on the way."""
+    pairs: dict[int, list[tuple[Tensor, Tensor]]] = {size: [] for size in num}
+    for f in FACTORS:
+        config = AutoencoderConfig(f=f, z_channels={4: 3, 8: 4, 16: 8}[f], ch=32, patch=4, num_res_blocks=1,
+                                   ch_mult={4: (1,), 8: (1, 2), 16: (1, 2, 4)}[f], resolution=32, linear_shortcut=True,
+                                   norm_groups=8, mid_attn=False)
+        model = AutoencoderKL(config)
+        optimizer = torch.optim.Adam(model.parameters(), 4e-3, betas=(0.5, 0.9))
+        weight = 0.3 + 2 * torch.rand((), generator=generator).item()
+        marks = torch.linspace(30, steps, 8).long().tolist()
+        for step in range(1, steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = 4e-3 * min(1.0, step / 50, (steps - step + 1) / steps * 1.5)
+            x = pictures[32][torch.randint(len(pictures[32]), (16,), generator=generator)]
+            y = model(x, generator).x_rec
+            loss = F.l1_loss(y, x) + weight * feature_distance(net, x, y).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if step in marks:
+                for size, n in num.items():
+                    share = n // len(marks) // len(FACTORS)
+                    x = pictures[size][torch.randint(len(pictures[size]), (share,), generator=generator)]
+                    with torch.no_grad():
+                        pairs[size].append((x, model(x, generator).x_rec.clamp(-1.2, 1.2)))
+        print(f"autoencoder f = {f}, weight {weight:.2f}: loss {loss.item():.3f}", flush=True)
+    return {size: (torch.cat([x for x, _ in p]), torch.cat([y for _, y in p])) for size, p in pairs.items()}
+
+
+def rank_correlations(net: PsimNet, teacher: LpipsLoss, x: Tensor, y: Tensor, kinds: list[str]) -> dict[str, float]:
+    """Spearman's correlation with the teacher over all pairs, and within each kind."""
+    pairs = label(teacher, x, y)
+    with torch.no_grad():
+        ours = torch.cat([feature_distance(net, a, b) for a, b in zip(x.split(100), y.split(100), strict=True)])
+    rows = {"all": list(range(len(x)))} | {k: [i for i, of in enumerate(kinds) if of == k] for k in sorted(set(kinds))}
+    return {k: round(float(spearmanr(ours[i], pairs.distance[i]).statistic), 4) for k, i in rows.items()}
+
+
+def sources_of(args: argparse.Namespace, size: int, num: int, generator: torch.Generator, *, held_out: bool
+               ) -> dict[str, Tensor]:
+    """Pictures by source: `scenes` and each of `--pictures`."""
+    found = {"scenes": scene_pictures(SEED, "validation" if held_out else "train", num, size)}
+    for source in args.pictures:
+        pictures = photographs(source, size, num, generator, held_out=held_out)
+        if pictures is not None:
+            found[Path(source).name] = pictures
+    return found
+
+
+def first_pairs(teacher: LpipsLoss, args: argparse.Namespace, size: int) -> tuple[Tensor, Pairs]:
+    """Pictures of one size, from all sources, and labelled pairs of them and their distortions."""
+    generator = torch.Generator().manual_seed(SEED + size)
+    pictures = torch.cat([*sources_of(args, size, NUM_PICTURES[size], generator, held_out=False).values()])
+    x = pictures[torch.randint(len(pictures), (NUM_PAIRS[size],), generator=generator)]
+    return pictures, label(teacher, x, distort(x, TRAINED, generator, two=0.3)[0])
+
+
+def validate(net: PsimNet, teacher: LpipsLoss, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Spearman's correlations on held-out pictures under held-out kinds, by source and size."""
+    generator, results = torch.Generator().manual_seed(SEED + 1), {}
+    for size, num in NUM_VALIDATION.items():
+        pictures = sources_of(args, size, num, generator, held_out=True)
+        everything = []
+        for name, x in pictures.items():
+            y, kinds = distort(x, HELD_OUT, generator)
+            results[f"{name}, {size}px"] = rank_correlations(net, teacher, x, y, kinds)
+            everything.append((x, y, kinds))
+            print(name, size, results[f"{name}, {size}px"], flush=True)
+    return results
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, validate, and write weights and card."""
+    parser = argparse.ArgumentParser(prog="python -m ldmlab.weights.train_student", description=__doc__.split("\n")[0])
+    parser.add_argument("--pictures", nargs="*", default=[], metavar="PATH@SIDE",
+                        help="folders or tar files of pictures, read at SIDE px, beside `scenes`")
+    parser.add_argument("--folder", type=Path, default=WEIGHTS, help="where to write (default: beside this script)")
+    args = parser.parse_args(arguments)
+    teacher = perceptual_loss("lpips")
+    torch.manual_seed(SEED)
+    generator, begin = torch.Generator().manual_seed(SEED), time.perf_counter()
+
+    def clock(what: str) -> None:
+        print(f"{time.perf_counter() - begin:6.0f} s  {what}", flush=True)
+
+    pictures, pairs = {}, {}
+    for size in NUM_PAIRS:
+        pictures[size], distorted = first_pairs(teacher, args, size)
+        pairs[size] = [distorted]
+        clock(f"{len(pictures[size])} pictures and {len(distorted.x)} pairs of {size} px")
+    net = PsimNet()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+    fit(net, pairs, STEPS, MAX_LR, generator)
+    for part in range(ROUNDS):
+        half = {size: num // 2 for size, num in NUM_MINED.items()}
+        made = reconstructions(net, pictures, half, STEPS_AUTOENCODER, generator)
+        for size, num in half.items():
+            x = pictures[size][torch.randint(len(pictures[size]), (num,), generator=generator)]
+            x, y = torch.cat([made[size][0], x]), torch.cat([made[size][1], optimised(net, x, generator)])
+            mined = label(teacher, x, y)
+            pairs[size] = [pairs[size][0], joined([*pairs[size][1:], mined])]
+            with torch.no_grad():
+                ours = feature_distance(net, x, y)
+            print(f"mined at {size} px: teacher {mined.distance.mean():.3f}, student {ours.mean():.3f}", flush=True)
+        clock(f"round {part + 1} mined")
+        fit(net, pairs, STEPS_ROUND, MAX_LR / 2, generator)
+        write(net, args, {}, time.perf_counter() - begin)
+    write(net, args, validate(net, teacher, args), time.perf_counter() - begin)
+
+
+def write(net: PsimNet, args: argparse.Namespace, correlations: dict[str, dict[str, float]], seconds: float) -> None:
+    """Write weights and card."""
+    path = args.folder / "psim-lab.safetensors"
+    atomic_write(path, save({key: value.contiguous() for key, value in net.state_dict().items()}))
+    card = {
+        "name": "psim-lab",
+        "version": 2,
+        "teacher": "LPIPS v0.1, VGG16",
+        "task": "LPIPS of distorted and reconstructed pictures, and its gradient",
+        "data": ["scenes", *(Path(source).name for source in args.pictures)],
+        "scenes_version": VERSION,
+        "num_params": sum(p.numel() for p in net.parameters()),
+        "dim": net.dim,
+        "seed": SEED,
+        "steps": STEPS + ROUNDS * STEPS_ROUND,
+        "spearman_with_lpips": correlations,
+        "training_seconds": round(seconds),
+        "torch": torch.__version__,
+        "sha256": file_hash(path),
+    }
+    atomic_write(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
