@@ -113,7 +113,7 @@ def test_embedding_ignores_autocast():
 @pytest.mark.parametrize("size", [32, 64, 256])
 def test_perceptual_loss_reaches_both_inputs(size):
     """One distance a picture at any size, 0 for equal pictures, finite gradients to both, none kept in the network."""
-    loss = perceptual_loss("psim-lab")
+    loss = perceptual_loss("student")
     assert loss.name == "PSIM-lab" and loss.weights_hash
     x, y = pictures(2, size, 1).requires_grad_(), pictures(2, size, 2).requires_grad_()
     distances = loss(x, y)
@@ -128,13 +128,13 @@ def test_perceptual_loss_reaches_both_inputs(size):
 def test_flat_pictures_have_finite_gradients():
     """Black against black, where unit normalisation divides by almost nothing."""
     y = torch.full((1, 3, 32, 32), -1.0, requires_grad=True)
-    perceptual_loss("psim-lab")(torch.full((1, 3, 32, 32), -1.0), y).sum().backward()
+    perceptual_loss("student")(torch.full((1, 3, 32, 32), -1.0), y).sum().backward()
     assert y.grad.isfinite().all()
 
 
 def test_loss_stays_in_evaluation_mode():
     """train() of the model that holds it wakes nothing in it."""
-    loss = perceptual_loss("psim-lab")
+    loss = perceptual_loss("student")
     holder = torch.nn.ModuleList([loss]).train()
     assert holder.training and not loss.training and not loss.net.training
 
@@ -182,7 +182,7 @@ def test_lpips_only_with_weights_at_hand(trunk_folder, monkeypatch):
     assert distances.shape == (2,)
     distances.sum().backward()
     assert x.grad.abs().sum() > 0 and y.grad.abs().sum() > 0
-    assert perceptual_loss("psim-lab").name == "PSIM-lab"
+    assert perceptual_loss("student").name == "PSIM-lab"
 
 
 def test_without_weights_the_labs_own_network_stands_in(tmp_path, monkeypatch):

@@ -194,7 +194,7 @@ def first_stage_module(spec: StudySpec, perceptual: str, adversary: bool) -> Fir
 def paper_first_stage(device: torch.device, seconds: float, context: Context, adversary: bool) -> dict[str, Any]:
     """Training of KL-f4 at the paper's size, but for its perceptual network: PSIM-lab, since VGG's weights may lack."""
     spec = study_spec(4, tier="smoke" if context.rehearse else "paper")
-    module = first_stage_module(spec, "psim-lab", adversary)
+    module = first_stage_module(spec, "student", adversary)
     plan, size = spec.first_stage, spec.data.size
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True

@@ -1,4 +1,4 @@
-"""The perceptual loss of the first stage [LDM v2, App. G]: LPIPS, or PSIM-lab where its weights are not at hand."""
+"""Perceptual losses of the first stage [LDM v2, App. G]: LPIPS as published, and PSIM-lab, the shipped student."""
 
 import warnings
 from pathlib import Path
@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ldmlab.perception.files import file_hash, freeze
+from ldmlab.perception.files import freeze
 from ldmlab.perception.lab_networks import FeatureNet, feature_net
 from ldmlab.perception.pictures import check_pair
+from ldmlab.perception.trunks import TRUNKS, load_trunk
 
-LPIPS_TRUNK = "vgg16-397923af.pth"  # file name of VGG16 in torchvision and lpips
+LOSSES = ("student", "lpips")
 
 
 def feature_distance(
@@ -56,24 +57,31 @@ class PsimLoss(nn.Module):
 
 
 class LpipsLoss(nn.Module):
-    """LPIPS v0.1 with the VGG16 trunk, as published [LPIPS, Eq. 1]; trunk weights from a local file."""
+    """LPIPS v0.1 as published [LPIPS, Eq. 1]: "vgg" trains first stages, "alex" scores; heads of the package lpips.
 
-    name = "LPIPS"
+    `weights_hash` is that of the trunk's tensors, of which `trunk` is a file: by default the one that `fetch lpips`
+    writes. Raises FileNotFoundError where it is missing, and DamagedFile, as `load_trunk`.
+    """
 
-    def __init__(self, trunk: Path):
+    def __init__(self, net: str = "vgg", trunk: Path | None = None):
         super().__init__()
+        if net not in TRUNKS:
+            raise ValueError(f"net must be one of {', '.join(map(repr, TRUNKS))}, got {net!r}")
+        tensors, self.weights_hash = load_trunk(net, trunk)
         import lpips
 
-        # Building VGG16 draws random weights, all replaced below; the caller's random state stays as it was.
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # On "meta" nothing is drawn at random, and VGG16's classifier of 0.5 GB, which LPIPS lacks, is never made.
+        with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # lpips uses deprecated arguments of torchvision
-            model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-        state = torch.load(trunk, map_location="cpu", weights_only=True)
-        keys = {key: key.replace(key.split(".")[0], "features", 1) for key in model.net.state_dict()}
-        if missing := sorted(set(keys.values()) - set(state)):
-            raise ValueError(f"{trunk} does not hold torchvision's VGG16: it lacks {', '.join(missing[:3])}")
-        model.net.load_state_dict({ours: state[theirs] for ours, theirs in keys.items()})
-        self.model, self.weights_hash = freeze(model), file_hash(trunk)
+            model = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
+        file = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
+        heads = torch.load(file, map_location="cpu", weights_only=True)
+        heads |= {name.replace("lin", "lins.", 1): value for name, value in heads.items()}  # the package has two names
+        keys = {f"net.{name}": f"features.{name.split('.', 1)[1]}" for name in model.net.state_dict()}
+        scaling = {name: value for name, value in model.state_dict().items() if name.startswith("scaling_layer")}
+        model.load_state_dict(scaling | heads | {ours: tensors[theirs] for ours, theirs in keys.items()}, assign=True)
+        self.name = "LPIPS" if net == "vgg" else "LPIPS-Alex"
+        self.model = freeze(model)
 
     def train(self, mode: bool = True) -> "LpipsLoss":
         """Keeps evaluation mode; in the released code, train() of the first stage switches on its dropout."""
@@ -85,28 +93,15 @@ class LpipsLoss(nn.Module):
         return self.model(x, y).flatten()
 
 
-def lpips_trunk() -> Path:
-    """Path of the VGG16 weights that LPIPS needs, in torch's hub folder ($TORCH_HOME)."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_TRUNK
+def perceptual_loss(kind: str) -> PsimLoss | LpipsLoss:
+    """The perceptual loss of a first stage by its name: "student" (PSIM-lab) or "lpips", with VGG16.
 
+    Raises ValueError for other names, and as `LpipsLoss` where its weights are not at hand.
 
-def perceptual_loss(kind: str = "auto") -> PsimLoss | LpipsLoss:
-    """The perceptual loss of the first stage: "lpips", "psim-lab", or "auto": LPIPS if its weights are on disk.
-
-    `name` of the result is "LPIPS" or "PSIM-lab". Raises FileNotFoundError for "lpips" without weights and ValueError
-    for other kinds.
-
-    >>> loss, x = perceptual_loss("psim-lab"), torch.zeros(2, 3, 32, 32)
+    >>> loss, x = perceptual_loss("student"), torch.zeros(2, 3, 32, 32)
     >>> loss(x, x)
     tensor([0., 0.])
     """
-    if kind not in ("auto", "lpips", "psim-lab"):
-        raise ValueError(f"kind must be 'auto', 'lpips' or 'psim-lab', got {kind!r}")
-    trunk = lpips_trunk()
-    if kind == "lpips" and not trunk.exists():
-        raise FileNotFoundError(
-            f"LPIPS needs torchvision's VGG16 weights at {trunk} (553.4 MB). With a network, `python -m "
-            "ldmlab fetch vgg16` gets them; or put the file there yourself, or use 'psim-lab'")
-    if kind != "psim-lab" and trunk.exists():
-        return LpipsLoss(trunk)
-    return PsimLoss(feature_net("psim-lab"))
+    if kind not in LOSSES:
+        raise ValueError(f"the perceptual loss must be one of {', '.join(map(repr, LOSSES))}, got {kind!r}")
+    return LpipsLoss() if kind == "lpips" else PsimLoss(feature_net("psim-lab"))

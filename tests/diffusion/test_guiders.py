@@ -121,7 +121,7 @@ def test_guided_sampling_through_a_first_stage(reg):
 
 def test_perceptual_guider_is_the_loss_and_leads_to_the_target():
     """The distance is net(y, D(z_0)), zero at the target; steps against its gradient come nearer."""
-    net, model = perceptual_loss("psim-lab"), first_stage("none", f=1)
+    net, model = perceptual_loss("student"), first_stage("none", f=1)
     y = torch.rand(1, 3, 16, 16) * 2 - 1
     guider = perceptual_guider(guiding_decoder(model, LatentStats("none", (0.0,), (1.0,), (0.1,), 8)), y, net)
     assert guider(y).abs().max() < 1e-6

@@ -34,7 +34,7 @@ def scenes():
 
 def scores(reconstruct, data, batch_size=64):
     return reconstruction_scores(
-        reconstruct, data, feature_net("fd-lab"), perceptual_loss("psim-lab"), batch_size=batch_size, allow_few=True
+        reconstruct, data, feature_net("fd-lab"), perceptual_loss("student"), batch_size=batch_size, allow_few=True
     )
 
 
@@ -83,7 +83,7 @@ def test_scores_carry_their_intervals(scenes):
         assert low < result[key].value < high and math.isclose(low + high, 2 * result[key].value)
     assert result["rfd"].interval is None
     options = {"num_resamples": 20, "allow_few": True}
-    networks = feature_net("fd-lab"), perceptual_loss("psim-lab")
+    networks = feature_net("fd-lab"), perceptual_loss("student")
     rfd = reconstruction_scores(lambda x: x * 0.9, scenes, *networks, **options)
     assert rfd["rfd"].interval.low < rfd["rfd"].value < rfd["rfd"].interval.high
 
@@ -91,7 +91,7 @@ def test_scores_carry_their_intervals(scenes):
 def test_too_few_pictures_are_refused_before_any_work(scenes):
     """50 pictures for 128 features: no rFD, and nothing is reconstructed first."""
     with pytest.raises(ValueError, match="129"):
-        reconstruction_scores(pytest.fail, scenes, feature_net("fd-lab"), perceptual_loss("psim-lab"))
+        reconstruction_scores(pytest.fail, scenes, feature_net("fd-lab"), perceptual_loss("student"))
 
 
 def test_identity_is_perfect(scenes):

@@ -14,7 +14,6 @@ import json
 from dataclasses import dataclass
 
 from ldmlab.perception.files import WEIGHTS
-from ldmlab.perception.losses import LPIPS_TRUNK
 
 OMMER = "https://ommer-lab.com/files/latent-diffusion"
 HEIBOX = "https://heibox.uni-heidelberg.de/f"
@@ -111,7 +110,7 @@ _ROWS: tuple[ReleasedFile, ...] = (
                  f"{_HF}/thataigod/Spillow and {_HF}/martintomov/comfy, LDSR.ckpt"),
             about="the small bsr light model of the authors' notebook"),
     # Feature networks: PSIM of the first stages is LPIPS with VGG16.
-    ReleasedFile("vgg16", LPIPS_TRUNK, (f"https://download.pytorch.org/models/{LPIPS_TRUNK}",),
+    ReleasedFile("vgg16", "vgg16-397923af.pth", ("https://download.pytorch.org/models/vgg16-397923af.pth",),
              "torchvision.models.VGG16_Weights.IMAGENET1K_V1 (address, 527.8 MiB, the first eight digits of the hash; "
              "the other digits and the size are from copies of the file)",
              size=553_433_881, sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",

@@ -233,7 +233,7 @@ def _training_step(spec: StudySpec, device: torch.device) -> Callable[[], object
 
 def _first_stage_step(spec: StudySpec, device: torch.device) -> Callable[[], object]:
     """A training step of the autoencoder with perceptual loss, without discriminator."""
-    plan, perceptual = spec.first_stage, perceptual_loss("psim-lab").to(device)
+    plan, perceptual = spec.first_stage, perceptual_loss("student").to(device)
     model = build_autoencoder(plan.autoencoder).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=plan.lr, fused=device.type in ("cuda", "cpu"))
     x = torch.rand(plan.batch_size, 3, spec.data.size, spec.data.size, device=device) * 2 - 1

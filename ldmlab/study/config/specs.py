@@ -34,7 +34,7 @@ class FirstStageSpec:
     decay_from: float = 0.5
     final_lr: float = 1.0
     clip_norm: float | None = None
-    perceptual: str = "auto"
+    perceptual: str = "student"
     perceptual_weight: float = 1.0
     kl_weight: float = 1e-6
     codebook_weight: float = 1.0

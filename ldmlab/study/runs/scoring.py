@@ -40,7 +40,7 @@ class Scorer:
     """
 
     def __init__(self, device: torch.device | str, *, seed: int = 0, is_smoke: bool = False, num_resamples: int = 200,
-                 allow_missing_fd: bool = False, perceptual: str = "auto"):
+                 allow_missing_fd: bool = False, perceptual: str = "student"):
         """At smoke, few pictures are scored all the same; `allow_missing_fd` leaves a distance out for which they are
         too few, where otherwise a ValueError refuses it. `perceptual` as `perceptual_loss` takes it."""
         self.device, self.seed, self.is_smoke = torch.device(device), seed, is_smoke
