@@ -84,9 +84,9 @@ class PsimNet(FeatureNet):
     """
 
     name = "psim-lab"
-    mean_of = (0, 1, 2, 3)
+    mean_of = (0, 1, 2, 3, 4)
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96)):
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96, 96)):
         stages, c_in = [], 3
         for i, c in enumerate(widths):
             # Average pooling spreads the gradient evenly over pixels; strides and max pooling cause dot artefacts.

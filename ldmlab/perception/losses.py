@@ -15,23 +15,28 @@ from ldmlab.perception.trunks import TRUNKS, load_trunk
 LOSSES = ("student", "lpips")
 
 
-def feature_distance(
-    net: FeatureNet, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]
-) -> Float[Tensor, " n"]:
-    """Squared distance of unit-normalised features, weighed by channel and averaged over positions; not negative.
+def distance_maps(net: FeatureNet, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
+    """Squared distance of unit-normalised features, weighed by channel, at each position (n, h', w') of each stage.
 
     The form of LPIPS [LPIPS, Eq. 1], with the weights `net.weights_by_stage()`.
     """
     # On a CPU, channels_last saves a seventh of the time.
     x, y = (p.contiguous(memory_format=torch.channels_last) for p in (x, y))
-    distances = []
+    maps = []
     for a, b, weights in zip(net.stage_maps(x), net.stage_maps(y), net.weights_by_stage(), strict=True):
         # The constant, 1 % of the squared norm of features of unit variance, keeps noise in dark or flat regions from
         # being normalised to full contrast.
         eps = 0.01 * a.shape[1]
         a, b = (m * (m.square().sum(1, keepdim=True) + eps).rsqrt() for m in (a, b))
-        distances.append(((a - b).square().mean((2, 3)) * weights).sum(1))
-    return torch.stack(distances).sum(0)
+        maps.append(torch.einsum("nchw,c->nhw", (a - b).square(), weights))
+    return maps
+
+
+def feature_distance(
+    net: FeatureNet, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]
+) -> Float[Tensor, " n"]:
+    """`distance_maps`, averaged over positions and summed over stages; not negative."""
+    return torch.stack([m.mean((1, 2)) for m in distance_maps(net, x, y)]).sum(0)
 
 
 class PsimLoss(nn.Module):

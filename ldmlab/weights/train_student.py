@@ -8,10 +8,11 @@ comes out: pictures that minimise the student's mistakes.
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from lpips import normalize_tensor
 from safetensors.torch import save
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from ldmlab.first_stage.autoencoder import AutoencoderKL
 from ldmlab.first_stage.networks import AutoencoderConfig
 from ldmlab.perception.files import WEIGHTS, file_hash, freeze
 from ldmlab.perception.lab_networks import PsimNet
-from ldmlab.perception.losses import LpipsLoss, feature_distance, perceptual_loss
+from ldmlab.perception.losses import LpipsLoss, distance_maps, feature_distance, perceptual_loss
 from ldmlab.weights.student_pairs import HELD_OUT, TRAINED, distort, photographs, scene_pictures
 
 SEED = 71
@@ -31,78 +32,114 @@ NUM_PICTURES = {32: 3_000, 64: 800}  # by size and source
 NUM_PAIRS = {32: 6_000, 64: 800}
 NUM_MINED = {32: 1_440, 64: 192}  # by round
 NUM_VALIDATION = {32: 1_000, 64: 250}
-BATCH = {32: 48, 64: 12}
+BATCH = {32: 32, 64: 8}
 STEPS, STEPS_ROUND, ROUNDS = 1_000, 500, 2
 STEPS_AUTOENCODER = 120
 MAX_LR = 2e-3
 FACTORS = (4, 8, 16)  # of the autoencoders
 
 
-class Pairs(NamedTuple):
-    """Pairs of pictures with their LPIPS and its gradient by `y`."""
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of pictures with what LPIPS says of them: the distance at each position of each layer, and the gradient."""
 
     x: Tensor  # (n, 3, s, s)
     y: Tensor  # (n, 3, s, s)
-    distance: Tensor  # (n,)
-    gradient: Tensor  # (n, 3, s, s)
+    maps: list[Tensor]  # (n, s', s') by layer; LPIPS is the sum of their means
+    gradient: Tensor  # (n, 3, s, s), of LPIPS by y
+
+    @property
+    def distance(self) -> Tensor:
+        """LPIPS of each pair, (n,)."""
+        return mean_distance(self.maps)
+
+    def __getitem__(self, chosen: Tensor) -> "Pairs":
+        return Pairs(self.x[chosen], self.y[chosen], [m[chosen] for m in self.maps], self.gradient[chosen])
+
+    def mirrored(self) -> "Pairs":
+        """The pairs, left and right exchanged."""
+        return Pairs(self.x.flip(3), self.y.flip(3), [m.flip(2) for m in self.maps], self.gradient.flip(3))
 
 
-def label(teacher: LpipsLoss, x: Tensor, y: Tensor) -> Pairs:
-    """Pairs with what the teacher says of them."""
-    distances, gradients = [], []
-    for a, b in zip(x.split(32), y.split(32), strict=True):
-        b = b.clone().requires_grad_()
-        distance = teacher(a, b)
-        gradients.append(torch.autograd.grad(distance.sum(), b)[0])
-        distances.append(distance.detach())
-    return Pairs(x, y, torch.cat(distances), torch.cat(gradients))
+def mean_distance(maps: list[Tensor]) -> Tensor:
+    """Sum over layers of the mean over positions, (n,)."""
+    return torch.stack([m.mean((1, 2)) for m in maps]).sum(0)
 
 
 def joined(parts: list[Pairs]) -> Pairs:
     """One set of pairs from several of one size."""
-    return Pairs(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    maps = [torch.cat(layer) for layer in zip(*(p.maps for p in parts), strict=True)]
+    x, y, gradient = (torch.cat([getattr(p, name) for p in parts]) for name in ("x", "y", "gradient"))
+    return Pairs(x, y, maps, gradient)
 
 
-def mistakes(net: PsimNet, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Squared error of the logarithm of the distance, and relative squared error of the gradient, by pair."""
-    y = pairs.y.clone().requires_grad_()
-    distance = feature_distance(net, pairs.x, y)
-    (gradient,) = torch.autograd.grad(distance.sum(), y, create_graph=True)
-    # The constants, about the distance and gradient of faint noise, keep pairs that are nearly equal from dominating.
-    log_error = ((distance + 0.01).log() - (pairs.distance + 0.01).log()).square()
-    power = pairs.gradient.square().sum((1, 2, 3))
-    error = (gradient - pairs.gradient).square().sum((1, 2, 3))
-    return log_error, error / (power + 0.01 * power.mean())
+def label(teacher: LpipsLoss, x: Tensor, y: Tensor) -> Pairs:
+    """Pairs with what the teacher says of them."""
+    model, parts = teacher.model, []
+    for a, b in zip(x.split(32), y.split(32), strict=True):
+        b = b.clone().requires_grad_()
+        features = zip(*(model.net(model.scaling_layer(p)) for p in (a, b)), model.lins, strict=True)
+        maps = [lin((normalize_tensor(p) - normalize_tensor(q)).square())[:, 0] for p, q, lin in features]
+        (gradient,) = torch.autograd.grad(mean_distance(maps).sum(), b)
+        parts.append(Pairs(a, b.detach(), [m.detach() for m in maps], gradient))
+    return joined(parts)
 
 
-def fit(net: PsimNet, pairs: dict[int, list[Pairs]], steps: int, lr: float, generator: torch.Generator) -> None:
+def relative_error(found: Tensor, wanted: Tensor, k: int) -> Tensor:
+    """Squared error of gradients, averaged over squares of k px, by their power. An autoencoder follows coarse parts.
+    """
+    found, wanted = F.avg_pool2d(found, k), F.avg_pool2d(wanted, k)
+    power = wanted.square().sum((1, 2, 3))
+    return ((found - wanted).square().sum((1, 2, 3)) / (power + 0.01 * power.mean())).mean()
+
+
+def mistakes(net: PsimNet, pairs: Pairs, scales: list[float], gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean squared errors: of the root of the maps, by their mean; of the distance's logarithm; of its gradient.
+
+    The gradient's is relative, over three scales, and 0 without `gradient`, which saves half of the time.
+    """
+    y = pairs.y.clone().requires_grad_(gradient)
+    maps = distance_maps(net, pairs.x, y)
+    map_errors = [((a + 0.03 * c).sqrt() - (b + 0.03 * c).sqrt()).square().mean() / c
+                  for a, b, c in zip(maps, pairs.maps, scales, strict=True)]
+    distance = mean_distance(maps)
+    # The constant, about the distance of faint noise, keeps pairs that are nearly equal from dominating.
+    log_error = ((distance + 0.01).log() - (pairs.distance + 0.01).log()).square().mean()
+    gradient_error = torch.zeros(())
+    if gradient:
+        (found,) = torch.autograd.grad(distance.sum(), y, create_graph=True)
+        gradient_error = torch.stack([relative_error(found, pairs.gradient, k) for k in (1, 2, 4)]).mean()
+    return torch.stack(map_errors).mean(), log_error, gradient_error
+
+
+def fit(
+    net: PsimNet, pairs: dict[int, list[Pairs]], steps: int, lr: float, generator: torch.Generator, *, gradient: bool
+) -> None:
     """Train the student; every fourth batch is of 64 px, and sets of pairs are drawn from alike."""
+    scales = [m.mean().item() for m in pairs[32][0].maps]
     net.train().requires_grad_(True)
     params = [*net.parameters()]
     optimizer = torch.optim.Adam(params, lr=lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    start, sums = time.perf_counter(), torch.zeros(3)
+    start, sums = time.perf_counter(), torch.zeros(4)
     for step in range(1, steps + 1):
         size = 64 if step % 4 == 0 else 32
         share = BATCH[size] // len(pairs[size])
-        batch = joined([Pairs(*(t[chosen] for t in part)) for part in pairs[size]
-                        for chosen in [torch.randint(len(part.x), (share,), generator=generator)]])
-        if step % 2:
-            batch = Pairs(*(t.flip(3) if t.ndim == 4 else t for t in batch))
-        log_error, gradient_error = mistakes(net, batch)
-        loss = log_error.mean() + gradient_error.mean()
+        batch = joined([p[torch.randint(len(p.x), (share,), generator=generator)] for p in pairs[size]])
+        errors = mistakes(net, batch.mirrored() if step % 2 else batch, scales, gradient)
+        loss = 10 * errors[0] + errors[1] + errors[2]
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
+        nn.utils.clip_grad_norm_(params, 5.0)
         optimizer.step()
         schedule.step()
         with torch.no_grad():
             net.channel_weights.clamp_(min=0)
-        sums += torch.tensor([1.0, log_error.mean().item(), gradient_error.mean().item()])
+        sums += torch.tensor([1.0, *(e.item() for e in errors)])
         if step % 50 == 0 or step == steps:
-            seconds = time.perf_counter() - start
-            print(f"step {step}/{steps}  log error {sums[1] / sums[0]:.4f}  gradient {sums[2] / sums[0]:.3f}"
-                  f"  {seconds:.0f} s", flush=True)
+            maps, distance, slope = (sums[1:] / sums[0]).tolist()
+            print(f"step {step}/{steps}  errors of maps {maps:.4f}, distance {distance:.4f}, gradient {slope:.3f}"
+                  f"  {time.perf_counter() - start:.0f} s", flush=True)
             sums.zero_()
     freeze(net)
 
