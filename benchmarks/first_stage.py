@@ -25,6 +25,7 @@ from ldmlab.first_stage.losses import FirstStageLoss, PatchDiscriminator
 from ldmlab.first_stage.training import FirstStageModule
 from ldmlab.perception.losses import LpipsLoss
 from ldmlab.study.training.device import choose_device
+from ldmlab.tensor_files import save_tensors
 
 LR = 4.5e-6
 
@@ -90,8 +91,8 @@ def work(name: str, args, active: bool, side: int, batch: int) -> Work:
     torch.manual_seed(0)
     trunk = vgg16(weights=None).state_dict()
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(trunk, Path(folder) / "vgg16.pth")
-        perceptual = LpipsLoss(Path(folder) / "vgg16.pth").to(device)
+        features = {name: value for name, value in trunk.items() if name.startswith("features")}
+        perceptual = LpipsLoss(trunk=save_tensors(Path(folder) / "vgg16.safetensors", features, {})).to(device)
     pictures = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, device=device)
     config = released_row("vq-f4").config
 

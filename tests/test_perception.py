@@ -1,15 +1,23 @@
 """The networks that look: shipped, frozen, different from each other, and honest about their names."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from ldmlab.damage import DamagedFile
+from ldmlab.data.images import to_float
 from ldmlab.perception.files import WEIGHTS
 from ldmlab.perception.lab_networks import ARCHITECTURES, FdNet, PsimNet, feature_net, fold_batchnorm
-from ldmlab.perception.losses import LPIPS_TRUNK, PsimLoss, perceptual_loss
+from ldmlab.perception.losses import LpipsLoss, PsimLoss, perceptual_loss
 from ldmlab.perception.pictures import check_pair, check_pictures
+from ldmlab.perception.trunks import TRUNKS, contents_hash
+from ldmlab.tensor_files import save_tensors
 
 NAMES = sorted(ARCHITECTURES)
 
@@ -69,8 +77,8 @@ def test_unknown_names_are_refused():
     """The message lists what there is."""
     with pytest.raises(ValueError, match="'fd-lab'"):
         feature_net("inception")
-    with pytest.raises(ValueError, match="'auto', 'lpips' or 'psim-lab', got 'vgg'"):
-        perceptual_loss("vgg")
+    with pytest.raises(ValueError, match="'student', 'lpips', got 'auto'"):
+        perceptual_loss("auto")
 
 
 @pytest.mark.parametrize(
@@ -150,54 +158,74 @@ def test_loss_refuses_pictures_it_cannot_compare():
 
 
 @pytest.fixture(scope="module")
-def trunk_folder(tmp_path_factory):
-    """A hub folder with a file of VGG16's layout and random numbers, its unused classifier left out."""
-    from torchvision.models import vgg16
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        with torch.device("meta"):
-            shapes = {k: v.shape for k, v in vgg16(weights=None).state_dict().items() if k.startswith("features")}
-        state = {k: torch.randn(s) * (0.02 if len(s) == 4 else 0.1) for k, s in shapes.items()}
-    folder = tmp_path_factory.mktemp("torch")
-    (folder / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(state, folder / "hub" / "checkpoints" / LPIPS_TRUNK)
-    return folder, state
+def trunk():
+    """AlexNet with random numbers, in a file of the project's own layout; and its tensors."""
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) * (0.02 if len(shape) == 4 else 0.1)
+            for name, shape in TRUNKS["alex"].shapes.items()}
 
 
-def test_lpips_only_with_weights_at_hand(trunk_folder, monkeypatch):
-    """With the trunk's file there, "auto" is LPIPS and runs on those very weights, and no random number is spent."""
-    folder, state = trunk_folder
-    monkeypatch.setenv("TORCH_HOME", str(folder))
+def test_lpips_runs_on_the_weights_it_is_given(trunk, tmp_path):
+    """Those very weights, no random number spent, gradients to both pictures, never in training mode."""
+    path = save_tensors(tmp_path / "made.safetensors", trunk, {})
     before = torch.random.get_rng_state()
-    loss = perceptual_loss("auto")
+    loss = LpipsLoss("alex", path)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert loss.name == "LPIPS" and not loss.train().training
+    assert loss.name == "LPIPS-Alex" and not loss.train().training and loss.weights_hash == contents_hash(trunk)
     weights = [m.weight for m in loss.model.net.modules() if isinstance(m, torch.nn.Conv2d)]
-    expected = [v for k, v in state.items() if k.endswith("weight")]
-    assert len(weights) == len(expected) == 13
+    expected = [value for name, value in trunk.items() if name.endswith("weight")]
+    assert len(weights) == len(expected) == 5
     assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
     x, y = pictures(2, 32, 1).requires_grad_(), pictures(2, 32, 2).requires_grad_()
     distances = loss(x, y)
     assert distances.shape == (2,)
     distances.sum().backward()
     assert x.grad.abs().sum() > 0 and y.grad.abs().sum() > 0
-    assert perceptual_loss("student").name == "PSIM-lab"
 
 
-def test_without_weights_the_labs_own_network_stands_in(tmp_path, monkeypatch):
-    """Nothing is downloaded: "auto" is PSIM-lab under its own name, and asking for LPIPS says how to get it."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("tried to download"))
-    assert perceptual_loss("auto").name == "PSIM-lab"
-    with pytest.raises(FileNotFoundError, match=f"{LPIPS_TRUNK}.*ldmlab fetch vgg16"):
-        perceptual_loss("lpips")
+def test_other_weights_are_never_lpips(trunk, tmp_path, monkeypatch):
+    """A file under LPIPS's name with other numbers, or another network's tensors, is refused by name."""
+    monkeypatch.setenv("LDMLAB_CHECKPOINTS", str(tmp_path))
+    save_tensors(TRUNKS["alex"].path, trunk, {})
+    with pytest.raises(DamagedFile, match="lpips-alexnet.safetensors .*have? sha256 .*fetch lpips"):
+        LpipsLoss("alex")
+    save_tensors(TRUNKS["vgg"].path, trunk, {})
+    with pytest.raises(DamagedFile, match="does not hold VGG16"):
+        LpipsLoss("vgg")
+    with pytest.raises(ValueError, match="'vgg', 'alex', got 'squeeze'"):
+        LpipsLoss("squeeze")
 
 
-def test_a_wrong_trunk_is_refused(tmp_path, monkeypatch):
-    """A file of that name that is no VGG16 never becomes LPIPS."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save({"weight": torch.zeros(1)}, tmp_path / "hub" / "checkpoints" / LPIPS_TRUNK)
-    with pytest.raises(ValueError, match="does not hold torchvision's VGG16"):
-        perceptual_loss("lpips")
+# Made once with the package lpips 0.1.4 on torchvision's weights; the same networks give 0.7219 and 0.1376 for the two
+# pairs of pictures that the package publishes as 0.722 and 0.138, with AlexNet.
+GOLDEN = {"vgg": (0.855309, 0.890429, 0.693311, 0.382541), "alex": (0.692516, 0.807526, 0.63934, 0.094401)}
+
+
+def drawn(size: int) -> torch.Tensor:
+    """Four pictures without random numbers: ramps of colour, stripes, a disc, and the three together."""
+    v, u = torch.meshgrid(*[torch.linspace(-1, 1, size)] * 2, indexing="ij")
+    ramp, stripes = torch.stack([u, v, -u]), torch.stack([(9 * u + 4 * v).sin(), (15 * v).cos(), (11 * u).sin()])
+    disc = torch.where(u**2 + v**2 < 0.4, 0.8, -0.6).expand(3, -1, -1)
+    return torch.stack([ramp, stripes, disc, (ramp + stripes + disc) / 3]).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("net", GOLDEN)
+def test_golden_values_of_lpips(net):
+    """LPIPS is LPIPS: pictures of 64 px against themselves in another order, and against a version in fewer colours."""
+    if not TRUNKS[net].path.exists():
+        pytest.skip("`python -m ldmlab fetch lpips` has not been run")
+    x = drawn(64)
+    y = torch.cat([x[[1, 2, 3]], (x[3:] * 3).round() / 3])
+    with torch.inference_mode():
+        assert LpipsLoss(net)(x, y).tolist() == pytest.approx(GOLDEN[net], abs=2e-5)
+
+
+@pytest.mark.skipif("LDMLAB_LPIPS_EXAMPLES" not in os.environ, reason="no pictures of the package's repository")
+def test_published_values_of_alexnet():
+    """The two numbers that LPIPS's authors publish, on their pictures: ex_ref.png, ex_p0.png and ex_p1.png."""
+    folder = Path(os.environ["LDMLAB_LPIPS_EXAMPLES"])
+    ref, *others = (to_float(torch.from_numpy(np.array(Image.open(folder / f"ex_{name}.png").convert("RGB")))
+                             .permute(2, 0, 1)[None]) for name in ("ref", "p0", "p1"))
+    with torch.inference_mode():
+        found = [LpipsLoss("alex")(ref, other).item() for other in others]
+    assert found == pytest.approx([0.722, 0.138], abs=5e-4)

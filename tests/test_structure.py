@@ -15,6 +15,7 @@ ONE_A_NOTEBOOK = {"experiments", "figures"}  # these folders hold a module for e
 LATE_IMPORTS = {
     ("__main__.py", "ldmlab.study.runs.storage"): "`python -m ldmlab --help` answers without it",
     ("checkpoints/commands.py", "ldmlab.checkpoints.downloads.download"): "torch, only when the command runs",
+    ("checkpoints/commands.py", "ldmlab.checkpoints.downloads.lpips"): "torch, only when the command runs",
     ("checkpoints/commands.py", "ldmlab.checkpoints.downloads.manifest"): "torch, only when the command runs",
     ("checkpoints/commands.py", "ldmlab.checkpoints.inspection"): "torch, only when the command runs",
     ("study/config/conditions.py", "ldmlab.evaluation.judge"): "scipy, only where samples are judged",

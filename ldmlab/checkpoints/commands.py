@@ -10,7 +10,7 @@ from ldmlab.command_line import Parser
 def add_fetch(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     """Add `fetch [NAME] [--folder FOLDER]`."""
     parser = subparsers.add_parser("fetch", help="download a released file and check it; without a name, list them")
-    parser.add_argument("name", nargs="?", help="a name of the manifest, such as kl-f8")
+    parser.add_argument("name", nargs="?", help="a name of the manifest, such as kl-f8, or lpips for its two networks")
     parser.add_argument("--folder", help="where it goes (default: $LDMLAB_CHECKPOINTS or ~/.cache/ldmlab/checkpoints, "
                         "torch's hub folder for the networks of metrics)")
     parser.set_defaults(run=_fetch)
@@ -26,17 +26,20 @@ def add_inspect(subparsers: "argparse._SubParsersAction[Parser]") -> None:
 
 def _fetch(args: argparse.Namespace) -> None:
     from ldmlab.checkpoints.downloads.download import fetch, record_file, size_text
-    from ldmlab.checkpoints.downloads.manifest import released_files
+    from ldmlab.checkpoints.downloads.lpips import fetch_lpips
+    from ldmlab.checkpoints.downloads.manifest import TRUNK_FILES, released_files
 
     if args.name is None:
         for row in released_files().values():
             print(f"{row.name:<26}{size_text(row):<20}{row.urls[0]}")
+        for row in TRUNK_FILES.values():
+            print(f"{'lpips':<26}{size_text(row):<20}{row.urls[0]}")
         return
-    path = fetch(args.name, args.folder)
-    print(path)
-    if record_file(path).exists():
-        record = json.loads(record_file(path).read_text())
-        print(f"sha256 {record['sha256']}, {record['trust']}")
+    for path in fetch_lpips(args.folder) if args.name == "lpips" else [fetch(args.name, args.folder)]:
+        print(path)
+        if record_file(path).exists():
+            record = json.loads(record_file(path).read_text())
+            print(f"sha256 {record['sha256']}, {record['trust']}")
 
 
 def _inspect(args: argparse.Namespace) -> int:

@@ -1,4 +1,5 @@
-"""Quality of reconstructions: PSNR, SSIM, perceptual distance, rFD [LDM v2, Tab. 8]."""
+"""Quality of reconstructions: PSNR, SSIM, LPIPS of AlexNet, the training's perceptual distance, rFD [LDM v2, Tab. 8].
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from ldmlab.evaluation.distances import FeatureMoments, Score, check_enough, fre
 from ldmlab.evaluation.uncertainty import frechet_interval, mean_interval
 from ldmlab.perception.lab_networks import FeatureNet
 from ldmlab.perception.losses import LpipsLoss, PsimLoss
+from ldmlab.perception.pictures import check_range_of_set
 
 
 def psnr(x: Float[Tensor, "n 3 h w"], x_rec: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
@@ -45,6 +47,8 @@ def reconstruction_scores(
     net: FeatureNet,
     perceptual: PsimLoss | LpipsLoss,
     *,
+    lpips: LpipsLoss | None = None,
+    trained_on: bool = False,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     protocol: Mapping[str, Any] | None = None,
@@ -53,8 +57,12 @@ def reconstruction_scores(
 ) -> dict[str, Score]:
     """`psnr`, `ssim`, `perceptual` (means over pictures) and `rfd` of `reconstruct(x) -> x_rec` on an `ImageSet`.
 
+    With `lpips`, LPIPS of AlexNet, also `lpips_alex`. Where `reconstruct` was `trained_on` the network of `perceptual`,
+    that score's name says so; it is no evidence.
+
     The means have intervals; that of rFD is a bootstrap over pairs, without one if `num_resamples` is 0. Raises
-    ValueError for fewer than 2 pictures, and for no more pictures than `net` has features unless `allow_few`.
+    ValueError for fewer than 2 pictures, for no more pictures than `net` has features unless `allow_few`, and for
+    reconstructions that lie in [0, 1] beside pictures that do not.
 
     Batches are streamed; the scores do not depend on their size. Reconstructions are clamped and rounded to 8 bits, as
     if saved. rFD compares them with the same real pictures (validation against validation), under `net`, which must not
@@ -64,17 +72,25 @@ def reconstruction_scores(
         raise ValueError(f"scores need at least 2 pictures, got {len(dataset)}")
     check_enough(net.dim, allow_few, validation=len(dataset))
     net, perceptual = net.to(device), perceptual.to(device)
+    functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim, "perceptual": perceptual}
+    if lpips is not None:
+        functions["lpips_alex"] = lpips.to(device)
     real, fake = (FeatureMoments(net.dim, keep=len(dataset), extractor=net.name, weights_hash=net.weights_hash)
                   for _ in range(2))
-    per_picture: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "perceptual": []}
+    per_picture: dict[str, list[Tensor]] = {name: [] for name in functions}
+    extremes = []
     for start in range(0, len(dataset), batch_size):
         x = to_float(dataset.images(range(start, min(start + batch_size, len(dataset))))).to(device)
         x_rec = quantize_8bit(reconstruct(x).float())
-        for name, function in (("psnr", psnr), ("ssim", ssim), ("perceptual", perceptual)):
+        extremes.append([torch.stack(pictures.aminmax()).cpu() for pictures in (x, x_rec)])
+        for name, function in functions.items():
             per_picture[name].append(function(x, x_rec).double().cpu())
         for m, pictures in zip((real, fake), (x, x_rec), strict=True):
             m.update(net.embed(pictures))
 
+    low_and_high, of_rec = (torch.stack(pair) for pair in zip(*extremes, strict=True))
+    if low_and_high.min() < 0:
+        check_range_of_set(low_and_high, of_rec)
     n = len(dataset)
     protocol = {
         **dataset.protocol,
@@ -83,12 +99,14 @@ def reconstruction_scores(
         "quantization": "clamped to [-1, 1], rounded to 8 bits",
         **(protocol or {}),
     }
-    names = {"psnr": ("PSNR", "dB"), "ssim": ("SSIM", "1"), "perceptual": (perceptual.name, "1")}
+    names = {"psnr": ("PSNR", "dB"), "ssim": ("SSIM", "1"),
+             "perceptual": (f"{perceptual.name}{' (trained on)' if trained_on else ''}", "1")}
     scores = {}
     for key, batches in per_picture.items():
         values = torch.cat(batches)
-        name, unit = names[key]
-        extractor, digest = (perceptual.name, perceptual.weights_hash) if key == "perceptual" else ("", "")
+        by = {"perceptual": perceptual, "lpips_alex": lpips}.get(key)
+        extractor, digest = (by.name, by.weights_hash) if by else ("", "")
+        name, unit = names.get(key, (extractor, "1"))
         scores[key] = Score(values.mean().item(), name, unit, n, n, extractor, digest, protocol, mean_interval(values))
     fd = frechet_score(real, fake, protocol, allow_few=allow_few)
     interval = frechet_interval(real, fake, over="pairs", num_resamples=num_resamples) if num_resamples else None

@@ -114,6 +114,7 @@ def record_image_guiding(run: Run) -> Record:
     record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs("fd_lab", perceptual=True)  # that of the guider
     if (known := run.measured_before(record)) is not None:
         return known
+    record.events += scorer.missing
     x = targets(run, run.spec.budget.num_guided)
     y = downsample(factor)(x).clamp(-1, 1)
     record.protocol |= scorer.protocol | {"guided_n": len(x), "labels": "none: unconditional", "factor": factor,

@@ -78,6 +78,7 @@ def record_inpainting(run: Run) -> Record:
     record.inputs |= scorer.inputs(*SCORES)
     if (known := run.measured_before(record)) is not None:
         return known
+    record.events += scorer.missing
     x, budget = true_pictures(run), run.spec.budget
     record.protocol |= scorer.protocol | {
         "n": len(x), "labels": "none", "perceptual": "PD-referee, pairs", "targets": "validation pictures",

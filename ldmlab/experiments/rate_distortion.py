@@ -75,6 +75,7 @@ def record_rate_distortion(run: Run) -> Record:
         "webp": features.version("webp"), "full_chroma_from": FULL_CHROMA,
     }
     record.metrics = as_metrics(scorer.reconstruction(first_stage))
+    record.events += scorer.missing
     coders = _coders(run)
     with progress(sum(map(len, coders.values())), "rate and distortion", unit="settings") as bar:
         for name, settings in coders.items():
@@ -212,7 +213,8 @@ def pictures_at(
         f, reg = record.params["f"], record.params["reg"]
         step, rate = nearest_setting(record, "latent", bpp)
         spec = run.spec if (f, reg) == (run.spec.f, run.spec.reg) else study_spec(
-            f, reg, run.spec.data.name, run.spec.tier, run.spec.seed, run.spec.data.size)
+            f, reg, run.spec.data.name, run.spec.tier, run.spec.seed, run.spec.data.size,
+            perceptual=run.spec.first_stage.perceptual)
         if bpp / 2 <= rate <= 2 * bpp and has_first_stage(spec, run.pictures):
             model = train_first_stage(spec, run.pictures, run.device).model
             rows[f"{spec.first_stage.name}, {rate:.2g} bpp"] = rounded(model, x, record, step)

@@ -74,6 +74,7 @@ def record_semantic(run: Run) -> Record:
     record.inputs |= scorer.inputs(*SCORES)
     if (known := run.measured_before(record)) is not None:
         return known
+    record.events += scorer.missing
     x = true_pictures(run)
     maps = label_maps(run, len(x))
     record.protocol |= scorer.protocol | {

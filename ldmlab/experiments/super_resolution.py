@@ -114,6 +114,7 @@ def record_super_resolution(run: Run) -> Record:
     record.inputs |= {"denoiser": diffusion.hash} | scorer.inputs(*SCORES) | _networks(run)
     if (known := run.measured_before(record)) is not None:
         return known
+    record.events += scorer.missing
     x = true_pictures(run)
     y = small_pictures(run, len(x))
     record.protocol |= scorer.protocol | {

@@ -21,6 +21,7 @@ def record_tradeoff(run: Run) -> Record:
     scores = scorer.reconstruction(first_stage)
     scores |= scorer.score(scorer.sample(diffusion.model, label=f"samples of {diffusion.name}"))
     record.metrics = as_metrics(scores)
+    record.events += scorer.missing
     denoiser = diffusion.model.denoiser
     side, c = run.spec.data.size // run.spec.f, diffusion.model.denoiser_config.in_channels
     curve, stage_curve = diffusion.curve, first_stage.curve

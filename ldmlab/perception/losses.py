@@ -98,6 +98,12 @@ class LpipsLoss(nn.Module):
         return self.model(x, y).flatten()
 
 
+def loss_hash(kind: str) -> str:
+    """Hash of the weights of `perceptual_loss(kind)`, which it raises errors as, without loading those of LPIPS."""
+    trunk = TRUNKS["vgg"]
+    return trunk.contents if kind == "lpips" and trunk.path.is_file() else perceptual_loss(kind).weights_hash
+
+
 def perceptual_loss(kind: str) -> PsimLoss | LpipsLoss:
     """The perceptual loss of a first stage by its name: "student" (PSIM-lab) or "lpips", with VGG16.
 

@@ -29,3 +29,15 @@ def check_pair(x: Tensor, y: Tensor, *, in_range: bool) -> None:
         raise ValueError(f"x and y must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
     check_pictures(x, in_range=in_range)
     check_pictures(y, "y", in_range=False)
+
+
+def check_range_of_set(x: Tensor, y: Tensor) -> None:
+    """ValueError where a whole set `y` seems to lie in [0, 1] beside true pictures `x`, or both do, and not in [-1, 1].
+
+    [0, 1] passes as [-1, 1], and flatters distances. One picture may be bright everywhere, a set hardly: it is refused
+    where it has no value below 0, some above and some below middle grey in [0, 1]; a collapsed model's is not.
+    """
+    for what, low, high in (("x", *x.aminmax()), ("y", *y.aminmax())):
+        if 0 <= low < 0.5 < high <= 1:
+            raise ValueError(f"{what} must lie in [-1, 1], and its values go from {low:.3g} to {high:.3g}: if these "
+                             "are pictures in [0, 1], 2 * x - 1 converts them")

@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 
-from ldmlab.data.images import to_float
+from ldmlab.data.images import open_dataset, quantize_8bit, to_float
 from ldmlab.data.scenes.scene import render_scene
 from ldmlab.evaluation.reconstruction import psnr, reconstruction_scores, ssim
 from ldmlab.perception.lab_networks import feature_net
-from ldmlab.perception.losses import perceptual_loss
+from ldmlab.perception.losses import LpipsLoss, perceptual_loss
+from ldmlab.perception.pictures import check_range_of_set
+from ldmlab.perception.trunks import TRUNKS
+from ldmlab.tensor_files import save_tensors
 
 
 class Scenes:
@@ -115,3 +118,33 @@ def test_reconstructions_are_clamped(scenes):
     seen = scores(lambda x: (x * 100).clamp(-1, 1), scenes)
     assert result["psnr"].value == seen["psnr"].value
     assert to_float(scenes.images([0])).abs().max() <= 1
+
+
+def test_what_trained_is_named_and_alexnet_scores_beside(tmp_path):
+    """The network of the training loss is marked, and LPIPS of AlexNet is a score of its own, with its hash."""
+    generator = torch.Generator().manual_seed(0)
+    made = {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in TRUNKS["alex"].shapes.items()}
+    alex = LpipsLoss("alex", save_tensors(tmp_path / "made.safetensors", made, {}))
+    data = open_dataset("scenes", size=32, split="validation", num=4, seed=0)
+    networks = feature_net("fd-lab"), perceptual_loss("student")
+    found = reconstruction_scores(lambda x: x / 2, data, *networks, lpips=alex, trained_on=True, allow_few=True)
+    assert found["perceptual"].name == "PSIM-lab (trained on)"
+    score = found["lpips_alex"]
+    assert (score.name, score.extractor, score.weights_hash) == ("LPIPS-Alex", "LPIPS-Alex", alex.weights_hash)
+    x = to_float(data.images(range(4)))
+    with torch.inference_mode():
+        assert score.value == pytest.approx(alex(x, quantize_8bit(x / 2)).mean().item(), rel=1e-5)
+
+
+def test_reconstructions_in_another_range_are_refused():
+    """[0, 1] passes as [-1, 1] and flatters LPIPS; a bright batch, a grey or white collapse are nobody's mistake."""
+    data = open_dataset("scenes", size=32, split="validation", num=4, seed=0)
+    networks = feature_net("fd-lab"), perceptual_loss("student")
+    with pytest.raises(ValueError, match=r"y must lie in \[-1, 1\].*2 \* x - 1"):
+        reconstruction_scores(lambda x: (x + 1) / 2, data, *networks, allow_few=True)
+    for collapsed in (0.0, 1.0):
+        reconstruction_scores(lambda x, to=collapsed: torch.full_like(x, to), data, *networks, allow_few=True)
+    x = to_float(data.images(range(4)))
+    check_range_of_set(x, x)
+    with pytest.raises(ValueError, match="x must lie in"):
+        check_range_of_set((x + 1) / 2, x)

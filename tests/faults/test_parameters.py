@@ -11,7 +11,7 @@ from ldmlab.study.config.parameters import PARAMETERS, ParameterError, parse_lay
 GOOD = {"f": 8, "reg": "kl", "data": "scenes", "size": 0, "tier": "auto", "seed": 0, "scale_mode": "dataset",
         "num_steps": 50, "eta": 0.0, "guidance_scale": 1.0, "caption": "A red car.", "layout": "", "factor": 4,
         "degradation": "bicubic", "attention": True, "picture": "", "rater": "", "num_questions": 10, "exposure_s": 3.0,
-        "compile": False, "classes": "car, boat", "model": "kl-f8", "file": ""}
+        "compile": False, "perceptual": "", "classes": "car, boat", "model": "kl-f8", "file": ""}
 FOLDERS = ("2024", "7", "100000.0", "True", "nan", "-1")
 
 

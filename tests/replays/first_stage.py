@@ -1,7 +1,6 @@
 """Replays of the first stage's parts: autoencoders, quantizer, losses, discriminator, LPIPS."""
 
 import tempfile
-import warnings
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from ldmlab.first_stage.networks import (
 )
 from ldmlab.first_stage.regularizers import DiagonalGaussian, VectorQuantizer, codebook_usage
 from ldmlab.perception.losses import LpipsLoss
+from ldmlab.tensor_files import save_tensors
 
 from .case import Case, StateDict
 
@@ -302,10 +302,8 @@ def replay_loss(case: Case) -> None:
 def replay_lpips(case: Case) -> None:
     """Our LPIPS, handed the recorded weights as a trunk file and as linear layers."""
     trunk = {f"features.{key.split('.', 2)[2]}": value for key, value in case.weights().items() if "slice" in key}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the lpips package calls torchvision in an old way
-        torch.save(trunk, Path(folder, "vgg16.pth"))
-        loss = LpipsLoss(Path(folder, "vgg16.pth"))
+    with tempfile.TemporaryDirectory() as folder:
+        loss = LpipsLoss(trunk=save_tensors(Path(folder, "vgg16.safetensors"), trunk, {}))
     model = loss.model
 
     def with_alias(state: StateDict) -> StateDict:

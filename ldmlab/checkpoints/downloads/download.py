@@ -21,9 +21,18 @@ from tqdm.auto import tqdm
 
 from ldmlab.atomic import atomic_write, lock_file
 from ldmlab.checkpoints.downloads.manifest import ReleasedFile, find_released_file
-from ldmlab.checkpoints.downloads.transfer import FetchError, check_free_space, discard, file_size, megabytes, transfer
+from ldmlab.checkpoints.downloads.transfer import (
+    FetchError,
+    check_free_space,
+    discard,
+    file_size,
+    megabytes,
+    transfer,
+    without_password,
+)
 from ldmlab.damage import read_json, read_or_set_aside
 from ldmlab.perception.files import file_hash
+from ldmlab.perception.trunks import cache_folder
 from ldmlab.progress import Progress
 
 _TRIES = 5  # per address; a broken connection is resumed as long as each try adds bytes
@@ -50,8 +59,8 @@ def fetch(name: str, folder: Path | str | None = None, report: Progress | None =
             _publish(row, archive, path)
             _write_record(row, path, file_hash(path), "a zip put there by hand")
             return path
-        with _progress(name, report) as show:
-            part, url = _download(row, path, show)
+        with show_progress(name, report) as show:
+            part, url = download_part(row, path, show)
         try:
             _publish(row, part, path)
         except FetchError:
@@ -66,8 +75,7 @@ def default_folder(row: ReleasedFile) -> Path:
     """The folder of a file of the manifest unless the caller names one."""
     if row.hub:
         return Path(torch.hub.get_dir()) / "checkpoints"
-    named = os.environ.get("LDMLAB_CHECKPOINTS")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "ldmlab" / "checkpoints"
+    return cache_folder()
 
 
 # Files on disk
@@ -161,8 +169,11 @@ def _checkpoint_in(row: ReleasedFile, source: Path) -> Iterator[tuple[IO[bytes],
 # The download
 
 
-def _download(row: ReleasedFile, path: Path, show: Progress) -> tuple[Path, str]:
-    """Download from the first address that works to a temporary file; returns the file and the address."""
+def download_part(row: ReleasedFile, path: Path, show: Progress) -> tuple[Path, str]:
+    """Download from the first address that works to a temporary file beside `path`; the file and the address.
+
+    FetchError where none works: what has arrived is kept, and the next call resumes it.
+    """
     problems = []
     for url in row.urls:
         part = path.with_name(f".{path.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.download")
@@ -170,7 +181,7 @@ def _download(row: ReleasedFile, path: Path, show: Progress) -> tuple[Path, str]
             had = file_size(part)
             try:
                 transfer(url, part, None if row.member else row.size, show)
-                return part, url
+                return part, without_password(url)
             except FetchError as error:
                 kept = f"; {megabytes(file_size(part))} are kept for the next try" if file_size(part) else ""
                 problem = f"{error}{kept}"
@@ -178,12 +189,14 @@ def _download(row: ReleasedFile, path: Path, show: Progress) -> tuple[Path, str]
                 break
         problems.append(problem)
     target = path.with_suffix(".zip") if row.member else path
+    addresses = " or ".join(map(without_password, row.urls))
     raise FetchError(f"{row.name!r} could not be fetched: {'; '.join(problems)}. Try again later, or "
-                     f"download {' or '.join(row.urls)} ({size_text(row)}) by other means to {target}")
+                     f"download {addresses} ({size_text(row)}) by other means to {target}")
 
 
 @contextmanager
-def _progress(label: str, report: Progress | None) -> Iterator[Progress]:
+def show_progress(label: str, report: Progress | None) -> Iterator[Progress]:
+    """Context with a function of (bytes, total bytes): `report`, or that of a progress bar."""
     if report is not None:
         yield report
         return

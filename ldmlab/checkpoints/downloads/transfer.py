@@ -4,6 +4,7 @@ It uses urllib, which supports proxies, redirects and certificates; torch.hub ca
 downloads from its own addresses.
 """
 
+import base64
 import errno
 import json
 import shutil
@@ -12,7 +13,9 @@ from http.client import HTTPException, HTTPResponse
 from itertools import chain
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
+from urllib.response import addinfourl  # of file addresses, and HTTPError is one
 
 from ldmlab.atomic import DiskFull
 from ldmlab.progress import Progress
@@ -41,14 +44,15 @@ def transfer(url: str, part: Path, size: int | None, progress: Progress) -> None
         headers["Range"] = f"bytes={had}-"
         if before["tag"]:
             headers["If-Range"] = before["tag"]
-    with _open(url, headers) as response:
+    address, url = url, without_password(url)
+    with _open(address, headers) as response:
         rest = int(response.headers.get("Content-Length") or 0)
         resumes = f"bytes {had}-" in response.headers.get("Content-Range", "")
         start = had if response.status == 206 and resumes else 0
         total = start + rest if rest else 0
         if had and (response.status == 416 or (response.status == 206 and (not start or before["total"] != total))):
             discard(part)
-            return transfer(url, part, size, progress)
+            return transfer(address, part, size, progress)
         if size and total not in (0, size):
             raise FetchError(f"{url} offers {total} bytes, but the manifest states {size}")
         chunks = _chunks(url, response)
@@ -76,9 +80,28 @@ def transfer(url: str, part: Path, size: int | None, progress: Progress) -> None
         raise FetchError(f"{url} broke off after {done} of {size or total} bytes")
 
 
-def _open(url: str, headers: dict[str, str]) -> HTTPResponse | HTTPError:
+def read_page(url: str) -> tuple[str, str]:
+    """Text of a web page, at most 1 MB of it, and its address after redirects; FetchError where it cannot be read."""
+    with _open(url, {"User-Agent": "ldmlab", "Accept": "text/html"}) as response:
+        text = next(_chunks(without_password(url), response), b"").decode(errors="replace")
+        moved = response.url != without_password(url)
+    return text, response.url if moved else url
+
+
+def without_password(url: str) -> str:
+    """An address without the user's name and password, which urllib does not take there and nobody should read."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
+
+
+def _open(address: str, headers: dict[str, str]) -> HTTPResponse | addinfourl:
+    url, parts = without_password(address), urlsplit(address)
+    request = Request(url, headers=headers)
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(pair).decode()}")
     try:
-        response = urlopen(Request(url, headers=headers), timeout=_TIMEOUT_S)
+        response = urlopen(request, timeout=_TIMEOUT_S)
     except HTTPError as error:
         if error.code == 416 and "Range" in headers:
             return error
@@ -93,7 +116,7 @@ def _open(url: str, headers: dict[str, str]) -> HTTPResponse | HTTPError:
     return response
 
 
-def _chunks(url: str, response: HTTPResponse | HTTPError) -> Iterator[bytes]:
+def _chunks(url: str, response: HTTPResponse | addinfourl) -> Iterator[bytes]:
     try:
         while chunk := response.read(_CHUNK):
             yield chunk

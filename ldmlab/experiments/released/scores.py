@@ -69,8 +69,10 @@ def measure_reconstruction(
             bar.update(len(x))
             return reconstruct(model, x).to(x.device)
 
-        scores = scorer.score_reconstructions(rebuilt, run.val, batch_size=BATCH)
+        scores = scorer.score_reconstructions(rebuilt, run.val, batch_size=BATCH, with_lpips=True)
+    record.events += scorer.missing
     found = {"r_psnr": scores["psnr"], "r_ssim": scores["ssim"], "r_psim": scores["perceptual"]}
+    found |= {"r_lpips_alex": scores["lpips_alex"]} if "lpips_alex" in scores else {}
     if _enough(run, record, scorer.nets["fd-lab"].dim, "rFD-lab", pictures=n):
         found["rfd_lab"] = scores["rfd"]
     if inception and _enough(run, record, inception.dim, "Inception's rFID", pictures=n):

@@ -29,6 +29,7 @@ class Budget:
     memory_mb: int  # asked for one run of the study
     threads: int  # of one run of the study
 
+    perceptual: str  # loss of the first stage, one of perception.losses.LOSSES, where the run does not say
     size: int  # side of a picture in pixels, where the run does not say
     num_train: int  # 0: all there are
     num_val: int
@@ -65,7 +66,7 @@ class Budget:
 BUDGETS: dict[str, Budget] = {
     "smoke": Budget(
         models="smoke", is_smoke=True, paper_scale=False, minutes=10, memory_mb=4000, threads=1,
-        size=32, num_train=256, num_val=64, num_scored=64, num_resamples=20,
+        perceptual="student", size=32, num_train=256, num_val=64, num_scored=64, num_resamples=20,
         evaluation=dict(num_samples=160, num_steps=4, batch_size=80, num_reference=256, speed_steps=(2, 4),
                         speed_batch=4, speed_repeats=1),
         classifier=Training(8, 16, lr=1e-3, warmup_steps=50), regression=Training(8, 16),
@@ -76,7 +77,7 @@ BUDGETS: dict[str, Budget] = {
     ),
     "laptop": Budget(
         models="laptop", is_smoke=False, paper_scale=False, minutes=60, memory_mb=4000, threads=1,
-        size=32, num_train=20_000, num_val=1024, num_scored=0, num_resamples=200,
+        perceptual="student", size=32, num_train=20_000, num_val=1024, num_scored=0, num_resamples=200,
         evaluation=dict(num_samples=512, num_steps=20, batch_size=128, num_reference=10_000),
         classifier=Training(1200, 64, lr=1e-3, warmup_steps=50), regression=Training(600, 32),
         num_restored=512, repeats=4, num_repeated=128, num_guided=256, num_beyond=256, num_beyond_reference=2048,
@@ -87,7 +88,7 @@ BUDGETS: dict[str, Budget] = {
     ),
     "gpu": Budget(
         models="gpu", is_smoke=False, paper_scale=False, minutes=120, memory_mb=16_000, threads=4,
-        size=64, num_train=50_000, num_val=2048, num_scored=0, num_resamples=200,
+        perceptual="lpips", size=64, num_train=50_000, num_val=2048, num_scored=0, num_resamples=200,
         evaluation=dict(num_samples=2048, num_steps=50, batch_size=512, num_reference=20_000, speed_batch=256),
         classifier=Training(10_000, 128, lr=1e-3, warmup_steps=50), regression=Training(15_000, 64),
         num_restored=2048, repeats=6, num_repeated=512, num_guided=512, num_beyond=1024, num_beyond_reference=10_000,
@@ -98,7 +99,7 @@ BUDGETS: dict[str, Budget] = {
     ),
     "paper": Budget(
         models="paper", is_smoke=False, paper_scale=True, minutes=10_080, memory_mb=64_000, threads=8,
-        size=256, num_train=0, num_val=5000, num_scored=0, num_resamples=200,
+        perceptual="lpips", size=256, num_train=0, num_val=5000, num_scored=0, num_resamples=200,
         # [LDM v2, App. E.3]: the curves of Fig. 6, 7 and 17 are drawn from 5k samples against the training set.
         evaluation=dict(num_samples=5000, num_steps=100, batch_size=64, num_reference=0, speed_batch=64),
         classifier=Training(300_000, 256, lr=3e-4), regression=Training(860_000, 64),

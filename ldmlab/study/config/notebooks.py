@@ -72,7 +72,7 @@ class Notebook:
 
 
 # Parameters of the notebooks that train a model at one f.
-_RUN = ("f", "reg", "data", "size", "tier", "seed")
+_RUN = ("f", "reg", "data", "size", "tier", "seed", "perceptual")
 # How samples were made: as evaluation.protocol.SAMPLING, which needs torch; and less of it where a record holds samples
 # of several guidance scales, or of a task.
 _SAMPLES = ("sampler", "num_steps", "eta", "guidance_scale", "ema")
@@ -85,7 +85,7 @@ _ROWS = (
     Notebook(
         "00_tour", "the whole idea in one sitting", "Sec. 3",
         minutes="2", expect="PSNR of reconstructions 20.4 dB",
-        parameters=("f", "data", "tier", "seed"), experiment="first_stages"),
+        parameters=("f", "data", "tier", "seed", "perceptual"), experiment="first_stages"),
     Notebook(
         "01_autoencoders", "what a first stage keeps", "Sec. 3.1, Tab. 8, App. G",
         minutes="3, or 1 once trained", expect="PSNR 20.4 dB, rFD-lab 45",
@@ -120,7 +120,7 @@ _ROWS = (
     Notebook(
         "06_snr_rescaling", "the scale of a latent, and sampling beyond the training size", "App. D.1, G, Fig. 13, 15",
         minutes="5, models of 04 trained", expect="layout settles at t = 615 as it comes, 456 rescaled",
-        parameters=("f", "data", "size", "tier", "seed"), experiment="snr_rescaling",
+        parameters=("f", "data", "size", "tier", "seed", "perceptual"), experiment="snr_rescaling",
         metrics={"fd_lab_2x_kl_rescaled": ()},
         figures=(StudyFigure("rescaling", "Fig. 15", "fd_lab_2x_kl_rescaled", "snr_rescaling.fig_rescaling",
                              per_f=True),),
@@ -189,7 +189,7 @@ _ROWS = (
     Notebook(
         "16_evaluation", "what the metrics say and do not", "App. E.3, Fig. 32-34",
         minutes="1, models trained", expect="FD-lab of real pictures 2.8 at N = 256, 0.75 at 1024",
-        parameters=("f", "data", "size", "tier", "seed"), experiment="evaluation", wanted=((8, "kl"),)),
+        parameters=("f", "data", "size", "tier", "seed", "perceptual"), experiment="evaluation", wanted=((8, "kl"),)),
     Notebook(
         "17_user_study", "which of the two is better? A panel for a class", "App. E.3.6, Tab. 4",
         minutes="2, models of 04 and 12 trained", expect="simulated raters' preferences within their intervals",
@@ -198,7 +198,7 @@ _ROWS = (
     Notebook(
         "18_compute", "what it costs, counted, and measured on your machine", "Sec. 4.1, App. F, Tab. 18",
         minutes="2", expect="202 GFLOP a denoiser call of LDM-4 on CelebA-HQ; Tab. 18 implies 33 TFLOP/s",
-        parameters=_RUN, samples=False, experiment="compute.forecasts"),
+        parameters=_RUN[:-1], samples=False, experiment="compute.forecasts"),
     Notebook(
         "19_released_models", "a released file, or yours, measured again", "App. E.3, Tab. 1-10",
         minutes="not measured; 1 at `smoke`", expect="nothing measured again yet: no file was at hand",

@@ -89,7 +89,7 @@ def _first_stage(row: FirstStageRow, f: int, reg: str, size: int) -> FirstStageS
     autoencoder = AutoencoderConfig(f=f, z_channels=row.z_channels, reg=reg, ch_mult=row.ch_mult,
                                     attn_resolutions=row.attention, resolution=size, num_codes=row.num_codes)
     # The published numbers come of the released order of updates; the other tiers take the faster one.
-    return FirstStageSpec(autoencoder, row.num_steps, row.batch_size, lr=4.5e-6 * row.batch_size, perceptual="lpips",
+    return FirstStageSpec(autoencoder, row.num_steps, row.batch_size, lr=4.5e-6 * row.batch_size,
                           disc_start=row.disc_start, disc_weight=row.disc_weight, disc_layers=row.disc_layers,
                           exact=True, val_every=5000)
 

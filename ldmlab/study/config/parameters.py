@@ -224,6 +224,8 @@ PARAMETERS: dict[str, Parameter] = {
     "tier": Parameter(Annotated[str, AfterValidator(_tier)], "how much work", f"one of auto {' '.join(TIERS)}"),
     "seed": Parameter(Annotated[_Int, Field(ge=0, lt=2**32)], "all randomness derives from it",
                       "a whole number from 0 to 4294967295"),
+    "perceptual": Parameter(Literal["", "student", "lpips"], "perceptual loss of the first stage",
+                            "'' (the tier's own), student or lpips"),
     "scale_mode": Parameter(Literal["first_batch", "dataset", "channel"], "what latents are rescaled by",
                             "one of first_batch dataset channel"),
     "num_steps": Parameter(Annotated[_Int, Field(ge=1, le=1000)], "DDIM steps", "a whole number from 1 to 1000"),

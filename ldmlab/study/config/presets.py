@@ -137,8 +137,9 @@ RECIPES: dict[str, Callable[..., Models]] = {  # (f, reg, size, kind of conditio
 # --- Specs ------------------------------------------------------------------------------------------------------------
 def study_spec(f: int, reg: str = "kl", data: str = "scenes", tier: str = "laptop", seed: int = 0, size: int = 0,
                condition: str = "class", attention: bool = True, condition_options: Mapping[str, Any] | None = None,
-               **changes: Any) -> StudySpec:
-    """The spec of one run; `size` = 0 takes the tier's own. `changes` replace fields of DiffusionSpec.
+               perceptual: str = "", **changes: Any) -> StudySpec:
+    """The spec of one run; `size` = 0 and `perceptual` = "" take the tier's own. `changes` replace fields of
+    DiffusionSpec.
 
     `condition` is one of `conditions.KINDS`, `condition_options` are its `options`, by default as in the paper. Without
     `attention` the first stage has none, as in the last row of [LDM v2, Tab. 6]. Raises ValueError for an unknown tier,
@@ -154,6 +155,7 @@ def study_spec(f: int, reg: str = "kl", data: str = "scenes", tier: str = "lapto
     if size % f or size < 32:
         raise ValueError(f"size must be at least 32 and divisible by f = {f}; got {size}")
     first_stage, diffusion = RECIPES[budget.models](f, reg, size, kind, condition_options or {})
+    first_stage = replace(first_stage, perceptual=perceptual or budget.perceptual)
     if not attention:
         plain = replace(first_stage.autoencoder, mid_attn=False, attn_resolutions=())
         first_stage = replace(first_stage, autoencoder=plain)

@@ -34,7 +34,7 @@ class FirstStageSpec:
     decay_from: float = 0.5
     final_lr: float = 1.0
     clip_norm: float | None = None
-    perceptual: str = "student"
+    perceptual: str = "student"  # one of perception.losses.LOSSES; `study_spec` takes the tier's
     perceptual_weight: float = 1.0
     kl_weight: float = 1e-6
     codebook_weight: float = 1.0

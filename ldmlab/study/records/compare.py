@@ -68,6 +68,7 @@ def comparison_key(record: Record, metric: str = "fd_lab") -> dict[str, str]:
         "data": f"{data_name(record)} {record.inputs.get('data', '')[:8]}",
         "size": f"{record.params['size']} px",
         "tier": record.params["tier"],
+        "perceptual loss": record.params.get("perceptual"),
         **protocol.compared(without=("data", "size", *SAMPLING, *others)),
     }
     key |= {name: record.protocol.get(name) for name in named}
@@ -171,4 +172,4 @@ def commits(records: Sequence[Record]) -> str:
 def spec_of(s: Series) -> StudySpec:
     """The spec that a series was trained with."""
     p = s.runs[0].params
-    return study_spec(s.f, s.reg, p["data"], p["tier"], p["seed"], p["size"])
+    return study_spec(s.f, s.reg, p["data"], p["tier"], p["seed"], p["size"], perceptual=p.get("perceptual", ""))

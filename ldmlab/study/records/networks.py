@@ -17,7 +17,8 @@ UNKNOWN = "networks unknown"
 # What a score calls its network -> the name of that network in a record's inputs.
 EXTRACTORS = {
     "fd-lab": "fd_extractor", "referee": "fd_referee", "judge": "caption_judge", "PSIM-lab": "perceptual",
-    "psim-lab": "perceptual", "LPIPS": "perceptual", INCEPTION: "inception", UNVERIFIED: "inception"}
+    "psim-lab": "perceptual", "LPIPS": "perceptual", "LPIPS-Alex": "lpips_alex", INCEPTION: "inception",
+    UNVERIFIED: "inception"}
 SCORING = tuple(dict.fromkeys(EXTRACTORS.values()))
 # Networks that made pictures, each followed by a suffix where a record has several.
 MODELS = ("first_stage", "denoiser", "classifier", "regression")
@@ -31,6 +32,7 @@ _BY_NAME = {
                     r"rescaling_gain|.*_rfd_lab$",
     "fd_referee": r"r?fd_referee|pd_referee|rank_correlation",
     "perceptual": r"perceptual|.*_perceptual$|r_psim|game_loss",
+    "lpips_alex": r"(r_)?lpips_alex",
     "inception": r"fid|inception_score|r_fid|r_is",
     "caption_judge": r"class_accuracy|fulfilled|objects|colours|place|relations|layout_iou|box_class_accuracy|pixels_|"
                      r"miou_",

@@ -16,6 +16,7 @@ from ldmlab.atomic import atomic_write
 from ldmlab.damage import DamagedFile, read_json, read_or_set_aside, reading, seal
 from ldmlab.data.listing.names import fit_name
 from ldmlab.evaluation.distances import Score
+from ldmlab.study.config.budgets import BUDGETS
 from ldmlab.study.config.paths import PACKAGE, results_dir
 from ldmlab.study.config.presets import study_spec
 from ldmlab.study.records.networks import networks_of, split_inputs
@@ -55,7 +56,9 @@ class Record:
         """Name of the JSON file, from the parameters that distinguish runs of one notebook."""
         p, written = self.params, {"f": "f{}", "size": "{}px", "seed": "s{}"}
         parts = [written.get(name, "{}").format(p[name]) for name in IN_NAME if name in p]
-        parts += [f"{name}-{p[name]}" for name in sorted(p) if name not in IN_NAME]
+        tier = BUDGETS.get(p.get("tier", ""))
+        usual = {"perceptual"} if tier and p.get("perceptual") == tier.perceptual else set()  # it came later
+        parts += [f"{name}-{p[name]}" for name in sorted(p) if name not in {*IN_NAME, *usual}]
         return fit_name("_".join(parts).replace("/", "_"), MAX_NAME) + ".json"
 
     def set_data(self, report: dict[str, Any], former_fingerprint: str) -> None:

@@ -22,7 +22,7 @@ from ldmlab.first_stage.latents import (
     latent_stats,
     weights_hash,
 )
-from ldmlab.perception.losses import perceptual_loss
+from ldmlab.perception.losses import loss_hash, perceptual_loss
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import StudySpec, content_key
 from ldmlab.study.runs.pictures import Pictures
@@ -52,7 +52,7 @@ class TrainedFirstStage:
 
 def first_stage_folder(spec: StudySpec, images: ImageSet) -> Path:
     """Where the first stage of a spec is kept."""
-    perceptual = perceptual_loss(spec.first_stage.perceptual).weights_hash
+    perceptual = loss_hash(spec.first_stage.perceptual)
 
     def folder(fingerprint: str) -> Path:
         key = content_key(spec.first_stage, perceptual, fingerprint, spec.seed)

@@ -13,6 +13,7 @@ from ldmlab.data.user_pictures import open_user_pictures
 from ldmlab.diffusion.conditioning.spatial import SpatialConditioner
 from ldmlab.diffusion.conditioning.tokens import Conditioner
 from ldmlab.first_stage.latents import Latents, PixelLatents
+from ldmlab.perception.losses import loss_hash
 from ldmlab.study.config.budgets import auto_tier
 from ldmlab.study.config.conditions import condition_kind
 from ldmlab.study.config.notebooks import NOTEBOOKS
@@ -73,7 +74,11 @@ class Run:
         condition_options = {name: params[name] for name in condition_kind(condition).options}
         self.spec: StudySpec = study_spec(f, reg, params["data"], tier, params["seed"], size, condition=condition,
                                           attention=params.get("attention", True),
+                                          perceptual=params.get("perceptual", ""),
                                           condition_options=condition_options, **changes)
+        if "perceptual" in NOTEBOOKS[notebook].parameters:
+            params = {**params, "perceptual": self.spec.first_stage.perceptual}
+            loss_hash(params["perceptual"])  # missing weights are an error now, and not after data have been read
         _check_picture(params.get("picture", ""), self.spec, condition, params.get("factor", 1))
         # Records travel: of a path they keep the name, with the fingerprint of the files once these are open.
         self.params = {**params, "data": Path(str(params["data"])).stem, "tier": tier, "reg": self.spec.reg,

@@ -24,6 +24,7 @@ from ldmlab.evaluation.reconstruction import psnr, reconstruction_scores, ssim
 from ldmlab.evaluation.uncertainty import mean_score
 from ldmlab.perception.lab_networks import FeatureNet, feature_net
 from ldmlab.perception.losses import LpipsLoss, PsimLoss, perceptual_loss
+from ldmlab.perception.pictures import check_range_of_set
 from ldmlab.study.config.paths import runs_dir
 from ldmlab.study.config.specs import SpatialSpec, StudySpec
 from ldmlab.study.records.networks import EXTRACTORS
@@ -48,7 +49,8 @@ class Scorer:
         self.nets = {name: feature_net(name).to(device)
                      for name in dict.fromkeys(metric.extractor for metric in METRICS.values())}
         self.num_resamples = num_resamples
-        self._perceptual = perceptual
+        self._perceptual, self.trained_on = perceptual, False
+        self.missing: list[str] = []  # scores that were asked for and cannot be had: events of a record
 
     # --- Networks -----------------------------------------------------------------------------------------------------
 
@@ -56,6 +58,15 @@ class Scorer:
     def perceptual(self) -> PsimLoss | LpipsLoss:
         """The perceptual loss that reconstructions are also measured by: that of the first stage's training."""
         return perceptual_loss(self._perceptual)
+
+    @cached_property
+    def lpips(self) -> LpipsLoss | None:
+        """LPIPS of AlexNet on this device, which trains nothing; None, said in `missing`, without its weights."""
+        try:
+            return LpipsLoss("alex").to(self.device)
+        except FileNotFoundError as error:
+            self.missing.append(f"lpips_alex left out: {error}")
+            return None
 
     @cached_property
     def pair_distance(self) -> PsimLoss:
@@ -74,10 +85,13 @@ class Scorer:
         """Hashes of the networks behind the named metrics, as a record's inputs; of all that `score` takes by itself.
 
         "pd_referee" is among the names, besides the rows of METRICS. `perceptual` adds the perceptual loss.
+        LPIPS of AlexNet is beside both where its weights are at hand.
         """
         metrics = metrics or tuple(row.key for row in METRICS.values() if row.standard)
         extractors = ["referee" if name == "pd_referee" else METRICS[name].extractor for name in metrics]
         found = {EXTRACTORS[name]: self.nets[name].weights_hash for name in extractors}
+        if self.lpips is not None and (perceptual or "pd_referee" in metrics):
+            found["lpips_alex"] = self.lpips.weights_hash
         return found | ({"perceptual": self.perceptual.weights_hash} if perceptual else {})
 
     # --- Samples against a reference set ------------------------------------------------------------------------------
@@ -176,24 +190,38 @@ class Scorer:
 
         The first stage was not trained on this network, as it was on the perceptual loss.
         """
+        return self._distances(self.pair_distance, x, x_hat)
+
+    def _distances(self, loss: PsimLoss | LpipsLoss, x: Tensor, x_hat: Tensor) -> Float[Tensor, " n"]:
         with torch.inference_mode():
-            parts = [self.pair_distance(a.to(self.device), b.to(self.device)).cpu()
+            parts = [loss(a.to(self.device), b.to(self.device)).cpu()
                      for a, b in zip(x.split(128), x_hat.split(128), strict=True)]
         return torch.cat(parts)
 
     def score_pairs(self, x: Float[Tensor, "n 3 H W"], x_hat: Float[Tensor, "n 3 H W"]) -> dict[str, Score]:
-        """PSNR, SSIM and PD-referee of pictures against the true ones `x`: means with their intervals."""
+        """PSNR, SSIM and PD-referee of pictures against the true ones `x`: means with their intervals.
+
+        `lpips_alex` joins them where its weights are at hand. ValueError where a set seems to lie in [0, 1].
+        """
         x_hat = quantize_8bit(x_hat)
-        return {"psnr": mean_score(psnr(x, x_hat), "PSNR", "dB"), "ssim": mean_score(ssim(x, x_hat), "SSIM"),
+        check_range_of_set(x, x_hat)
+        lpips = self.lpips
+        alex = {} if lpips is None else {"lpips_alex": mean_score(
+            self._distances(lpips, x, x_hat), lpips.name, extractor=lpips.name, weights_hash=lpips.weights_hash)}
+        return alex | {"psnr": mean_score(psnr(x, x_hat), "PSNR", "dB"), "ssim": mean_score(ssim(x, x_hat), "SSIM"),
                 "pd_referee": mean_score(self.perceptual_distances(x, x_hat), "PD-referee")}
 
     def score_reconstructions(
         self, reconstruct: Callable[[Tensor], Tensor], images: ImageSet, extractor: str = "fd-lab", *,
-        batch_size: int = 64, num_resamples: int | None = None,
+        batch_size: int = 64, num_resamples: int | None = None, with_lpips: bool = False,
     ) -> dict[str, Score]:
-        """`psnr`, `ssim`, `perceptual` and `rfd` of `reconstruct(x) -> x_rec` on a set, however small it is."""
+        """`psnr`, `ssim`, `perceptual` and `rfd` of `reconstruct(x) -> x_rec` on a set, however small it is.
+
+        With `with_lpips` also `lpips_alex`, where its weights are at hand.
+        """
         return reconstruction_scores(
-            reconstruct, images, self.nets[extractor], self.perceptual, batch_size=batch_size, device=self.device,
+            reconstruct, images, self.nets[extractor], self.perceptual, lpips=self.lpips if with_lpips else None,
+            trained_on=self.trained_on, batch_size=batch_size, device=self.device,
             num_resamples=self.num_resamples if num_resamples is None else num_resamples, allow_few=True)
 
 
@@ -208,6 +236,7 @@ class RunScorer(Scorer):
                          allow_missing_fd=spatial and not is_smoke,
                          perceptual=spec.first_stage.perceptual)
         self.spec, self.pictures, self.plan = spec, pictures, spec.evaluation
+        self.trained_on = spec.f > 1
         self._reference: dict[str, FeatureMoments] = {}
 
     def reference(self, name: str) -> FeatureMoments:
@@ -248,7 +277,7 @@ class RunScorer(Scorer):
         return {name: score.value for name, score in scores.items()}
 
     def reconstruction(self, first_stage: TrainedFirstStage) -> dict[str, Score]:
-        """psnr, ssim, perceptual distance and rFD-lab of the validation pictures; also rFD by the referee.
+        """psnr, ssim, LPIPS of AlexNet, perceptual distance and rFD-lab of the validation pictures; rFD by the referee.
 
         Outside the smoke tier an rFD of no more pictures than features is left out.
         """
@@ -259,8 +288,9 @@ class RunScorer(Scorer):
             return model.decode(model.most_probable_latent(x)).clamp(-1, 1)
 
         for name in ("fd-lab", "referee"):
-            found, dim = self.score_reconstructions(reconstruct, self.pictures.val, name), self.nets[name].dim
-            scores |= {key: found[key] for key in ("psnr", "ssim", "perceptual")}
+            found = self.score_reconstructions(reconstruct, self.pictures.val, name, with_lpips=name == "fd-lab")
+            dim = self.nets[name].dim
+            scores |= {key: score for key, score in found.items() if key != "rfd"}
             if self.is_smoke or len(self.pictures.val) > dim:
                 scores[f"rfd_{name.removeprefix('fd-')}"] = found["rfd"]
             else:

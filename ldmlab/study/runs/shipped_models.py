@@ -103,11 +103,12 @@ def trained_first_stages(run: Run) -> dict[int, TrainedFirstStage]:
         if f in (1, spec.f) or spec.data.size % f:
             continue
         reg = "kl" if spec.f == 1 else spec.reg
-        other = study_spec(f, reg, spec.data.name, spec.tier, spec.seed, spec.data.size)
+        other = study_spec(f, reg, spec.data.name, spec.tier, spec.seed, spec.data.size,
+                           perceptual=spec.first_stage.perceptual)
         if has_first_stage(other, run.pictures):
             found[f] = train_first_stage(other, run.pictures, run.device)
     return dict(sorted(found.items()))
 
 
 if __name__ == "__main__":
-    ship(Run("00_tour", {"f": 8, "data": "scenes", "tier": "laptop", "seed": 0}), SHIPPED)
+    ship(Run("00_tour", {"f": 8, "data": "scenes", "tier": "laptop", "seed": 0, "perceptual": ""}), SHIPPED)

@@ -1,4 +1,5 @@
-"""Models trained by earlier versions are found again: the keys of all specs are those of version 0.1."""
+"""Models trained by earlier versions are found again: keys of specs stay; those of first stages are of version 0.4,
+which names their perceptual loss."""
 
 import json
 from dataclasses import asdict
