@@ -1,19 +1,22 @@
-"""Pairs of pictures from which the student of LPIPS learns: sources of pictures, and kinds of distortion.
+"""Pairs of pictures from which the student of LPIPS learns: sources of pictures, kinds of distortion, labels.
 
 TRAINED kinds make training pairs; HELD_OUT kinds are kept for the validation alone.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from jaxtyping import Float
+from lpips import normalize_tensor
 from torch import Tensor
 from torch.nn import functional as F
 
 from ldmlab.data.images import open_dataset, to_float
 from ldmlab.data.scenes.scene import render_scene
 from ldmlab.evaluation.distortions import degrade
+from ldmlab.perception.losses import LpipsLoss
 
 GROUP = 8  # pictures that are distorted together, by one kind and strength
 
@@ -216,3 +219,49 @@ def photographs(
         part = picture[None, :, top : top + crop, left : left + crop]
         crops.append(F.interpolate(part, (size, size), mode="bicubic", antialias=True).clamp(-1, 1))
     return torch.cat(crops)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of pictures with what LPIPS says of them: the distance at each position of each layer, and the gradient."""
+
+    x: Tensor  # (n, 3, s, s)
+    y: Tensor  # (n, 3, s, s)
+    maps: list[Tensor]  # (n, s', s') by layer; LPIPS is the sum of their means
+    gradient: Tensor  # (n, 3, s, s), of LPIPS by y
+
+    @property
+    def distance(self) -> Tensor:
+        """LPIPS of each pair, (n,)."""
+        return mean_distance(self.maps)
+
+    def __getitem__(self, chosen: Tensor) -> "Pairs":
+        return Pairs(self.x[chosen], self.y[chosen], [m[chosen] for m in self.maps], self.gradient[chosen])
+
+    def mirrored(self) -> "Pairs":
+        """The pairs, left and right exchanged."""
+        return Pairs(self.x.flip(3), self.y.flip(3), [m.flip(2) for m in self.maps], self.gradient.flip(3))
+
+
+def mean_distance(maps: list[Tensor]) -> Tensor:
+    """Sum over layers of the mean over positions, (n,)."""
+    return torch.stack([m.mean((1, 2)) for m in maps]).sum(0)
+
+
+def joined(parts: list[Pairs]) -> Pairs:
+    """One set of pairs from several of one size."""
+    maps = [torch.cat(layer) for layer in zip(*(p.maps for p in parts), strict=True)]
+    x, y, gradient = (torch.cat([getattr(p, name) for p in parts]) for name in ("x", "y", "gradient"))
+    return Pairs(x, y, maps, gradient)
+
+
+def label(teacher: LpipsLoss, x: Tensor, y: Tensor) -> Pairs:
+    """Pairs with what the teacher says of them."""
+    model, parts = teacher.model, []
+    for a, b in zip(x.split(32), y.split(32), strict=True):
+        b = b.clone().requires_grad_()
+        features = zip(*(model.net(model.scaling_layer(p)) for p in (a, b)), model.lins, strict=True)
+        maps = [lin((normalize_tensor(p) - normalize_tensor(q)).square())[:, 0] for p, q, lin in features]
+        (gradient,) = torch.autograd.grad(mean_distance(maps).sum(), b)
+        parts.append(Pairs(a, b.detach(), [m.detach() for m in maps], gradient))
+    return joined(parts)

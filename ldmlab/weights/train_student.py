@@ -1,22 +1,24 @@
 """Train PSIM-lab, the shipped student of LPIPS: `python -m ldmlab.weights.train_student --pictures PATH@SIDE ...`.
 
-The student learns the distance of two pictures, and its gradient, from LPIPS with VGG16. It starts on distorted
-pictures. Then, in rounds, it is used as a loss, on pictures and to train small autoencoders, and learns from what
-comes out: pictures that minimise the student's mistakes.
+The student learns the distance of two pictures at each position of each layer, and its gradient, from LPIPS with
+VGG16. It starts on distorted pictures. Then, in rounds, it is used as a loss, on pictures and to train small
+autoencoders, and learns from what comes out, where it is most often wrong.
 """
 
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from lpips import normalize_tensor
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from ldmlab.atomic import atomic_write
 from ldmlab.data.scenes.scene import VERSION
@@ -25,78 +27,43 @@ from ldmlab.first_stage.networks import AutoencoderConfig
 from ldmlab.perception.files import WEIGHTS, file_hash, freeze
 from ldmlab.perception.lab_networks import PsimNet
 from ldmlab.perception.losses import LpipsLoss, distance_maps, feature_distance, perceptual_loss
-from ldmlab.weights.student_pairs import HELD_OUT, TRAINED, distort, photographs, scene_pictures
+from ldmlab.weights.student_pairs import (
+    HELD_OUT,
+    TRAINED,
+    Pairs,
+    distort,
+    joined,
+    label,
+    mean_distance,
+    photographs,
+    scene_pictures,
+)
 
 SEED = 71
-NUM_PICTURES = {32: 3_000, 64: 800}  # by size and source
-NUM_PAIRS = {32: 6_000, 64: 800}
-NUM_MINED = {32: 1_440, 64: 192}  # by round
-NUM_VALIDATION = {32: 1_000, 64: 250}
+NUM_PICTURES = {32: 3_000, 64: 800}  # by size, from each source
+NUM_PAIRS = {32: 6_000, 64: 800}  # distorted
+NUM_MINED = {32: 1_920, 64: 240}  # by round
+NUM_VALIDATION = {32: 400, 64: 100}  # from each source
 BATCH = {32: 32, 64: 8}
-STEPS, STEPS_ROUND, ROUNDS = 1_000, 500, 2
-STEPS_AUTOENCODER = 120
+STEPS = (400, 500)  # on distorted pictures: without and with the gradient
+STEPS_ROUND, ROUNDS, STEPS_AUTOENCODER = 900, 2, 120
 MAX_LR = 2e-3
 FACTORS = (4, 8, 16)  # of the autoencoders
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of pictures with what LPIPS says of them: the distance at each position of each layer, and the gradient."""
+def disagreement(found: Tensor, wanted: Tensor, k: int) -> Tensor:
+    """1 - cosine of gradients that are averaged over squares of k px: an autoencoder follows coarse parts first.
 
-    x: Tensor  # (n, 3, s, s)
-    y: Tensor  # (n, 3, s, s)
-    maps: list[Tensor]  # (n, s', s') by layer; LPIPS is the sum of their means
-    gradient: Tensor  # (n, 3, s, s), of LPIPS by y
-
-    @property
-    def distance(self) -> Tensor:
-        """LPIPS of each pair, (n,)."""
-        return mean_distance(self.maps)
-
-    def __getitem__(self, chosen: Tensor) -> "Pairs":
-        return Pairs(self.x[chosen], self.y[chosen], [m[chosen] for m in self.maps], self.gradient[chosen])
-
-    def mirrored(self) -> "Pairs":
-        """The pairs, left and right exchanged."""
-        return Pairs(self.x.flip(3), self.y.flip(3), [m.flip(2) for m in self.maps], self.gradient.flip(3))
-
-
-def mean_distance(maps: list[Tensor]) -> Tensor:
-    """Sum over layers of the mean over positions, (n,)."""
-    return torch.stack([m.mean((1, 2)) for m in maps]).sum(0)
-
-
-def joined(parts: list[Pairs]) -> Pairs:
-    """One set of pairs from several of one size."""
-    maps = [torch.cat(layer) for layer in zip(*(p.maps for p in parts), strict=True)]
-    x, y, gradient = (torch.cat([getattr(p, name) for p in parts]) for name in ("x", "y", "gradient"))
-    return Pairs(x, y, maps, gradient)
-
-
-def label(teacher: LpipsLoss, x: Tensor, y: Tensor) -> Pairs:
-    """Pairs with what the teacher says of them."""
-    model, parts = teacher.model, []
-    for a, b in zip(x.split(32), y.split(32), strict=True):
-        b = b.clone().requires_grad_()
-        features = zip(*(model.net(model.scaling_layer(p)) for p in (a, b)), model.lins, strict=True)
-        maps = [lin((normalize_tensor(p) - normalize_tensor(q)).square())[:, 0] for p, q, lin in features]
-        (gradient,) = torch.autograd.grad(mean_distance(maps).sum(), b)
-        parts.append(Pairs(a, b.detach(), [m.detach() for m in maps], gradient))
-    return joined(parts)
-
-
-def relative_error(found: Tensor, wanted: Tensor, k: int) -> Tensor:
-    """Squared error of gradients, averaged over squares of k px, by their power. An autoencoder follows coarse parts.
+    Their squared error would make the student's gradient, and with it its distances, too small.
     """
-    found, wanted = F.avg_pool2d(found, k), F.avg_pool2d(wanted, k)
-    power = wanted.square().sum((1, 2, 3))
-    return ((found - wanted).square().sum((1, 2, 3)) / (power + 0.01 * power.mean())).mean()
+    found, wanted = (F.avg_pool2d(g, k).flatten(1) for g in (found, wanted))
+    return 1 - F.cosine_similarity(found, wanted).mean()
 
 
 def mistakes(net: PsimNet, pairs: Pairs, scales: list[float], gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean squared errors: of the root of the maps, by their mean; of the distance's logarithm; of its gradient.
+    """Mean errors: of the root of the maps, by their mean; of the distance's logarithm, both squared; of its gradient.
 
-    The gradient's is relative, over three scales, and 0 without `gradient`, which saves half of the time.
+    The gradient's is `disagreement` over three scales, and 0 without `gradient`, which saves half of the time.
     """
     y = pairs.y.clone().requires_grad_(gradient)
     maps = distance_maps(net, pairs.x, y)
@@ -108,7 +75,7 @@ def mistakes(net: PsimNet, pairs: Pairs, scales: list[float], gradient: bool) ->
     gradient_error = torch.zeros(())
     if gradient:
         (found,) = torch.autograd.grad(distance.sum(), y, create_graph=True)
-        gradient_error = torch.stack([relative_error(found, pairs.gradient, k) for k in (1, 2, 4)]).mean()
+        gradient_error = torch.stack([disagreement(found, pairs.gradient, k) for k in (1, 2, 4)]).mean()
     return torch.stack(map_errors).mean(), log_error, gradient_error
 
 
@@ -212,6 +179,21 @@ def sources_of(args: argparse.Namespace, size: int, num: int, generator: torch.G
     return found
 
 
+def new_student(start: Path | None) -> PsimNet:
+    """A student with He's random weights; its first convolutions are those of the file `start`, if there is one."""
+    net = PsimNet()
+    convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    for conv in convs:
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        nn.init.zeros_(conv.bias)
+    state = load_file(start) if start else {}
+    names = sorted(name for name in state if name.startswith("stages.") and name.endswith(".weight"))
+    for conv, name in zip(convs, names, strict=False):
+        conv.weight.data.copy_(state[name])
+        conv.bias.data.copy_(state[name.replace(".weight", ".bias")])
+    return net
+
+
 def first_pairs(teacher: LpipsLoss, args: argparse.Namespace, size: int) -> tuple[Tensor, Pairs]:
     """Pictures of one size, from all sources, and labelled pairs of them and their distortions."""
     generator = torch.Generator().manual_seed(SEED + size)
@@ -221,17 +203,44 @@ def first_pairs(teacher: LpipsLoss, args: argparse.Namespace, size: int) -> tupl
 
 
 def validate(net: PsimNet, teacher: LpipsLoss, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Spearman's correlations on held-out pictures under held-out kinds, by source and size."""
-    generator, results = torch.Generator().manual_seed(SEED + 1), {}
+    """Spearman's correlations on held-out pictures under held-out kinds, by source and size, and over all sources."""
+    results = {}
     for size, num in NUM_VALIDATION.items():
-        pictures = sources_of(args, size, num, generator, held_out=True)
-        everything = []
-        for name, x in pictures.items():
-            y, kinds = distort(x, HELD_OUT, generator)
-            results[f"{name}, {size}px"] = rank_correlations(net, teacher, x, y, kinds)
-            everything.append((x, y, kinds))
-            print(name, size, results[f"{name}, {size}px"], flush=True)
+        generator = torch.Generator().manual_seed(SEED + 1000 + size)
+        parts = {name: (x, *distort(x, HELD_OUT, generator))
+                 for name, x in sources_of(args, size, num, generator, held_out=True).items()}
+        parts["all sources"] = (*(torch.cat([part[i] for part in parts.values()]) for i in (0, 1)),
+                                [kind for part in parts.values() for kind in part[2]])
+        for name, part in parts.items():
+            results[f"{name}, {size}px"] = rank_correlations(net, teacher, *part)
     return results
+
+
+@torch.no_grad()
+def multiplications(net: PsimNet | LpipsLoss) -> float:
+    """Millions of multiplications of one forward pass of a picture of 32 px."""
+    forward = net.model.net if isinstance(net, LpipsLoss) else net.stage_maps
+    with FlopCounterMode(display=False) as counter:
+        forward(torch.zeros(1, 3, 32, 32))
+    return counter.get_total_flops() / 2e6
+
+
+def seconds_of(loss: Callable[[Tensor, Tensor], Tensor], num: int = 16, repeats: int = 5) -> float:
+    """Least time of distance and gradient by `y` of `num` pairs of 32 px."""
+    generator, times = torch.Generator().manual_seed(0), []
+    x, y = torch.rand(2, num, 3, 32, 32, generator=generator) * 2 - 1
+    for _ in range(repeats):
+        start = time.perf_counter()
+        loss(x, y.requires_grad_()).sum().backward()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def cost(net: PsimNet, teacher: LpipsLoss) -> dict[str, float]:
+    """How many times LPIPS costs more than the student, at 32 px."""
+    seconds = seconds_of(teacher) / seconds_of(partial(feature_distance, net), repeats=40)
+    return {"lpips_multiplications": round(multiplications(teacher) / multiplications(net), 1),
+            "lpips_seconds": round(seconds, 1)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -239,6 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ldmlab.weights.train_student", description=__doc__.split("\n")[0])
     parser.add_argument("--pictures", nargs="*", default=[], metavar="PATH@SIDE",
                         help="folders or tar files of pictures, read at SIDE px, beside `scenes`")
+    parser.add_argument("--start", type=Path, help="convolutions to start from, as of version 1 (default: random)")
     parser.add_argument("--folder", type=Path, default=WEIGHTS, help="where to write (default: beside this script)")
     args = parser.parse_args(arguments)
     teacher = perceptual_loss("lpips")
@@ -253,12 +263,9 @@ def main(arguments: list[str] | None = None) -> None:
         pictures[size], distorted = first_pairs(teacher, args, size)
         pairs[size] = [distorted]
         clock(f"{len(pictures[size])} pictures and {len(distorted.x)} pairs of {size} px")
-    net = PsimNet()
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
-    fit(net, pairs, STEPS, MAX_LR, generator)
+    net = new_student(args.start)
+    for steps, gradient in zip(STEPS, (False, True), strict=True):
+        fit(net, pairs, steps, MAX_LR, generator, gradient=gradient)
     for part in range(ROUNDS):
         half = {size: num // 2 for size, num in NUM_MINED.items()}
         made = reconstructions(net, pictures, half, STEPS_AUTOENCODER, generator)
@@ -271,12 +278,12 @@ def main(arguments: list[str] | None = None) -> None:
                 ours = feature_distance(net, x, y)
             print(f"mined at {size} px: teacher {mined.distance.mean():.3f}, student {ours.mean():.3f}", flush=True)
         clock(f"round {part + 1} mined")
-        fit(net, pairs, STEPS_ROUND, MAX_LR / 2, generator)
-        write(net, args, {}, time.perf_counter() - begin)
-    write(net, args, validate(net, teacher, args), time.perf_counter() - begin)
+        fit(net, pairs, STEPS_ROUND, MAX_LR, generator, gradient=True)
+    seconds = time.perf_counter() - begin
+    write(net, args, {"spearman_with_lpips": validate(net, teacher, args), "cost_at_32px": cost(net, teacher)}, seconds)
 
 
-def write(net: PsimNet, args: argparse.Namespace, correlations: dict[str, dict[str, float]], seconds: float) -> None:
+def write(net: PsimNet, args: argparse.Namespace, measured: dict[str, Any], seconds: float) -> None:
     """Write weights and card."""
     path = args.folder / "psim-lab.safetensors"
     atomic_write(path, save({key: value.contiguous() for key, value in net.state_dict().items()}))
@@ -284,14 +291,15 @@ def write(net: PsimNet, args: argparse.Namespace, correlations: dict[str, dict[s
         "name": "psim-lab",
         "version": 2,
         "teacher": "LPIPS v0.1, VGG16",
-        "task": "LPIPS of distorted and reconstructed pictures, and its gradient",
+        "task": "LPIPS of distorted and reconstructed pictures at each position of each layer, and its gradient",
         "data": ["scenes", *(Path(source).name for source in args.pictures)],
         "scenes_version": VERSION,
+        "started_from": file_hash(args.start) if args.start else "random",
         "num_params": sum(p.numel() for p in net.parameters()),
         "dim": net.dim,
         "seed": SEED,
-        "steps": STEPS + ROUNDS * STEPS_ROUND,
-        "spearman_with_lpips": correlations,
+        "steps": sum(STEPS) + ROUNDS * STEPS_ROUND,
+        **measured,
         "training_seconds": round(seconds),
         "torch": torch.__version__,
         "sha256": file_hash(path),
