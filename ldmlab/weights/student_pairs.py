@@ -53,7 +53,7 @@ def _colour(x: Tensor, t: float, generator: Random) -> Tensor:
 
 def _shift(x: Tensor, t: float, generator: Random) -> Tensor:
     pixels = 0.1 * 40**t
-    angle = _uniform(generator, 0, 2 * torch.pi, (len(x),))
+    angle = _uniform(generator, 0.0, 2 * torch.pi, (len(x),))
     theta = torch.eye(2, 3).repeat(len(x), 1, 1)
     theta[:, :, 2] = 2 * pixels / x.shape[2] * torch.stack([angle.cos(), angle.sin()], 1)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
@@ -82,7 +82,7 @@ def _pattern(x: Tensor, t: float, generator: Random) -> Tensor:
     rows, columns = torch.meshgrid((i % period < period / 2).float(), (i % period < period / 2).float(), indexing="ij")
     dots = ((i % period == 0)[:, None] & (i % period == 0)[None]).float() * period**2 / 4
     pattern = ((rows - columns).abs(), rows, dots)[kind]
-    colour = _uniform(generator, -1, 1, (len(x), 3, 1, 1)) if _one_of(generator, range(2)) else torch.ones(1)
+    colour = _uniform(generator, -1.0, 1.0, (len(x), 3, 1, 1)) if _one_of(generator, range(2)) else torch.ones(1)
     return x + 0.01 * 40**t * (pattern - pattern.mean()) * 2 * colour
 
 
