@@ -46,6 +46,10 @@ class FeatureNet(nn.Module):
         check_pictures(x)
         return self.stage_maps(x)
 
+    def weights_by_stage(self) -> list[Tensor]:
+        """Weights of the channels of each stage in the distance of `PsimLoss`: all alike."""
+        return [self.embed_mean.new_full((c,), 1 / len(self.widths)) for c in self.widths]
+
     def pool(self, maps: list[Tensor]) -> Float[Tensor, "n d"]:
         """The embedding before standardisation: spatial means of `mean_of` stages, deviations of `std_of` stages."""
         means = [maps[i].mean((2, 3)) for i in self.mean_of]

@@ -24,19 +24,28 @@ def _conv(c_in: int, c_out: int, act: type[nn.Module], k: int = 3, stride: int =
 
 
 class PsimNet(FeatureNet):
-    """Network of the perceptual loss PSIM-lab: pairs of 3x3 convolutions with ReLU between average pools, as in VGG."""
+    """Network of the perceptual loss PSIM-lab: 3x3 convolutions with ReLU between average pools, as in VGG.
+
+    Without BatchNorm, so that the distance of one pair depends on no other. `channel_weights` are non-negative.
+    """
 
     name = "psim-lab"
-    mean_of = (0, 1, 2, 3)
+    mean_of = (0, 1, 2, 3, 4)
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96)):
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96, 96)):
         stages, c_in = [], 3
         for i, c in enumerate(widths):
             # Average pooling spreads the gradient evenly over pixels; strides and max pooling cause dot artefacts.
             pool = [nn.AvgPool2d(2)] if i else []
-            stages.append(nn.Sequential(*pool, _conv(c_in, c, nn.ReLU), _conv(c, c, nn.ReLU)))
+            convs = (nn.Conv2d(c_in, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1), nn.ReLU())
+            stages.append(nn.Sequential(*pool, *convs))
             c_in = c
         super().__init__(widths, stages)
+        self.channel_weights = nn.Parameter(torch.full((sum(widths),), 1 / len(widths)))
+
+    def weights_by_stage(self) -> list[Tensor]:
+        """Weights of the channels in the distance, learned, as in LPIPS."""
+        return list(self.channel_weights.split(self.widths))
 
 
 class _Residual(nn.Module):

@@ -15,8 +15,32 @@ from ldmlab.perception.trunks import TRUNKS, load_trunk
 LOSSES = ("student", "lpips")
 
 
+def distance_maps(net: FeatureNet, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
+    """Squared distance of unit-normalised features, weighed by channel, at each position (n, h', w') of each stage.
+
+    The form of LPIPS [LPIPS, Eq. 1], with the weights `net.weights_by_stage()`.
+    """
+    # On a CPU, channels_last saves a seventh of the time.
+    x, y = (p.contiguous(memory_format=torch.channels_last) for p in (x, y))
+    maps = []
+    for a, b, weights in zip(net.stage_maps(x), net.stage_maps(y), net.weights_by_stage(), strict=True):
+        # The constant, 1 % of the squared norm of features of unit variance, keeps noise in dark or flat regions from
+        # being normalised to full contrast.
+        eps = 0.01 * a.shape[1]
+        a, b = (m * (m.square().sum(1, keepdim=True) + eps).rsqrt() for m in (a, b))
+        maps.append(torch.einsum("nchw,c->nhw", (a - b).square(), weights))
+    return maps
+
+
+def feature_distance(
+    net: FeatureNet, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]
+) -> Float[Tensor, " n"]:
+    """`distance_maps`, averaged over positions and summed over stages; not negative."""
+    return torch.stack([m.mean((1, 2)) for m in distance_maps(net, x, y)]).sum(0)
+
+
 class PsimLoss(nn.Module):
-    """PSIM-lab: squared distance of unit-normalised features, averaged over positions and layers; in [0, 4]."""
+    """`feature_distance` of a frozen network: PSIM-lab, a student of LPIPS, where the network is `psim-lab`."""
 
     name = "PSIM-lab"
     net: FeatureNet
@@ -31,22 +55,10 @@ class PsimLoss(nn.Module):
         return super().train(False)
 
     def forward(self, x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-        """Distance of each pair of pictures in [-1, 1]; only the range of `x` at the first call is checked.
-
-        Deviation: LPIPS weighs its channels by human judgements; here all layers and channels count alike.
-        """
+        """Distance of each pair of pictures in [-1, 1]; only the range of `x` at the first call is checked."""
         check_pair(x, y, in_range=not self._range_checked)
         self._range_checked = True
-        # On a CPU, channels_last saves a seventh of the time.
-        x, y = (p.contiguous(memory_format=torch.channels_last) for p in (x, y))
-        distances = []
-        for a, b in zip(self.net.stage_maps(x), self.net.stage_maps(y), strict=True):
-            # Features have unit variance per channel. The constant, 1 % of a typical squared norm, keeps noise in dark
-            # or flat regions from being normalised to full contrast.
-            eps = 0.01 * a.shape[1]
-            a, b = (m * (m.square().sum(1, keepdim=True) + eps).rsqrt() for m in (a, b))
-            distances.append((a - b).square().sum(1).mean((1, 2)))
-        return torch.stack(distances).mean(0)
+        return feature_distance(self.net, x, y)
 
 
 class LpipsLoss(nn.Module):

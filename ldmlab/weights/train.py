@@ -1,8 +1,7 @@
-"""Train a feature network of ldmlab on `scenes`: `python -m ldmlab.weights.train {psim-lab,fd-lab,referee}`.
+"""Train a feature network of ldmlab on `scenes`: `python -m ldmlab.weights.train {fd-lab,referee}`.
 
 Each network learns to classify pictures and a task of its own, with its own pictures and seed:
 
-- `psim-lab` labels every pixel from all of its stages, so that all are informative at each position;
 - `fd-lab` predicts the objects in each quarter, and the strength of blur, noise or JPEG, so that its embedding is
   sensitive to degradations;
 - `referee` predicts by how many quarter turns a picture was rotated, and its fine-scale statistics; it is trained
@@ -17,7 +16,6 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +45,6 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "psim-lab": Recipe(11, 1000, "class of the picture, class of every pixel"),
     "fd-lab": Recipe(23, 700, "class of the picture, things in each quarter, strength of blur, noise or JPEG"),
     "referee": Recipe(37, 1600, "class of the picture, quarter turns, fine-scale statistics"),
 }
@@ -104,28 +101,6 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def accuracy(self, net: FeatureNet, maps: list[Tensor], targets: tuple[Tensor, ...]) -> Tensor:
         """Share of correct predictions, in [0, 1]."""
-
-
-class Regions(Task):
-    """Task of `psim-lab`: label of every pixel, predicted from all stages at once."""
-
-    def __init__(self, net: FeatureNet):
-        super().__init__()
-        self.heads = nn.ModuleList(nn.Conv2d(c, len(LABELS), 1) for c in net.widths)
-
-    def prepare(self, x: Tensor, regions: Tensor, generator: torch.Generator) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return x, (regions,)
-
-    def logits(self, maps: list[Tensor]) -> Tensor:
-        """Logits of the labels (n, labels, h, w), summed over stages."""
-        pairs, size = zip(self.heads, maps, strict=True), maps[0].shape[2:]
-        return reduce(torch.add, (F.interpolate(head(m), size, mode="bilinear") for head, m in pairs))
-
-    def loss(self, net: FeatureNet, maps: list[Tensor], targets: tuple[Tensor, ...]) -> Tensor:
-        return F.cross_entropy(self.logits(maps), targets[0])
-
-    def accuracy(self, net: FeatureNet, maps: list[Tensor], targets: tuple[Tensor, ...]) -> Tensor:
-        return (self.logits(maps).argmax(1) == targets[0]).float().mean()
 
 
 class Degraded(Task):
@@ -185,7 +160,7 @@ class Rotated(Task):
         return (self.turns(net.pool(maps)).argmax(1) == targets[0]).float().mean()
 
 
-TASKS: dict[str, type[Task]] = {"psim-lab": Regions, "fd-lab": Degraded, "referee": Rotated}
+TASKS: dict[str, type[Task]] = {"fd-lab": Degraded, "referee": Rotated}
 
 
 def fit(name: str, data: dict[int, Pictures], steps: int) -> tuple[FeatureNet, nn.Linear, Task]:
