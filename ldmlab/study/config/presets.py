@@ -95,9 +95,9 @@ def _first_stage(f: int, reg: str, size: int) -> FirstStageSpec:
                                     norm_groups=8, mid_attn=f > 2, num_codes=512)
     # Deviation: no discriminator here. Within these few steps it spoils what it should sharpen: a trial at f = 8 on
     # `scenes`, with it in the second half of 1200 steps, took rFD-lab from 124 to 174 and cost 0.9 dB.
-    # Deviation: the weight of the perceptual loss is 0.3, not 1. With 1, LPIPS and its student alike leave dots at f = 8
-    # within 600 steps: at half a cycle a pixel the spectrum stands out by a factor of 2.1 and 1.8, of true pictures by
-    # 0.8; with 0.3 by 1.4 then, and by 0.9 after 1800 steps.
+    # Deviation: the weight of the perceptual loss is 0.3, not 1. With 1, LPIPS and its student alike leave dots at
+    # f = 8 within 600 steps: at half a cycle a pixel the spectrum stands out by a factor of 2.1 and 1.8, that of true
+    # pictures by 0.8; with 0.3 by 1.4 then, and by 0.9 after 1800 steps.
     return FirstStageSpec(
         autoencoder, row.num_steps, 16, lr=4e-3, warmup_steps=50, decay_from=0.0, final_lr=0.02, perceptual_weight=0.3,
         disc_weight=0.0, disc_layers=2, disc_ch=16, revive_every=50, val_every=row.num_steps // 20,
