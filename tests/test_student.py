@@ -4,14 +4,23 @@ import json
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from ldmlab.data.images import to_float
 from ldmlab.data.scenes.scene import render_scene
+from ldmlab.evaluation.distortions import degrade
 from ldmlab.perception.files import WEIGHTS
 from ldmlab.perception.losses import distance_maps, feature_distance, perceptual_loss
 from ldmlab.weights.student_pairs import HELD_OUT, TRAINED, Pairs, distort, joined, photographs
 from ldmlab.weights.train_student import mistakes, new_student
 
+DEGRADED = (("blur", 0.5), ("blur", 1.0), ("blur", 2.0), ("noise", 0.05), ("noise", 0.2), ("noise", 0.5), ("jpeg", 60),
+            ("jpeg", 15), ("shuffle", 2), ("shuffle", 8))
+# Of both pictures of scenes(2), by DEGRADED: LPIPS with VGG16, as the package lpips computes it, and PSIM-lab.
+LPIPS = [0.0172, 0.0198, 0.1394, 0.2227, 0.2822, 0.5021, 0.1177, 0.0269, 0.3340, 0.3880, 0.5247, 0.6052, 0.1293, 0.1516,
+         0.1922, 0.3275, 0.4029, 0.3952, 0.5145, 0.6369]
+STUDENT = [0.0189, 0.0160, 0.1750, 0.2354, 0.4139, 0.4970, 0.1231, 0.0211, 0.5003, 0.3326, 0.6633, 0.5118, 0.1391,
+           0.2024, 0.2328, 0.3259, 0.4827, 0.2810, 0.7385, 0.6201]
 CARD = json.loads((WEIGHTS / "psim-lab.json").read_text())
 
 
@@ -27,6 +36,24 @@ def test_the_maps_sum_up_to_the_distance():
     assert [m.shape[1] for m in maps] == [32, 16, 8, 4, 2] and all((m >= 0).all() for m in maps)
     torch.testing.assert_close(torch.stack([m.mean((1, 2)) for m in maps]).sum(0), feature_distance(net, x, y))
     torch.testing.assert_close(feature_distance(net, x, y), feature_distance(net, y, x))
+
+
+def test_the_student_ranks_as_lpips_does():
+    """The shipped file gives the values it was shipped with, and orders degradations as stored values of LPIPS do."""
+    loss, x = perceptual_loss("student"), scenes(2)
+    found = torch.cat([loss(x, degrade(x, kind, strength)) for kind, strength in DEGRADED])
+    torch.testing.assert_close(found, torch.tensor(STUDENT), atol=2e-3, rtol=0)
+    assert spearmanr(found, LPIPS).statistic > 0.94
+
+
+def test_the_card_states_what_was_measured():
+    """Agreement with the teacher on held-out pictures and kinds, and the cost, whose ratio of operations is exact."""
+    assert CARD["version"] == 2 and (WEIGHTS / "psim-lab.safetensors").stat().st_size < 2e6
+    measured = CARD["spearman_with_lpips"]
+    assert set(measured["all sources, 32px"]) == {"all", *HELD_OUT}
+    assert measured["all sources, 32px"]["all"] > 0.94 and measured["all sources, 64px"]["all"] > 0.95
+    assert CARD["cost_at_32px"]["lpips_multiplications"] > 20
+    assert (perceptual_loss("student").net.channel_weights >= 0).all()
 
 
 @pytest.mark.parametrize("kinds", [TRAINED, HELD_OUT], ids=["trained", "held out"])

@@ -185,12 +185,12 @@ def new_student(start: Path | None) -> PsimNet:
     convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-        nn.init.zeros_(conv.bias)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
     state = load_file(start) if start else {}
     names = sorted(name for name in state if name.startswith("stages.") and name.endswith(".weight"))
     for conv, name in zip(convs, names, strict=False):
-        conv.weight.data.copy_(state[name])
-        conv.bias.data.copy_(state[name.replace(".weight", ".bias")])
+        conv.load_state_dict({"weight": state[name], "bias": state[name.replace(".weight", ".bias")]})
     return net
 
 
@@ -207,12 +207,14 @@ def validate(net: PsimNet, teacher: LpipsLoss, args: argparse.Namespace) -> dict
     results = {}
     for size, num in NUM_VALIDATION.items():
         generator = torch.Generator().manual_seed(SEED + 1000 + size)
-        parts = {name: (x, *distort(x, HELD_OUT, generator))
-                 for name, x in sources_of(args, size, num, generator, held_out=True).items()}
-        parts["all sources"] = (*(torch.cat([part[i] for part in parts.values()]) for i in (0, 1)),
-                                [kind for part in parts.values() for kind in part[2]])
-        for name, part in parts.items():
-            results[f"{name}, {size}px"] = rank_correlations(net, teacher, *part)
+        xs, ys, kinds = [], [], []
+        for name, x in sources_of(args, size, num, generator, held_out=True).items():
+            y, of = distort(x, HELD_OUT, generator)
+            results[f"{name}, {size}px"] = rank_correlations(net, teacher, x, y, of)
+            xs.append(x)
+            ys.append(y)
+            kinds += of
+        results[f"all sources, {size}px"] = rank_correlations(net, teacher, torch.cat(xs), torch.cat(ys), kinds)
     return results
 
 
@@ -252,6 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=WEIGHTS, help="where to write (default: beside this script)")
     args = parser.parse_args(arguments)
     teacher = perceptual_loss("lpips")
+    assert isinstance(teacher, LpipsLoss)
     torch.manual_seed(SEED)
     generator, begin = torch.Generator().manual_seed(SEED), time.perf_counter()
 
