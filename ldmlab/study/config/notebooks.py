@@ -192,8 +192,8 @@ _ROWS = (
         figures=(StudyFigure("beyond", "Fig. 13, 21 to 25", "kd_effnet_by_size_real", "restoration.fig_beyond",
                              per_f=True, one_record=True),)),
     Notebook(
-        "16_evaluation", "what the metrics say and do not", "App. E.3, Fig. 32-34",
-        minutes="1, models trained", expect="FD-lab of real pictures 2.8 at N = 256, 0.75 at 1024",
+        "16_evaluation", "which orders of pictures a metric sees", "App. E.3, Fig. 32-34",
+        minutes="not measured since its centre changed", expect="KD-EffNet tells blur from no structure, FD-lab not",
         parameters=("f", "data", "size", "tier", "seed", "perceptual"), experiment="evaluation", wanted=((8, "kl"),)),
     Notebook(
         "17_user_study", "which of the two is better? A panel for a class", "App. E.3.6, Tab. 4",
