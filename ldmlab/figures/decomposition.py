@@ -55,7 +55,7 @@ def fig_decomposition(records: Sequence[Record]) -> Figure:
         f_axis(ax, [s.f for s in series])
     axes[0][0].set_ylabel("KD-EffNet  (lower is better)")
     handles = [Line2D([], [], color=tint, **look, lw=1.2, label=label) for label, tint, look in CURVES.values()]
-    fig.legend(handles=handles, loc="outside lower center", ncols=1)
+    axes[0][-1].legend(handles=handles, loc="best", fontsize=7)
     small_print(fig, *_print(records, series))
     mark_smoke(fig, records)
     return fig
