@@ -35,7 +35,7 @@ def test_tour_takes_the_shipped_models(tmp_path, monkeypatch):
     x = to_float(val.images(range(32)))
     with torch.no_grad():
         x_rec = run.first_stage.model.decode(run.first_stage.model.encode(x).mode()).clamp(-1, 1)
-    assert psnr(x, x_rec).mean() > 19.5
+    assert psnr(x, x_rec).mean() > 19
     assert run.diffusion.first_stage.hash == run.first_stage.hash
     samples = run.diffusion.model.sample(torch.arange(4), num_steps=4)
     assert samples.shape == (4, 3, 32, 32) and samples.std() > 0.1
