@@ -83,11 +83,11 @@ _KL, _VQ = tuple((f, "none" if f == 1 else "kl") for f in FS), ((4, "vq"), (8, "
 _ROWS = (
     Notebook(
         "00_tour", "the whole idea in one sitting", "Sec. 3",
-        minutes="2", expect="PSNR of reconstructions 20.4 dB",
+        minutes="2", expect="PSNR of reconstructions 19.8 dB",
         parameters=("f", "data", "tier", "seed", "perceptual"), experiment="first_stages"),
     Notebook(
         "01_autoencoders", "what a first stage keeps", "Sec. 3.1, Tab. 8, App. G",
-        minutes="3, or 1 once trained", expect="PSNR 20.4 dB, rFD-lab 45",
+        minutes="3, or 1 once trained", expect="PSNR 19.8 dB, rKD-EffNet 623",
         parameters=_RUN, experiment="first_stages", metrics={"rkd_effnet": ()}),
     Notebook(
         "02_latents", "the space in between, and its scale", "Sec. 3.1, App. G",
@@ -102,7 +102,7 @@ _ROWS = (
         wanted=((8, "kl"),), evidence=True),
     Notebook(
         "04_tradeoff", "the study over f", "Sec. 4.1, Fig. 6, 7, 17",
-        minutes="7; all six f 26", expect="FD-lab 54; best f = 4, at 39",
+        minutes="7; all six f 26", expect="KD-EffNet 715, at eta = 1 690",
         parameters=(*_RUN, "compile"), display_only=("compile",), experiment="tradeoff",
         metrics={"kd_effnet": _SAMPLES, "rkd_effnet": ()},
         figures=(StudyFigure("tradeoff", "Fig. 6, 7, 17; Tab. 8", "kd_effnet", "tradeoff.fig_tradeoff"),
