@@ -108,3 +108,17 @@ def test_readme_states_what_the_benchmarks_measured():
     assert f"{best['per_s']:.0f} pictures a second, {best['per_s'] / rows[0]['per_s']:.1f} times" in readme
     errors = [group["max_error"] for group in gpu["parts"]["1"]["result"]["golden, float32"]["groups"].values()]
     assert "within 4e-4 in float32" in readme and 3e-4 < max(errors) <= 4e-4
+
+
+def test_notebook_16_states_what_the_ranking_suite_measured():
+    """The numbers of its closing text are those of results/ranking."""
+    orders = json.loads((ROOT / "results" / "ranking" / "scenes-32px.json").read_text())["orders"]
+    cells = json.loads((ROOT / "notebooks" / "16_evaluation.ipynb").read_text())["cells"]
+    (text,) = ("".join(cell["source"]) for cell in cells if cell["id"] == "matched")
+    _, blurred, random = orders["order fd_lab, blurred, then no structure"]["values"]
+    assert f"{random:.0f} against {blurred:.0f}" in text and random < blurred
+    mosaic, phases = (orders[f"order kd_effnet, {family}"]["values"][-1] for family in (
+        "linear autoencoder", "random phases"))
+    assert f"worse ({round(mosaic, -1):.0f})" in text and f"random phases ({round(phases, -1):.0f})" in text
+    kept = [name for name, order in orders.items() if name.startswith("order kd_effnet") and order["value"] == 1]
+    assert len(kept) == 12 and orders["order kd_effnet, fewer distinct pictures"]["value"] == 0

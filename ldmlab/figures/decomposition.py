@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from math import log2
 from typing import Any
 
-import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -87,9 +86,3 @@ def _print(records: Sequence[Record], series: Sequence[Series]) -> list[str]:
             f"{data_name(record)} at {record.params['size']} px, tier {record.params['tier']}. git {commits(records)}.",
             "[LDM v2, Sec. 4.1] argues it in words: little compression leaves most to the diffusion model, too much "
             "limits what can be reached."]
-
-
-def best_f(series: Sequence[Series], metric: str) -> int | None:
-    """The f of the lowest mean of a metric among KL first stages and pixels; None without values."""
-    means = {s.f: float(np.mean(s.values(metric))) for s in series if s.reg != "vq" and len(s.values(metric))}
-    return min(means, key=lambda f: means[f]) if means else None

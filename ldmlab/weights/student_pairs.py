@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ldmlab.data.images import open_dataset, to_float
 from ldmlab.data.scenes.scene import render_scene
 from ldmlab.evaluation.distortions import degrade
+from ldmlab.evaluation.ranking.families import with_random_phases
 from ldmlab.perception.losses import LpipsLoss
 
 GROUP = 8  # pictures that are distorted together, by one kind and strength
@@ -128,10 +129,7 @@ def _motion(x: Tensor, t: float, generator: Random) -> Tensor:
 
 def _phases(x: Tensor, t: float, generator: Random) -> Tensor:
     """Phases of the spectrum turned at random by up to `t` half turns; the same for all channels."""
-    spectrum = torch.fft.rfft2(x)
-    turn = torch.fft.rfft2(torch.randn(len(x), 1, *x.shape[2:], generator=generator)).angle() * t
-    turn[..., 0, 0] = 0
-    return torch.fft.irfft2(spectrum * torch.polar(torch.ones_like(turn), turn), s=x.shape[2:])
+    return with_random_phases(x, t, generator)
 
 
 def _median(x: Tensor, t: float, generator: Random) -> Tensor:
